@@ -1,0 +1,7 @@
+"""`python -m llmcxr`."""
+
+import sys
+
+from llmcxr.cli import main
+
+sys.exit(main())

@@ -1,0 +1,200 @@
+"""Command word -> one function. `llmcxr --help` lists them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from llmcxr.foundation.errors import UserError
+
+NOTICE = "For research only: not a medical device, not for diagnosis."
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from llmcxr.foundation.assets import ASSETS, fetch
+
+    for name in arguments.names or ASSETS:
+        print(f"{name}: {ASSETS[name].about if name in ASSETS else ''}", flush=True)
+        print(f"    {fetch(name)} (licence: {ASSETS[name].license})")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    import json
+
+    from llmcxr.evaluation.page import score_table
+    from llmcxr.foundation.settings import load_settings
+    from llmcxr.pipeline import Run
+    from llmcxr.recipe import Recipe
+
+    run = Run(load_settings(Recipe, arguments.recipe, arguments.overrides))
+    run.run(arguments.stage)
+    summary = run.folder / "evaluation" / "summary.json"
+    if arguments.stage in (None, "evaluation") and summary.exists():
+        print("\n" + score_table(json.loads(summary.read_text())))
+        print(f"\nResults page: {(run.folder / 'evaluation' / 'report.html').resolve()}")
+        image = next(iter(sorted((run.folder / "images").glob("*.png"))), Path("IMAGE.png"))
+        print("\nTry next:")
+        print(f"  llmcxr report {image} --model {run.folder}")
+        print(f'  llmcxr draw "Large right pleural effusion. The heart is enlarged." -o drawn.png --model {run.folder}')
+        print(f'  llmcxr ask {image} "Is there cardiomegaly?" --model {run.folder}')
+
+
+def _settings(arguments: argparse.Namespace) -> None:
+    from llmcxr.foundation.settings import describe_settings
+    from llmcxr.recipe import Recipe
+
+    for key, default, about in describe_settings(Recipe):
+        if arguments.prefix in key:
+            print(f"{key}: {default}\n    {about}")
+
+
+def _preview(arguments: argparse.Namespace) -> None:
+    from llmcxr.sources.phantom.contact_sheet import contact_sheet, finding_sheet
+
+    for name, make in (("normal.png", contact_sheet), ("findings.png", finding_sheet)):
+        make(arguments.output / name, arguments.size, arguments.seed)
+        print(arguments.output / name)
+
+
+def _load(arguments: argparse.Namespace):
+    from llmcxr.generation.llm_cxr import LlmCxr
+
+    return LlmCxr.from_pretrained(arguments.model, arguments.device)
+
+
+def _sampling(arguments: argparse.Namespace):
+    from llmcxr.generation.engine import Sampling
+
+    return Sampling(arguments.temperature, arguments.top_p, 0, arguments.max_new_tokens, arguments.seed)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    print(_load(arguments).report(arguments.image, _sampling(arguments)))
+
+
+def _ask(arguments: argparse.Namespace) -> None:
+    print(_load(arguments).ask(arguments.image, arguments.question, _sampling(arguments)))
+
+
+def _findings(arguments: argparse.Namespace) -> None:
+    for name, p in sorted(_load(arguments).finding_probabilities(arguments.image).items(), key=lambda item: -item[1]):
+        print(f"{p:5.2f}  {name}")
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    from llmcxr.generation.provenance import save_synthetic
+
+    pixels = _load(arguments).draw(arguments.text, _sampling(arguments))
+    save_synthetic(arguments.output, pixels, arguments.text, visible=not arguments.no_mark)
+    print(arguments.output)
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    model, sampling = _load(arguments), _sampling(arguments)
+    messages: list[dict[str, str]] = []
+    print("Plain chat; an empty line ends it.", file=sys.stderr)
+    while True:
+        try:
+            said = arguments.message if arguments.message and not messages else input("> ").strip()
+        except EOFError:
+            return
+        if not said:
+            return
+        messages.append({"role": "user", "content": said})
+        messages.append({"role": "assistant", "content": model.chat(messages, sampling)})
+        print(messages[-1]["content"], flush=True)
+        if arguments.message:
+            return
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llmcxr", description=f"Teach a text-only LLM to read and write chest radiographs. {NOTICE}"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, function, about: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=about, description=about)
+        command.set_defaults(function=function)
+        return command
+
+    fetch = add("fetch", _fetch, "download embedded data into the cache, once; afterwards everything works offline")
+    fetch.add_argument("names", nargs="*", metavar="NAME", help="assets to fetch (all where none is named)")
+
+    run = add(
+        "run", _run, "run a recipe from data to results page; what is done is skipped, what was interrupted goes on"
+    )
+    run.add_argument("recipe", type=Path, help="YAML file, e.g. recipes/quickstart.yaml")
+    run.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY.SUB=VALUE",
+        help="settings that replace the file's; `llmcxr settings` lists them",
+    )
+    run.add_argument("--stage", help="run only this stage, e.g. image_tokenizer")
+
+    settings = add("settings", _settings, "list every setting of a recipe with its default and meaning")
+    settings.add_argument("prefix", nargs="?", default="", help="only those whose key contains this")
+
+    preview = add("preview", _preview, "contact sheets of phantom radiographs: normal variation, and each finding")
+    preview.add_argument("-o", "--output", type=Path, default=Path("preview"), help="folder for the sheets")
+    preview.add_argument("--size", type=int, default=256, help="pixels a side of each radiograph")
+    preview.add_argument("--seed", type=int, default=0)
+
+    def use(name: str, function, about: str, temperature: float, top_p: float = 1.0) -> argparse.ArgumentParser:
+        command = add(name, function, f"{about}. {NOTICE}")
+        command.add_argument(
+            "--model",
+            type=Path,
+            default=Path("runs/quickstart"),
+            help="model folder or run folder (default: %(default)s)",
+        )
+        command.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+        command.add_argument(
+            "--temperature", type=float, default=temperature, help="0: the most likely token (default: %(default)s)"
+        )
+        command.add_argument("--top-p", type=float, default=top_p)
+        command.add_argument("--max-new-tokens", type=int, default=256, help="most tokens of a text response")
+        command.add_argument("--seed", type=int, default=0)
+        return command
+
+    report = use("report", _report, "report of a radiograph (PNG, JPEG or DICOM)", 0.0)
+    report.add_argument("image", type=Path)
+    ask = use("ask", _ask, "answer a question about a radiograph", 0.0)
+    ask.add_argument("image", type=Path)
+    ask.add_argument("question")
+    findings = use("findings", _findings, "probability of each finding on a radiograph", 0.0)
+    findings.add_argument("image", type=Path)
+    draw = use("draw", _draw, "draw a radiograph for a report", 1.0, 0.95)
+    draw.add_argument("text")
+    draw.add_argument("-o", "--output", type=Path, default=Path("drawn.png"))
+    draw.add_argument(
+        "--no-mark", action="store_true", help="leave out the visible mark (the metadata always say synthetic)"
+    )
+    chat = use("chat", _chat, "plain chat with the language model", 0.0)
+    chat.add_argument("message", nargs="?", help="one message instead of a conversation")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; 0 on success, 2 for a mistake that the user can mend, 130 when interrupted."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer is used before worker processes start
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.basicConfig(format="%(message)s")
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.function(arguments)
+    except UserError as error:
+        print(f"llmcxr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nllmcxr: interrupted; run the same command again to go on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,362 @@
+"""Measure a model on unseen patients: reports, questions, drawings, the image tokenizer, and forgetting.
+
+Shapes: N cases, F findings, S side in pixels, L codes an image. Images are uint8 [N, S, S].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from llmcxr.evaluation import scores
+from llmcxr.evaluation.extraction import build_extractor
+from llmcxr.evaluation.judge import Judge
+from llmcxr.evaluation.language import general_texts, perplexity
+from llmcxr.evaluation.page import DrawingCard, FindingRow, QuestionRow, Reconstruction, ReportCard
+from llmcxr.evaluation.predictions import Prediction, predictions_frame, write_predictions
+from llmcxr.evaluation.settings import EvaluationSettings
+from llmcxr.foundation.artifacts import write_json
+from llmcxr.foundation.randomness import stream
+from llmcxr.generation.engine import DRAWING, Sampling
+from llmcxr.generation.llm_cxr import LlmCxr
+from llmcxr.image_tokens.clinical_features import in_batches
+from llmcxr.image_tokens.training import codebook_use, reconstruct
+from llmcxr.instructions.vqa import QuestionAnswer, presence_question
+from llmcxr.studies.radiographs import to_uint8
+from llmcxr.studies.report_sections import report_text
+from llmcxr.studies.study import Study, label_matrix
+from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
+
+
+@dataclass
+class Cases:
+    """Test and training cases with all that is known of them; row i of each array belongs to study i."""
+
+    test: list[Study]
+    images: np.ndarray  # uint8 [N, S, S] of test
+    codes: Mapping[str, np.ndarray]  # of all images
+    train: list[Study]
+    questions: list[QuestionAnswer]  # of train and test
+    findings: tuple[str, ...]
+
+
+@dataclass
+class Results:
+    """What was measured, and what the page shows of it."""
+
+    summary: dict[str, Any] = field(default_factory=dict)
+    predictions: list[Prediction] = field(default_factory=list)
+    reconstructions: list[Reconstruction] = field(default_factory=list)
+    reports: list[ReportCard] = field(default_factory=list)
+    drawings: list[DrawingCard] = field(default_factory=list)
+    questions: list[QuestionRow] = field(default_factory=list)
+    findings: list[FindingRow] = field(default_factory=list)
+
+
+def _chunks(count: int, size: int, label: str) -> Sequence[range]:
+    starts = range(0, count, size)
+    return tqdm([range(s, min(s + size, count)) for s in starts], desc=label, unit="batch")  # type: ignore[return-value]
+
+
+class Evaluation:
+    """All measurements of one model over the same cases."""
+
+    def __init__(self, model: LlmCxr, judge: Judge, cases: Cases, base: str, settings: EvaluationSettings) -> None:
+        self.model, self.judge, self.cases, self.base, self.settings = model, judge, cases, base, settings
+        self.device = model.engine.device
+        self.results = Results()
+        self.per_finding: dict[str, dict[str, float]] = {}
+        order = stream(settings.seed, "evaluation").permutation(len(cases.test))
+        self.order = order  # a random order, of which each measurement takes the first so many
+
+    def run(self) -> Results:
+        """Measure everything."""
+        self.image_tokenizer()
+        self.report()
+        self.vqa()
+        self.draw()
+        self.language()
+        labels = label_matrix(self.cases.test, self.cases.findings)
+        for i, name in enumerate(self.cases.findings):
+            row = {key: values.get(name) for key, values in self.per_finding.items()}
+            self.results.findings.append(FindingRow(name, **row, positives=int((labels[:, i] == 1).sum())))
+        return self.results
+
+    def _interval(self, truth: np.ndarray, score: np.ndarray, patients: Sequence[str]) -> tuple[float, float]:
+        return scores.bootstrap_interval(
+            lambda rows: scores.mean_auroc(truth[rows], score[rows]).mean,
+            patients,
+            n=self.settings.bootstrap,
+            seed=self.settings.seed,
+        )
+
+    def image_tokenizer(self) -> None:
+        """Reconstruction error, codebook use, and what the judge still sees."""
+        rows = self.order[: self.settings.reconstructions]
+        images = self.cases.images[rows]
+        tokenizer = self.model.image_tokenizer
+        again = to_uint8(in_batches(lambda x: reconstruct(tokenizer, x), images, self.device)[:, 0])
+        difference = np.abs(images.astype(np.float32) - again.astype(np.float32)).mean(axis=(1, 2)) / 255
+        labels = label_matrix([self.cases.test[i] for i in rows], self.cases.findings)
+        original = scores.mean_auroc(labels, self.judge.scores(images, self.device))
+        reconstruction = scores.mean_auroc(labels, self.judge.scores(again, self.device))
+        self.per_finding["original"] = self._named(original.per_finding)
+        self.per_finding["reconstruction"] = self._named(reconstruction.per_finding)
+        codes = np.stack([self.cases.codes[s.image_id] for s in (*self.cases.train, *self.cases.test)])
+        self.results.summary["image_tokenizer"] = {
+            "codebook_use": codebook_use(codes, self.model.info.codebook_size),
+            "l1": float(difference.mean()),
+            "auroc_original": original.mean,
+            "auroc_reconstruction": reconstruction.mean,
+            "n": len(rows),
+        }
+        for k in range(min(12, len(rows))):
+            name = ", ".join(dict.fromkeys(f.name for f in self.cases.test[rows[k]].truth)) or "no finding"
+            self.results.reconstructions.append(Reconstruction(images[k], again[k], name, float(difference[k])))
+
+    def _named(self, values: np.ndarray) -> dict[str, float]:
+        return {name: float(v) for name, v in zip(self.cases.findings, values, strict=True) if not math.isnan(v)}
+
+    def report(self) -> None:
+        """Findings stated in generated reports against what is in the image, with trivial baselines and the ceiling."""
+        part = self.model.info.report
+        rows = [i for i in self.order if report_text(self.cases.test[i], part)][: self.settings.reports]
+        studies = [self.cases.test[i] for i in rows]
+        if not studies:
+            return
+        codes = np.stack([self.cases.codes[s.image_id] for s in studies])
+        sampling = Sampling(max_new_tokens=self.settings.report_tokens)
+        generated: list[str] = []
+        for chunk in _chunks(len(rows), self.settings.batch_size, "reports"):
+            generated += self.model.reports(codes[list(chunk)], sampling)
+        extract = build_extractor(self.cases.findings, self.cases.train, part)
+        train = [s for s in self.cases.train if report_text(s, part)]
+        truth = label_matrix(studies, self.cases.findings) == 1
+        predicted = np.stack([extract(text) for text in generated])
+        references = [report_text(s, part) for s in studies]
+        stated = np.stack([extract(text) for text in references])
+        constant = scores.best_constant_prediction(label_matrix(train, self.cases.findings) == 1, truth)
+        common = scores.most_common_report([report_text(s, part) for s in train])
+        f1, reference_f1 = scores.micro_macro_f1(truth, predicted), scores.micro_macro_f1(truth, stated)
+        constant_f1 = scores.micro_macro_f1(truth, np.tile(constant.findings, (len(truth), 1)))
+        low, high = scores.bootstrap_interval(
+            lambda r: scores.micro_macro_f1(truth[r], predicted[r]).micro,
+            [s.patient_id for s in studies],
+            n=self.settings.bootstrap,
+            seed=self.settings.seed,
+        )
+        baselines = {
+            "constant": constant.test_micro_f1,
+            "most_common_report": scores.micro_macro_f1(truth, np.tile(extract(common), (len(truth), 1))).micro,
+            "shuffled": scores.micro_macro_f1(
+                truth, predicted[scores.shuffled(len(predicted), self.settings.seed)]
+            ).micro,
+        }
+        self.results.summary["report"] = {
+            "micro_f1": f1.micro,
+            "micro_f1_low": low,
+            "micro_f1_high": high,
+            "macro_f1": f1.macro,
+            "baseline_macro_f1": constant_f1.macro,
+            "baseline_micro_f1": float(np.nanmax(list(baselines.values()))),
+            "baselines": baselines,
+            "reference_micro_f1": reference_f1.micro,
+            "reference_macro_f1": reference_f1.macro,
+            "distinct": len(set(generated)) / len(generated),
+            "n": len(studies),
+        }
+        names = np.array(self.cases.findings)
+        for k, study in enumerate(studies):
+            stated_names = names[predicted[k]].tolist()
+            self.results.predictions.append(
+                Prediction(
+                    "report",
+                    study.image_id,
+                    study.patient_id,
+                    part,
+                    "",
+                    references[k],
+                    generated[k],
+                    extra={"findings": stated_names},
+                )
+            )
+            if k < 12:
+                card = ReportCard(
+                    self.cases.images[rows[k]],
+                    references[k],
+                    generated[k],
+                    names[truth[k] & predicted[k]].tolist(),
+                    names[truth[k] & ~predicted[k]].tolist(),
+                    names[~truth[k] & predicted[k]].tolist(),
+                )
+                self.results.reports.append(card)
+
+    def vqa(self) -> None:
+        """Answers to balanced questions, and p(yes) of every finding on every image."""
+        place = {s.image_id: k for k, s in enumerate(self.cases.test)}
+        asked = [q for q in self.cases.questions if q.image_id in place]
+        chosen = [
+            asked[i] for i in stream(self.settings.seed, "questions").permutation(len(asked))[: self.settings.questions]
+        ]
+        responses: list[str] = []
+        chosen.sort(key=lambda q: len(q.question))  # prompts of like length need little padding
+        for chunk in _chunks(len(chosen), self.settings.batch_size, "questions"):
+            part = [chosen[i] for i in chunk]
+            codes = np.stack([self.cases.codes[q.image_id] for q in part])
+            responses += self.model.answers(codes, [q.question for q in part], Sampling(max_new_tokens=32))
+        answered = []
+        for question, response in zip(chosen, responses, strict=True):
+            patient = self.cases.test[place[question.image_id]].patient_id
+            extra = {"finding": question.finding}
+            answered.append(
+                Prediction(
+                    "vqa",
+                    question.image_id,
+                    patient,
+                    question.kind,
+                    question.question,
+                    question.answer,
+                    response,
+                    extra=extra,
+                )
+            )
+        train_ids = {s.image_id for s in self.cases.train}
+        training = predictions_frame(
+            [
+                Prediction("vqa", q.image_id, "", q.kind, q.question, q.answer, "")
+                for q in self.cases.questions
+                if q.image_id in train_ids
+            ]
+        )
+        result = scores.vqa_scores(predictions_frame(answered), training)
+        rows = self.order[: self.settings.probabilities]
+        studies = [self.cases.test[i] for i in rows]
+        texts = [presence_question(name) for name in self.cases.findings]
+        p_yes = np.stack(
+            [
+                self.model.yes_probabilities(self.cases.codes[s.image_id], texts)
+                for s in tqdm(studies, desc="p(yes)", unit="image")
+            ]
+        )
+        labels = label_matrix(studies, self.cases.findings)
+        reading = scores.mean_auroc(labels, p_yes)
+        low, high = self._interval(labels, p_yes, [s.patient_id for s in studies])
+        self.per_finding["reading"] = self._named(reading.per_finding)
+        for k, study in enumerate(studies):
+            for f, name in enumerate(self.cases.findings):
+                known = None if np.isnan(labels[k, f]) else int(labels[k, f])
+                answered.append(
+                    Prediction(
+                        "p_yes",
+                        study.image_id,
+                        study.patient_id,
+                        "presence",
+                        texts[f],
+                        {1: "Yes.", 0: "No.", None: ""}[known],
+                        "",
+                        float(p_yes[k, f]),
+                        known,
+                        {"finding": name},
+                    )  # fmt: skip
+                )
+        self.results.predictions += answered
+        judged = scores.mean_auroc(labels, self.judge.scores(self.cases.images[rows], self.device))
+        self.results.summary["vqa"] = {
+            "accuracy": result.accuracy,
+            "balanced_accuracy": result.balanced_accuracy,
+            "majority_accuracy": result.majority_accuracy,
+            "by_kind": result.by_kind,
+            "count_by_kind": result.count_by_kind,
+            "auroc": reading.mean,
+            "auroc_low": low,
+            "auroc_high": high,
+            "auroc_shuffled": scores.mean_auroc(labels, p_yes[scores.shuffled(len(p_yes), self.settings.seed)]).mean,
+            "auroc_classifier": judged.mean,
+            "auroc_n": len(studies),
+            "n": result.n,
+        }
+        for k in stream(self.settings.seed, "shown").permutation(len(chosen))[:16]:
+            q = chosen[k]
+            right = bool(scores.vqa_right(predictions_frame([answered[k]]))[0])
+            image = self.cases.images[place[q.image_id]]
+            self.results.questions.append(QuestionRow(q.question, q.answer, responses[k], right, image))
+
+    def draw(self) -> None:
+        """What the judge sees in radiographs drawn from unseen reports, beside the real images of those reports."""
+        part = self.model.info.report
+        rows = np.array(
+            [i for i in self.order if report_text(self.cases.test[i], part)][: self.settings.drawings], dtype=int
+        )
+        studies = [self.cases.test[i] for i in rows]
+        if not studies:
+            return
+        texts = [report_text(s, part) for s in studies]
+        parts = []
+        for chunk in _chunks(len(texts), self.settings.batch_size, "drawings"):
+            sampling = Sampling(DRAWING.temperature, DRAWING.top_p, seed=self.settings.seed + chunk.start)
+            parts.append(self.model.draw_codes([texts[i] for i in chunk], sampling))
+        codes = np.concatenate(parts)
+        drawn = to_uint8(np.concatenate([self.model.decode(codes[i : i + 64]) for i in range(0, len(codes), 64)]))
+        real = self.cases.images[rows]
+        labels = label_matrix(studies, self.cases.findings)
+        seen = self.judge.scores(drawn, self.device)
+        result = scores.mean_auroc(labels, seen)
+        low, high = self._interval(labels, seen, [s.patient_id for s in studies])
+        self.per_finding["drawn"] = self._named(result.per_finding)
+        self.results.summary["image"] = {
+            "auroc": result.mean,
+            "auroc_low": low,
+            "auroc_high": high,
+            "auroc_real": scores.mean_auroc(labels, self.judge.scores(real, self.device)).mean,
+            "auroc_shuffled": scores.mean_auroc(labels, seen[scores.shuffled(len(seen), self.settings.seed)]).mean,
+            "valid": float(np.mean([len(row) == self.model.engine.image_length for row in codes])),
+            "ssim_between_drawn": scores.mean_pairwise_ssim(drawn / 255.0, seed=self.settings.seed),
+            "ssim_between_real": scores.mean_pairwise_ssim(real / 255.0, seed=self.settings.seed),
+            "n": len(studies),
+        }
+        for k, study in enumerate(studies):
+            self.results.predictions.append(
+                Prediction(
+                    "draw", study.image_id, study.patient_id, part, texts[k], "", "", extra={"codes": codes[k].tolist()}
+                )
+            )
+        for k in range(min(8, len(studies))):
+            again = self.model.draw_codes(
+                [texts[k]] * 3, Sampling(DRAWING.temperature, DRAWING.top_p, seed=self.settings.seed + 1)
+            )
+            pictures = [drawn[k], *to_uint8(self.model.decode(again))]
+            self.results.drawings.append(DrawingCard(texts[k], real[k], pictures))
+
+    def language(self) -> None:
+        """Perplexity on general text against the base model, in the same precision."""
+        texts = general_texts()
+        tuned = perplexity(self.model.engine.model, self.model.engine.vocabulary.tokenizer, texts)
+        base_model = load_language_model(self.base, torch.bfloat16).to(self.device)  # type: ignore[arg-type]
+        base = perplexity(base_model, load_text_tokenizer(self.base), texts)
+        self.results.summary["language"] = {
+            "perplexity_ratio": tuned / base,
+            "perplexity": tuned,
+            "perplexity_base": base,
+            "n": len(texts),
+        }
+
+
+def save_results(folder: Path, results: Results) -> None:
+    """Write predictions.parquet and summary.json; NaN becomes null, which means not measured."""
+    write_predictions(folder / "predictions.parquet", results.predictions)
+    write_json(folder / "summary.json", _plain(results.summary))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, float | np.floating):
+        return None if math.isnan(value) else round(float(value), 6)
+    return int(value) if isinstance(value, np.integer) else value

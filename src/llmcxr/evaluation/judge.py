@@ -1,0 +1,83 @@
+"""The judge: a small classifier of findings that has no part in training the model.
+
+Another architecture, another seed and other losses than the clinical network, so a drawn image cannot please it by
+pleasing the network that the image tokenizer was trained against.
+
+Shapes: B images, F findings, S side in pixels. Pixels in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
+from llmcxr.foundation.checkpoints import load_weights
+from llmcxr.foundation.devices import place_network
+from llmcxr.image_tokens.clinical_features import ClassifierSettings, in_batches, train_classifier
+
+
+def _block(width_in: int, width_out: int, stride: int) -> list[nn.Module]:
+    return [nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False), nn.BatchNorm2d(width_out), nn.ReLU(True)]
+
+
+class Judge(nn.Module):
+    """Plain convolutional classifier: [B, 1, S, S] -> logits [B, F]."""
+
+    def __init__(self, findings: tuple[str, ...]) -> None:
+        super().__init__()
+        self.findings = findings
+        layers = [nn.Conv2d(1, 32, 7, 2, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(True)]
+        for width_in, width_out, stride in (
+            (32, 64, 2),
+            (64, 64, 1),
+            (64, 128, 2),
+            (128, 128, 1),
+            (128, 192, 2),
+            (192, 192, 1),
+        ):
+            layers += _block(width_in, width_out, stride)
+        self.layers = nn.Sequential(*layers)
+        # Place matters for sides and bases, so the grid is not averaged away but kept as 4 x 4.
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.3), nn.Linear(192 * 16, len(findings))
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, F]."""
+        return self.head(self.layers(images))
+
+    def scores(self, images: np.ndarray, device: torch.device) -> np.ndarray:
+        """Logits float32 [N, F] of uint8 images [N, S, S]."""
+        return in_batches(self, images, device)
+
+    @classmethod
+    def train_on(
+        cls,
+        images: np.ndarray,
+        labels: np.ndarray,
+        findings: tuple[str, ...],
+        settings: ClassifierSettings,
+        folder: Path,
+        device: torch.device,
+    ) -> Judge:
+        """Train on uint8 images [N, S, S] and labels [N, F] (NaN unknown) and save into `folder`."""
+        torch.manual_seed(settings.seed)
+        judge = cls(findings)
+        train_classifier(judge, images, labels, settings, device, folder / "checkpoint.pt", "judge")
+        with atomic_path(folder / "model.safetensors") as temporary:
+            save_file({k: v.contiguous() for k, v in judge.state_dict().items()}, temporary)
+        write_json(folder / "config.json", {"findings": findings})
+        return judge
+
+    @classmethod
+    def load(cls, folder: Path) -> Judge:
+        """Read what `train_on` wrote."""
+        judge = cls(tuple(read_json(folder / "config.json")["findings"]))
+        judge.load_state_dict(load_weights(folder / "model.safetensors"))
+        place_network(judge, torch.device("cpu"))
+        return judge.eval().requires_grad_(False)

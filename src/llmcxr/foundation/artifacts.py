@@ -1,0 +1,76 @@
+"""Files of a run: atomic writes, fingerprints, and the record that lets a finished stage be skipped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llmcxr.foundation.errors import UserError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary file or folder name beside `path`; on success it replaces `path`, on failure it is removed.
+
+    A reader therefore sees the old content or the whole new one, also after a kill or on a full disk.
+    """
+    path = Path(path)
+    holder: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = holder / path.name
+        yield temporary
+        if temporary.is_dir() and path.is_dir():  # a folder cannot be renamed over a full one
+            os.rename(path, holder / "old")
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if (holder / "old").exists():
+                os.rename(holder / "old", path)
+            raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error}. Free disk space or check its permissions, then run again."
+        ) from error
+    finally:
+        if holder is not None:
+            shutil.rmtree(holder, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; `UserError` names the file where it is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist. Run the stage that writes it first.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is not readable as JSON ({error}). Delete it and run the stage that writes it again."
+        ) from error
+
+
+def fingerprint(*parts: Any) -> str:
+    """Twelve hex digits that identify JSON-able values and the contents of files (given as `Path`)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with open(part, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        else:
+            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:12]

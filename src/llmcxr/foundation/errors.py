@@ -1,0 +1,9 @@
+"""The one exception type for mistakes a user can mend."""
+
+
+class UserError(Exception):
+    """Bad input, settings or environment.
+
+    The message names the file, row or key at fault and says what to do next. The command line prints it
+    without a traceback and exits with 2.
+    """

@@ -1,0 +1,179 @@
+"""Decoding under a grammar of modalities: a response is text, or an image of exactly L codes.
+
+No retries: at every step only tokens that keep the response well-formed can be drawn. Inside an image the head runs over
+the K image rows only.
+
+Shapes: B responses, T tokens of the longest prompt, V rows of the table, K image rows, L codes of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from llmcxr.instructions.example import Turn
+from llmcxr.instructions.templates import Template
+from llmcxr.tuning.objective import project
+from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
+
+Modality = Literal["text", "image", "any"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. Temperature 0 takes the most likely one."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    max_new_tokens: int = 128  # of text; an image always has its exact length
+    seed: int = 0
+
+
+GREEDY = Sampling()
+DRAWING = Sampling(temperature=1.0, top_p=0.95)
+
+
+@dataclass(frozen=True)
+class Response:
+    """Either text or codes uint16 [L]; `complete` is False where text stopped at max_new_tokens."""
+
+    text: str = ""
+    codes: np.ndarray | None = None
+    complete: bool = True
+
+
+def draw_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """One index for each row of logits [B, N] -> int64 [B]."""
+    if sampling.temperature <= 0:
+        return logits.argmax(-1)
+    logits = logits / sampling.temperature
+    if sampling.top_k and sampling.top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[:, -1:], -torch.inf)
+    probabilities = logits.softmax(-1)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(descending=True)
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the most likely token always stays
+        probabilities = probabilities.masked_fill(outside.scatter(-1, order, outside), 0)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+
+
+class Engine:
+    """Batched decoding with one model, vocabulary and template."""
+
+    def __init__(
+        self, model: PreTrainedModel, vocabulary: ImageVocabulary, template: Template, image_length: int
+    ) -> None:
+        self.model, self.vocabulary, self.template, self.image_length = model, vocabulary, template, image_length
+        self.device = model.device
+        closing = [p for p in template.pieces((Turn("a", "", "a"),)) if p.ends_response]
+        self.end_id: int = vocabulary.encode_control(str(closing[0].content))[0]
+        V = model.get_output_embeddings().weight.shape[0]
+        # In text only the end token, and no other control or image token nor an unused row of a padded table, may come.
+        self._text = torch.ones(V, dtype=torch.bool)
+        self._text[len(vocabulary.tokenizer) :] = False
+        self._text[list(vocabulary.tokenizer.added_tokens_decoder)] = False
+        self._text[self.end_id] = True
+        self._first = self._text.clone()  # first token of a response of either modality
+        self._first[vocabulary.first_id : vocabulary.first_id + vocabulary.size] = True
+        self._text, self._first = self._text.to(self.device), self._first.to(self.device)
+
+    def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Left-padded ids and mask [B, T]."""
+        T = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), T, dtype=torch.long)
+        mask = torch.zeros(len(prompts), T, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, T - len(prompt) :] = torch.tensor(prompt)
+            mask[row, T - len(prompt) :] = 1
+        return ids.to(self.device), mask.to(self.device)
+
+    def _hidden(self, ids: Tensor, mask: Tensor, places: Tensor, cache: Any) -> Tensor:
+        output = self.model.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+        )
+        return output.last_hidden_state
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Sequence[int]], modality: Modality, sampling: Sampling) -> list[Response]:
+        """A response to each prompt (token ids that end where the response begins)."""
+        B, L = len(prompts), self.image_length
+        first, end = self.vocabulary.first_id, self.vocabulary.first_id + self.vocabulary.size
+        generator = torch.Generator(self.device).manual_seed(sampling.seed)
+        ids, mask = self._pad(prompts)
+        ragged = bool((mask == 0).any())
+        places = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config)
+        # Without padding no mask is passed, which keeps the fast attention kernels in use.
+        hidden = self._hidden(ids, mask if ragged else None, places, cache)[:, -1]  # type: ignore[arg-type]
+        place = places[:, -1]
+        tokens: list[list[int]] = [[] for _ in range(B)]
+        drawing = torch.full((B,), modality == "image", device=self.device)
+        finished = torch.zeros(B, dtype=torch.bool, device=self.device)
+        step = 0
+        while True:
+            new = torch.full((B,), self.end_id, device=self.device)
+            if drawing.any():
+                new[drawing] = (
+                    draw_tokens(project(self.model, hidden[drawing], first, end), sampling, generator) + first
+                )
+            if (writing := ~drawing & ~finished).any():
+                allowed = self._first if modality == "any" and step == 0 else self._text
+                logits = project(self.model, hidden[writing]).masked_fill(~allowed, -torch.inf)
+                new[writing] = draw_tokens(logits, sampling, generator)
+                drawing |= writing & (new >= first) & (new < end)
+            for row in (~finished).nonzero().flatten().tolist():
+                tokens[row].append(int(new[row]))
+                limit = L if drawing[row] else sampling.max_new_tokens
+                if len(tokens[row]) == limit or (not drawing[row] and tokens[row][-1] == self.end_id):
+                    finished[row], drawing[row] = True, False
+            if finished.all():
+                break
+            place = place + 1
+            if ragged:
+                mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
+            hidden = self._hidden(new[:, None], mask if ragged else None, place[:, None], cache)[:, -1]  # type: ignore[arg-type]
+            step += 1
+        return [self._response(row) for row in tokens]
+
+    def _response(self, tokens: list[int]) -> Response:
+        if self.vocabulary.is_image(tokens[0]):
+            return Response(codes=self.vocabulary.decode_codes(tokens))
+        complete = tokens[-1] == self.end_id
+        return Response(text=self.vocabulary.decode_text(tokens[:-1] if complete else tokens), complete=complete)
+
+    @torch.inference_mode()
+    def answer_probabilities(self, prompts: Sequence[Sequence[int]], answers: Sequence[str]) -> np.ndarray:
+        """p(answer), by first token, over the given answers only: float32 [B, len(answers)], rows sum to 1.
+
+        What the prompts have in common at their beginning (an image asked many questions) is computed once.
+        """
+        ids = [self.vocabulary.encode_text(answer)[0] for answer in answers]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"the answers {list(answers)} begin with the same token")
+        shared = min(map(len, prompts)) - 1
+        for prompt in prompts[1:]:
+            while prompt[:shared] != prompts[0][:shared]:
+                shared -= 1
+        B = len(prompts)
+        rests = [list(prompt[shared:]) for prompt in prompts]
+        T = max(map(len, rests))
+        padded = torch.tensor([rest + [0] * (T - len(rest)) for rest in rests], device=self.device)
+        cache = DynamicCache(config=self.model.config)
+        if shared:
+            common = torch.tensor([list(prompts[0][:shared])], device=self.device)
+            self._hidden(common, None, torch.arange(shared, device=self.device)[None], cache)  # type: ignore[arg-type]
+            cache.batch_repeat_interleave(B)
+        # Right padding needs no mask: a causal model never looks at it from a real token.
+        places = torch.arange(shared, shared + T, device=self.device)[None].expand(B, T)
+        hidden = self._hidden(padded, None, places, cache)  # type: ignore[arg-type]
+        last = hidden[torch.arange(B), torch.tensor([len(rest) - 1 for rest in rests])]
+        # In float32: bfloat16 logits are so coarse that many images would tie.
+        rows = self.model.get_output_embeddings().weight[ids].float()
+        return (last.float() @ rows.T).softmax(-1).cpu().numpy()

@@ -1,0 +1,90 @@
+"""The terms of the image tokenizer's objective (paper, section 2.1; VQ-GAN, section 3.1).
+
+Shapes: B images, C channels. Pixels in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import lpips
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmcxr.foundation.errors import UserError
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures
+
+
+class ClinicalFeatureLoss(nn.Module):
+    """Squared distance between the DenseNet features of input and reconstruction.
+
+    The paper gives neither weight nor scale. We divide by the features' variance over images, so that the term is
+    about 2 for two unrelated radiographs whatever network is used, and one weight fits all.
+    """
+
+    variance: Tensor
+
+    def __init__(self, features: ClinicalFeatures, sample: Tensor) -> None:
+        super().__init__()
+        self.features = features
+        with torch.no_grad():
+            _, pooled = features.feature_maps(sample)
+        self.register_buffer("variance", pooled.float().var(dim=0).mean())
+
+    def forward(self, original: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+        """(clinical term on the 1024-d features, perceptual term on the feature maps of the same network).
+
+        The second is LPIPS's formula (unit-normalised channels, squared difference, averaged over places) with equal
+        weights; it is there because both come from one pass.
+        """
+        with torch.no_grad():
+            maps, pooled = self.features.feature_maps(original)
+        maps_r, pooled_r = self.features.feature_maps(reconstruction)
+        clinical = F.mse_loss(pooled_r.float(), pooled.float()) / self.variance
+        perceptual = sum(
+            (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(dim=1).mean()
+            for a, b in zip(maps[:3], maps_r[:3], strict=True)
+        )
+        return clinical, cast(Tensor, perceptual)
+
+
+def build_lpips(backbone: str) -> nn.Module:
+    """LPIPS (Zhang et al., 2018) on VGG-16. `backbone` is 'download' or the path of torchvision's VGG-16 state dict.
+
+    Raises `UserError` with the way out where the weights cannot be had.
+    """
+    try:
+        if backbone == "download":
+            model = lpips.LPIPS(net="vgg", verbose=False)
+        else:
+            model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+            state = torch.load(Path(backbone), map_location="cpu", weights_only=True)
+            slices = {
+                int(name): layer
+                for part in model.net.children()
+                if isinstance(part, nn.Sequential)
+                for name, layer in part.named_children()
+            }
+            for index, layer in slices.items():
+                if isinstance(layer, nn.Conv2d):
+                    layer.load_state_dict({k: state[f"features.{index}.{k}"] for k in ("weight", "bias")})
+    except Exception as error:  # network, disk, the safe unpickler and wrong contents raise many kinds
+        raise UserError(
+            f"the VGG-16 weights of LPIPS could not be read ({error}). Set image_tokenizer.perceptual to the path of torchvision's "
+            "vgg16 file, or to 'clinical' to use the feature maps of the clinical network instead."
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss on the discriminator's logits."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def adaptive_weight(reconstruction_loss: Tensor, generator_loss: Tensor, last_weight: Tensor) -> Tensor:
+    """VQ-GAN, eq. 7: ratio of the two losses' gradient norms at the decoder's last layer, at most 1e4."""
+    g_rec = torch.autograd.grad(reconstruction_loss, last_weight, retain_graph=True)[0]
+    g_gan = torch.autograd.grad(generator_loss, last_weight, retain_graph=True)[0]
+    return (g_rec.norm() / (g_gan.norm() + 1e-6)).clamp(0, 1e4).detach()

@@ -1,0 +1,107 @@
+"""ImageTokenizer: radiographs to a grid of codes and back (paper, section 2.1: frozen once trained).
+
+Shapes: B images, S side in pixels, g side of the code grid, K codes in the codebook, D dimension of a code vector.
+Pixels: float [B, 1, S, S] in [-1, 1], bone white. Codes: int64 [B, g, g] in [0, K).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
+
+from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, write_json
+from llmcxr.foundation.checkpoints import load_weights
+from llmcxr.foundation.devices import autocast, place_network
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import build_settings
+from llmcxr.image_tokens.networks import ArchitectureSettings, VqDecoder, build_encoder
+
+
+class ImageTokenizer(nn.Module):
+    """VQ-GAN encoder, quantizer and decoder."""
+
+    def __init__(self, architecture: ArchitectureSettings) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.encoder = build_encoder(architecture)
+        self.decoder = VqDecoder(architecture)
+        self.quantizer = VectorQuantize(
+            dim=architecture.code_dim,
+            codebook_size=architecture.codebook_size,
+            use_cosine_sim=True,
+            kmeans_init=True,
+            kmeans_iters=10,
+            threshold_ema_dead_code=1,  # switches restarts on; training sets the threshold to fit its batches
+            commitment_weight=0.25,
+            accept_image_fmap=True,
+        )
+        self.fingerprint = ""  # of the weights on disk; set by save_pretrained and from_pretrained
+
+    @property
+    def grid(self) -> int:
+        """Codes along one side."""
+        return self.architecture.grid
+
+    @property
+    def codebook(self) -> Tensor:
+        """Code vectors [K, D]."""
+        return self.quantizer.codebook
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Training pass: reconstruction [B, 1, S, S], commitment loss, codes [B, g, g]."""
+        quantized, codes, commitment = self.quantizer(self.encoder(images).float())
+        return self.decoder(quantized), commitment.sum(), codes
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 1, S, S] in [-1, 1] -> codes [B, g, g]."""
+        S = self.architecture.image_size
+        if images.shape[1:] != (1, S, S):
+            raise ValueError(f"images should be [B, 1, {S}, {S}], are {list(images.shape)}")
+        with autocast(images.device):
+            z = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        return self.quantizer(z.float(), freeze_codebook=True)[1]
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [B, g, g] -> images float32 [B, 1, S, S] in [-1, 1]. ValueError for a code outside the codebook."""
+        g, K = self.grid, self.architecture.codebook_size
+        if codes.shape[1:] != (g, g) or codes.min() < 0 or codes.max() >= K:
+            raise ValueError(
+                f"codes should be [B, {g}, {g}] in [0, {K}), are {list(codes.shape)} up to {int(codes.max())}"
+            )
+        z = self.codebook[codes.long()].permute(0, 3, 1, 2)
+        with autocast(codes.device):
+            images = self.decoder(z.contiguous(memory_format=torch.channels_last))
+        return images.float().clamp(-1, 1)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors into `folder`."""
+        folder = Path(folder)
+        with atomic_path(folder / "model.safetensors") as temporary:
+            save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, temporary)
+        write_json(folder / "config.json", {"architecture": asdict(self.architecture)})
+        self.fingerprint = fingerprint(folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> ImageTokenizer:
+        """Read what `save_pretrained` wrote: frozen, evaluation mode. `UserError` where the folder does not fit."""
+        folder = Path(folder)
+        config = read_json(folder / "config.json")
+        if not isinstance(config, dict) or "architecture" not in config:
+            raise UserError(f"{folder} is not an image tokenizer: its config.json has no architecture.")
+        architecture = build_settings(ArchitectureSettings, config["architecture"], str(folder / "config.json"))
+        tokenizer = cls(architecture)
+        path = folder / "model.safetensors"
+        try:
+            tokenizer.load_state_dict(load_weights(path))
+        except RuntimeError as error:
+            raise UserError(f"{path} does not fit its config.json: {error}") from error
+        tokenizer.fingerprint = fingerprint(path)
+        place_network(tokenizer, torch.device("cpu"))
+        return tokenizer.eval().requires_grad_(False)

@@ -1,0 +1,59 @@
+"""Task: language instruction following (paper, section 2.4, "NL-IF"), the guard against forgetting."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from llmcxr.foundation.errors import UserError
+from llmcxr.instructions.example import InstructionExample, Turn
+
+SHIPPED = Path(__file__).parent / "data" / "language_instructions.jsonl"
+_NAMES = {
+    "instruction": "instruction",
+    "input": "input",
+    "context": "input",
+    "response": "response",
+    "output": "response",
+}
+
+
+def load_instructions(path: Path) -> list[Turn]:
+    """Turns of a JSONL file with instruction, input (or Dolly's context) and response (or output) in each line.
+
+    `UserError` names the line where one is broken or lacks a key.
+    """
+    turns = []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028 too
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the language instructions {path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = {_NAMES[k]: v for k, v in json.loads(line).items() if k in _NAMES}
+            if not all(isinstance(v, str) for v in (row["instruction"], row.get("input") or "", row["response"])):
+                raise TypeError("instruction, input and response should be text")
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: {error!r}; each line needs instruction and response.") from error
+        turns.append(Turn(row["instruction"], row.get("input") or "", row["response"]))
+    if not turns:
+        raise UserError(f"{path} holds no instructions.")
+    return turns
+
+
+class LanguageTask:
+    """One item an instruction."""
+
+    def __init__(self, turns: list[Turn]) -> None:
+        self._turns = turns
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def example(self, item: int, rng: np.random.Generator) -> InstructionExample:
+        """The item as it is."""
+        return InstructionExample("language", (self._turns[item],))

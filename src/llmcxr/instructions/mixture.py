@@ -1,0 +1,65 @@
+"""The mixture of tasks as a deterministic sequence: example i is the same in any process, and resume is an index.
+
+Each task goes through its items in a fresh order every epoch; phrasing and choice of questions are drawn afresh too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.randomness import stream
+from llmcxr.instructions.example import TASKS, InstructionExample, Task
+
+
+class TaskItems(Protocol):
+    """What a task offers."""
+
+    def __len__(self) -> int: ...
+
+    def example(self, item: int, rng: np.random.Generator) -> InstructionExample:
+        """Item number `item` in this epoch's wording."""
+
+
+class Mixture:
+    """`len(mixture)` examples drawn from tasks by weight."""
+
+    def __init__(self, tasks: Mapping[Task, TaskItems], weights: Mapping[Task, float], length: int, seed: int) -> None:
+        """Weights need not sum to 1; `UserError` where a task with weight has no items."""
+        names = [task for task in TASKS if weights.get(task, 0) > 0]
+        if not names:
+            raise UserError("mixture: every weight is 0.")
+        if empty := [task for task in names if task not in tasks or not len(tasks[task])]:
+            raise UserError(
+                f"mixture: the tasks {empty} have a weight but no data. Set their weights to 0 or provide the data."
+            )
+        share = np.array([weights[task] for task in names], dtype=float)
+        self._tasks = tasks
+        self._names = names
+        self._seed = seed
+        self._choice = stream(seed, "mixture").choice(len(names), size=length, p=share / share.sum())
+        self._turn = np.zeros(length, dtype=np.int64)  # how many examples of the same task came before
+        for k in range(len(names)):
+            where = np.flatnonzero(self._choice == k)
+            self._turn[where] = np.arange(len(where))
+
+    def __len__(self) -> int:
+        return len(self._choice)
+
+    def counts(self) -> dict[Task, int]:
+        """Examples of each task."""
+        return {task: int((self._choice == k).sum()) for k, task in enumerate(self._names)}
+
+    def task(self, index: int) -> Task:
+        """Task of example `index`."""
+        return self._names[self._choice[index]]
+
+    def __getitem__(self, index: int) -> InstructionExample:
+        task = self.task(index)
+        items = self._tasks[task]
+        epoch, place = divmod(int(self._turn[index]), len(items))
+        item = stream(self._seed, task, "epoch", epoch).permutation(len(items))[place]
+        return items.example(int(item), stream(self._seed, task, "wording", epoch, place))

@@ -1,0 +1,38 @@
+"""Task: image from report (paper, section 2.4, "Report-to-CXR")."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmcxr.instructions.cxr_to_report import ImageReport
+from llmcxr.instructions.example import InstructionExample, Turn
+
+# Ten phrasings, drawn at random for each example (paper, section 2.4). The first is used for inference.
+PHRASINGS = (
+    "Draw a chest radiograph that fits this report.",
+    "Generate a chest X-ray for the following report.",
+    "Create the chest image that this report describes.",
+    "Produce a frontal chest film with these findings.",
+    "Make a chest radiograph that shows what is written here.",
+    "Which chest X-ray belongs to this report? Draw it.",
+    "Turn this radiology report into a chest radiograph.",
+    "Synthesise a chest X-ray that matches the text.",
+    "Render a chest radiograph from this description.",
+    "Show a chest X-ray for which this would be the report.",
+)
+
+
+class ReportToCxrTask:
+    """One item an image with a report."""
+
+    def __init__(self, pairs: list[ImageReport]) -> None:
+        self._pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def example(self, item: int, rng: np.random.Generator) -> InstructionExample:
+        """The item under one of the phrasings."""
+        pair = self._pairs[item]
+        turn = Turn(PHRASINGS[rng.integers(len(PHRASINGS))], pair.report, pair.codes)
+        return InstructionExample("report_to_cxr", (turn,), pair.image_id)

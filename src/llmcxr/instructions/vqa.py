@@ -1,0 +1,158 @@
+"""Question-answer pairs about an image from findings that are known (the phantom's truth, or labels).
+
+The paper (section 2.3) has a chat LLM write them from reports; where the findings themselves are known, the answers can
+be exact and checked. One line of vqa.jsonl: {"image_id", "question", "answer", "kind", "finding", "origin"}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from llmcxr.foundation.artifacts import atomic_path
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.randomness import stream
+from llmcxr.studies.study import Finding, Study
+
+Kind = Literal["presence", "normal", "side", "severity", "type", "count", "list"]
+
+NOTHING = "No abnormal finding."
+_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
+_SIDE_ANSWERS = {"left": "Left.", "right": "Right.", "both": "Both sides."}
+
+
+@dataclass(frozen=True)
+class QuestionAnswer:
+    """One question about one image. `finding` is the finding that a presence, side or severity question asks about."""
+
+    image_id: str
+    question: str
+    answer: str
+    kind: Kind
+    finding: str = ""
+    origin: str = "truth"
+
+
+def presence_question(finding: str) -> str:
+    """The question whose answer's p(yes) scores a finding."""
+    return f"Is there {_with_article(finding)}?"
+
+
+LIST_QUESTION = "Which abnormal findings does this chest radiograph show?"
+NORMAL_QUESTION = "Is this chest radiograph normal?"
+
+
+def _with_article(finding: str) -> str:
+    if (finding.endswith("s") and not finding.endswith("ss")) or finding in (
+        "cardiomegaly",
+        "atelectasis",
+        "pulmonary edema",
+        "hyperinflation",
+        "hypoinflation",
+        "scoliosis",
+    ):
+        return finding
+    return ("an " if finding[0] in "aeiou" else "a ") + finding
+
+
+def finding_list(findings: Iterable[Finding]) -> str:
+    """A short dense answer that names all findings: "Right pleural effusion; cardiomegaly."."""
+    names = dict.fromkeys(f"{f.side} {f.name}".strip().replace("both ", "bilateral ") for f in findings)
+    return ("; ".join(names).capitalize() + ".") if names else NOTHING
+
+
+def _from_truth(study: Study, present_share: dict[str, float], seed: int) -> list[QuestionAnswer]:
+    rng = stream(seed, "vqa", study.image_id)
+    present = list(dict.fromkeys(f.name for f in study.truth))
+    result = [
+        QuestionAnswer(study.image_id, LIST_QUESTION, finding_list(study.truth), "list"),
+        QuestionAnswer(study.image_id, NORMAL_QUESTION, "No." if present else "Yes.", "normal"),
+    ]
+    if len(present) < len(_NUMBERS):
+        count = _NUMBERS[len(present)].capitalize() + "."
+        result.append(QuestionAnswer(study.image_id, "How many different abnormal findings are there?", count, "count"))
+    for name in present:
+        share = present_share.get(name, 0.0)
+        if share <= 0.5 or rng.random() < (1 - share) / share:  # see below, for findings that most images have
+            result.append(QuestionAnswer(study.image_id, presence_question(name), "Yes.", "presence", name))
+        same = [f for f in study.truth if f.name == name]
+        sides = {f.side for f in same if f.side}
+        if sides:
+            side = sides.pop() if len(sides) == 1 else "both"
+            result.append(
+                QuestionAnswer(study.image_id, f"On which side is the {name}?", _SIDE_ANSWERS[side], "side", name)
+            )
+        if len(severities := {f.severity for f in same if f.severity}) == 1:
+            question = f"How severe is the {name}: mild, moderate or severe?"
+            result.append(
+                QuestionAnswer(study.image_id, question, severities.pop().capitalize() + ".", "severity", name)
+            )
+        if len(kinds := {f.kind for f in same if f.kind}) == 1:
+            result.append(
+                QuestionAnswer(
+                    study.image_id, f"What kind of {name} is it?", kinds.pop().capitalize() + ".", "type", name
+                )
+            )
+    # Each finding is asked about where it is absent with a chance that makes "no" as frequent as "yes" over all images,
+    # so that the wording of a question gives nothing away.
+    for name, share in present_share.items():
+        if study.labels.get(name) == 0 and rng.random() < share / max(1e-9, 1 - share):
+            result.append(QuestionAnswer(study.image_id, presence_question(name), "No.", "presence", name))
+    return result
+
+
+def _from_labels(study: Study, present_share: dict[str, float], seed: int) -> list[QuestionAnswer]:
+    rng = stream(seed, "vqa", study.image_id)
+    result = []
+    for name, value in study.labels.items():
+        share = present_share[name]
+        chance = 1.0 if value == 1 else share / max(1e-9, 1 - share)
+        chance = min(chance, (1 - share) / max(1e-9, share)) if value == 1 else chance
+        if value in (0, 1) and rng.random() < chance:
+            answer = "Yes." if value else "No."
+            result.append(QuestionAnswer(study.image_id, presence_question(name), answer, "presence", name, "labels"))
+    return result
+
+
+def questions_of(studies: Sequence[Study], seed: int) -> list[QuestionAnswer]:
+    """Questions on every study, from exact findings where there are some, else from labels; answers balanced.
+
+    Uncertain and unknown labels are never asked about.
+    """
+    names = list(dict.fromkeys(name for study in studies for name in study.labels))
+    share = {}
+    for name in names:
+        known = [study.labels[name] for study in studies if study.labels.get(name) in (0, 1)]
+        share[name] = float(np.mean(known)) if known else 0.0
+    result = []
+    for study in studies:
+        exact = bool(study.mask_path) or bool(study.truth)
+        result += (_from_truth if exact else _from_labels)(study, share, seed)
+    return result
+
+
+def write_questions(path: Path, questions: Sequence[QuestionAnswer]) -> None:
+    """Write vqa.jsonl."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as stream_:
+        for question in questions:
+            stream_.write(json.dumps(asdict(question), ensure_ascii=False) + "\n")
+
+
+def read_questions(path: Path) -> list[QuestionAnswer]:
+    """Read vqa.jsonl; `UserError` names a broken line."""
+    result = []
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    result.append(QuestionAnswer(**json.loads(line)))
+                except (json.JSONDecodeError, TypeError) as error:
+                    raise UserError(f"{path}, line {number}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}). Run the `vqa` stage first.") from error
+    return result

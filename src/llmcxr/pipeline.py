@@ -1,0 +1,478 @@
+"""The stages of a run, in order. Each reads what the ones before wrote in the run's folder and skips itself when done.
+
+A stage is done when its record holds the fingerprint of its settings and of everything it depends on. If those change,
+what it wrote is removed and it runs again, and so do the stages after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from llmcxr import __version__
+from llmcxr.evaluation.evaluate import Cases, Evaluation, Results, save_results
+from llmcxr.evaluation.judge import Judge
+from llmcxr.evaluation.page import PageContent, write_page
+from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, write_json
+from llmcxr.foundation.devices import core_count, pick_device
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import settings_to_dict
+from llmcxr.generation.llm_cxr import LlmCxr
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, train_classifier
+from llmcxr.image_tokens.codes import encode_images, read_codes, write_codes
+from llmcxr.image_tokens.tokenizer import ImageTokenizer
+from llmcxr.image_tokens.training import train_image_tokenizer
+from llmcxr.instructions.cxr_to_report import CxrToReportTask, ImageReport
+from llmcxr.instructions.cxr_vqa import CxrVqaTask
+from llmcxr.instructions.example import Task
+from llmcxr.instructions.language import SHIPPED, LanguageTask, load_instructions
+from llmcxr.instructions.mixture import TaskItems
+from llmcxr.instructions.report_to_cxr import ReportToCxrTask
+from llmcxr.instructions.templates import build_template
+from llmcxr.instructions.vqa import questions_of, read_questions, write_questions
+from llmcxr.recipe import Recipe
+from llmcxr.sources import table
+from llmcxr.sources.phantom import source as phantom
+from llmcxr.studies.cohort import check_splits, select_cohort
+from llmcxr.studies.radiographs import load_all
+from llmcxr.studies.report_sections import report_text
+from llmcxr.studies.study import Split, Study, known_findings, label_matrix, read_manifest, write_manifest
+from llmcxr.tuning.model_folder import ModelInfo, save_model
+from llmcxr.tuning.settings import StageSettings
+from llmcxr.tuning.trainer import Stage as TuningStage
+from llmcxr.tuning.trainer import load_stage
+from llmcxr.tuning.tunable import TunableModel
+from llmcxr.vocabulary.growing import projected_rows, random_rows, table_of
+from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
+from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
+from llmcxr.vocabulary.reader import reader_vectors
+
+_READ_CHUNK = 4096  # images read at once
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run."""
+
+    name: str
+    about: str  # what it is for, shown to people
+    settings: Any  # all that its result depends on, besides the stages in `after`
+    after: tuple[str, ...]
+    outputs: tuple[str, ...]  # below the run folder
+    run: Callable[[], None]
+
+
+class Run:
+    """A recipe and its folder."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.folder = Path(recipe.runs) / recipe.name
+        self.device = pick_device(recipe.device)
+
+    # --- what stages read
+
+    @cached_property
+    def studies(self) -> list[Study]:
+        """All studies; row i of `pixels` is study i."""
+        return read_manifest(self.folder / "manifest.parquet")
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """uint8 [N, S, S], mapped from disk."""
+        return np.load(self.folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+
+    def of_split(self, split: Split) -> tuple[list[Study], np.ndarray]:
+        """Studies of a split, and their images uint8 [N, S, S] in memory-mapped rows."""
+        rows = [i for i, study in enumerate(self.studies) if study.split == split]
+        return [self.studies[i] for i in rows], self.pixels[rows]
+
+    @cached_property
+    def findings(self) -> tuple[str, ...]:
+        """Findings that occur both present and absent in training."""
+        return known_findings([s for s in self.studies if s.split == "train"])
+
+    @cached_property
+    def image_tokenizer(self) -> ImageTokenizer:
+        """The trained (or given) image tokenizer."""
+        return ImageTokenizer.from_pretrained(self.folder / "image_tokenizer").to(self.device)
+
+    @cached_property
+    def codes(self) -> dict[str, np.ndarray]:
+        """image_id -> codes uint16 [L]."""
+        return read_codes(self.folder / "codes" / "codes.parquet", self.image_tokenizer.fingerprint)
+
+    # --- the stages
+
+    def stages(self) -> list[Stage]:
+        """All stages of this recipe, in order."""
+        r = self.recipe
+        source = r.source.phantom if r.source.kind == "phantom" else r.source.table
+        size = r.image_tokenizer.architecture.image_size
+        result = [
+            Stage(
+                "studies",
+                "radiographs and their reports: the data that everything else learns from",
+                (r.source.kind, source, size),
+                (),
+                ("manifest.parquet", "pixels.npy", "studies.json"),
+                self._studies,
+            ),
+            Stage(
+                "clinical_features",
+                "a network that knows findings, so that image tokens keep what matters clinically",
+                r.clinical_features,
+                ("studies",),
+                ("clinical_features",),
+                self._clinical_features,
+            ),
+            Stage(
+                "image_tokenizer",
+                "learns to write a radiograph as a small grid of codes, and to paint it again from them",
+                r.image_tokenizer,
+                ("studies", "clinical_features"),
+                ("image_tokenizer",),
+                self._image_tokenizer,
+            ),
+            Stage(
+                "codes",
+                "every radiograph written as image tokens, once",
+                None,
+                ("image_tokenizer",),
+                ("codes",),
+                self._codes,
+            ),
+            Stage(
+                "vqa",
+                "questions about the images, with answers that are known to be right",
+                r.vqa_seed,
+                ("studies",),
+                ("vqa.jsonl",),
+                self._vqa,
+            ),
+        ]
+        before: tuple[str, ...] = ("codes", "vqa")
+        shared = dataclasses.replace(r.tuning, stages=[])
+        language = r.tuning.language_instructions or SHIPPED
+        content = fingerprint(language) if language.exists() else ""
+        for index, stage in enumerate(r.tuning.stages):
+            about = (
+                "teaches the language model to read and write image tokens"
+                if index == 0
+                else "the same on selected data"
+            )
+            settings = (r.llm, shared, stage, content)
+            result.append(Stage(stage.name, about, settings, before, (stage.name,), lambda i=index: self._tune(i)))  # type: ignore[misc]
+            before = (stage.name,)
+        result += [
+            Stage("model", "the tuned model as an ordinary checkpoint", None, before, ("model",), self._model),
+            Stage(
+                "judge",
+                "an independent classifier that measures what images show",
+                r.evaluation.judge,
+                ("studies",),
+                ("judge",),
+                self._judge,
+            ),
+            Stage(
+                "evaluation",
+                "how well the model reads and draws patients it has never seen",
+                r.evaluation,
+                ("model", "judge", "vqa"),
+                ("evaluation",),
+                self._evaluation,
+            ),
+        ]
+        return result
+
+    def _studies(self) -> None:
+        source = self.recipe.source
+        if source.kind == "phantom":
+            collection = phantom.collect(source.phantom, self.folder)
+        else:
+            assert source.table is not None  # Recipe.faults
+            collection = table.collect(source.table, self.folder)
+        check_splits(collection.studies)
+        dropped = collection.dropped
+        if not collection.studies:
+            raise UserError(f"the source holds no usable study; left out: {dict(dropped)}.")
+        size = self.recipe.image_tokenizer.architecture.image_size
+        kept: list[Study] = []
+        with atomic_path(self.folder / "pixels.npy") as temporary:
+            shape = (len(collection.studies), size, size)
+            pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+            for first in range(0, shape[0], _READ_CHUNK):
+                part = collection.studies[first : first + _READ_CHUNK]
+                images, readable, unreadable = load_all(part, self.folder, size, core_count())
+                pixels[len(kept) : len(kept) + len(readable)] = images
+                kept += readable
+                dropped.update(unreadable)
+            pixels.flush()
+        write_manifest(self.folder / "manifest.parquet", kept)
+        counts = {split: sum(s.split == split for s in kept) for split in ("train", "validate", "test")}
+        write_json(self.folder / "studies.json", {"studies": counts, "left_out": dict(dropped)})
+        print(f"    {counts['train']} training, {counts['validate']} validation and {counts['test']} test images")
+        for reason, count in dropped.most_common(8):
+            print(f"    left out {count}: {reason}")
+
+    def _clinical_features(self) -> None:
+        settings, folder = self.recipe.clinical_features, self.folder / "clinical_features"
+        if settings.weights != "train":
+            published_features(settings.weights).save(folder)
+            return
+        if not self.findings:
+            raise UserError(
+                "no label occurs both present and absent in training, so no clinical network can be trained. Set clinical_features.weights."
+            )
+        studies, images = self.of_split("train")
+        torch.manual_seed(settings.training.seed)
+        features = ClinicalFeatures(self.findings)
+        labels = label_matrix(studies, self.findings)
+        train_classifier(
+            features, images, labels, settings.training, self.device, folder / "checkpoint.pt", "clinical network"
+        )
+        features.save(folder)
+
+    def _image_tokenizer(self) -> None:
+        settings, folder = self.recipe.image_tokenizer, self.folder / "image_tokenizer"
+        if settings.pretrained is not None:
+            ImageTokenizer.from_pretrained(settings.pretrained).save_pretrained(folder)
+            return
+        features = ClinicalFeatures.load(self.folder / "clinical_features")
+        train_image_tokenizer(settings, features, self.of_split("train")[1], folder, self.device)
+
+    def _codes(self) -> None:
+        codes = encode_images(self.image_tokenizer, self.pixels, self.device)
+        ids = [s.image_id for s in self.studies]
+        write_codes(self.folder / "codes" / "codes.parquet", ids, codes, self.image_tokenizer.fingerprint)
+
+    def _vqa(self) -> None:
+        questions = [
+            question
+            for split in ("train", "validate", "test")
+            for question in questions_of([s for s in self.studies if s.split == split], self.recipe.vqa_seed)
+        ]
+        write_questions(self.folder / "vqa.jsonl", questions)
+        print(f"    {len(questions)} questions")
+
+    def _tasks(self, stage: StageSettings, split: Split) -> dict[Task, TaskItems]:
+        """Items of every task for the patients of a split; language instructions keep every tenth for validation."""
+        cohort = select_cohort([s for s in self.studies if s.split == split], stage.cohort)
+        if split == "train":
+            for reason, count in cohort.dropped.items():
+                print(f"    left out of {stage.name}, {count}: {reason}")
+        part = stage.cohort.sections
+        pairs = [ImageReport(s.image_id, self.codes[s.image_id], report_text(s, part)) for s in cohort.studies]
+        pairs = [pair for pair in pairs if pair.report]
+        codes = {s.image_id: self.codes[s.image_id] for s in cohort.studies}
+        turns = load_instructions(self.recipe.tuning.language_instructions or SHIPPED)
+        own = [t for i, t in enumerate(turns) if (i % 10 == 0) == (split != "train")]
+        questions = read_questions(self.folder / "vqa.jsonl")
+        return {
+            "language": LanguageTask(own),
+            "report_to_cxr": ReportToCxrTask(pairs),
+            "cxr_to_report": CxrToReportTask(pairs),
+            "cxr_vqa": CxrVqaTask(questions, codes, self.recipe.tuning.questions_per_image),
+        }
+
+    def _rows(self, table_of_text: torch.Tensor) -> torch.Tensor:
+        """Starts of the image rows [K, d]."""
+        tuning = self.recipe.tuning
+        codebook = self.image_tokenizer.codebook
+        if tuning.row_start == "random":
+            return random_rows(table_of_text, len(codebook), tuning.seed)
+        rows = projected_rows(codebook, table_of_text, tuning.seed)
+        if tuning.row_start == "codebook":
+            return rows
+        studies = [s for s in self.studies if s.split == "train"]
+        codes = np.stack([self.codes[s.image_id] for s in studies])
+        vectors = reader_vectors(rows, codes, label_matrix(studies, self.findings), tuning.reader, tuning.seed)
+        return projected_rows(vectors, table_of_text, tuning.seed)
+
+    def _tunable(self) -> TunableModel:
+        tokenizer = load_text_tokenizer(self.recipe.llm)
+        model = load_language_model(self.recipe.llm, torch.bfloat16)
+        rows = self._rows(table_of(model).detach()[: len(tokenizer)])
+        vocabulary = ImageVocabulary.grow(tokenizer, len(rows))
+        return TunableModel(model, vocabulary, rows, self.recipe.tuning)
+
+    def _tune(self, index: int) -> None:
+        tuning = self.recipe.tuning
+        stage = tuning.stages[index]
+        tunable = self._tunable()
+        if index:
+            load_stage(tunable, self.folder / tuning.stages[index - 1].name)
+        template = build_template(tuning.template, tunable.vocabulary.tokenizer, tuning.system_prompt)
+        train, unseen = self._tasks(stage, "train"), self._tasks(stage, "validate")
+        TuningStage(tunable, template, tuning, stage, train, unseen, self.folder / stage.name, self.device).run()
+
+    def _model(self) -> None:
+        tuning = self.recipe.tuning
+        tunable = self._tunable()
+        load_stage(tunable, self.folder / tuning.stages[-1].name)
+        info = ModelInfo(
+            base=self.recipe.llm,
+            codebook_size=tunable.vocabulary.size,
+            grid=self.image_tokenizer.grid,
+            image_size=self.image_tokenizer.architecture.image_size,
+            image_tokenizer=self.image_tokenizer.fingerprint,
+            template=tuning.template,
+            system_prompt=tuning.system_prompt,
+            findings=self.findings,
+            report=tuning.stages[-1].cohort.sections,
+            version=__version__,
+        )
+        save_model(self.folder / "model", tunable.merge(), tunable.vocabulary, self.folder / "image_tokenizer", info)
+
+    def _judge(self) -> None:
+        studies, images = self.of_split("train")
+        labels = label_matrix(studies, self.findings)
+        Judge.train_on(images, labels, self.findings, self.recipe.evaluation.judge, self.folder / "judge", self.device)
+
+    def _evaluation(self) -> None:
+        model = LlmCxr.from_pretrained(self.folder / "model", self.recipe.device)
+        test, images = self.of_split("test")
+        train = [s for s in self.studies if s.split == "train"]
+        cases = Cases(test, images, self.codes, train, read_questions(self.folder / "vqa.jsonl"), self.findings)
+        judge = Judge.load(self.folder / "judge").to(self.device)
+        results = Evaluation(model, judge, cases, self.recipe.llm, self.recipe.evaluation).run()
+        save_results(self.folder / "evaluation", results)
+        self._page(results)
+
+    def _page(self, results: Results) -> None:
+        train_loss: dict[str, list[tuple[float, float, float]]] = {}
+        unseen_loss: dict[str, list[tuple[float, float, float]]] = {}
+        changes: list[float] = []
+        step = tokens = 0.0
+        for stage in self.recipe.tuning.stages:
+            curve = read_json(self.folder / stage.name / "curves.json")
+            for record in curve:
+                for target, key in ((train_loss, "train"), (unseen_loss, "unseen")):
+                    for task, loss in record[key].items():
+                        target.setdefault(task, []).append((step + record["step"], tokens + record["tokens"], loss))
+            step, tokens = step + curve[-1]["step"], tokens + curve[-1]["tokens"]
+            changes.append(step)
+        minutes = {stage.name: self.record(stage.name).get("seconds", 0) / 60 for stage in self.stages()}
+        counts = read_json(self.folder / "studies.json")["studies"]
+        architecture = self.recipe.image_tokenizer.architecture
+        facts = {
+            "Recipe": self.recipe.name,
+            "Base LLM": self.recipe.llm,
+            "Radiographs": f"{counts['train']} training, {counts['validate']} validation, {counts['test']} test",
+            "Image tokens": f"{architecture.grid} x {architecture.grid} of {architecture.codebook_size} codes, {architecture.image_size} px",
+            "Tuning": f"{self.recipe.tuning.method}, {tokens:,.0f} tokens, {step:,.0f} steps",
+            "Minutes": ", ".join(f"{name} {value:.1f}" for name, value in minutes.items() if value),
+            "Machine": f"{self.device.type}, {core_count()} cores, {platform.machine()}",
+            "Versions": f"llmcxr {__version__}, torch {version('torch')}, transformers {version('transformers')}",
+        }
+        page = PageContent(
+            title=f"llmcxr: {self.recipe.name}",
+            facts=facts,
+            summary=results.summary,
+            reconstructions=results.reconstructions,
+            reports=results.reports,
+            drawings=results.drawings,
+            questions=results.questions,
+            findings=results.findings,
+            train_loss=train_loss,
+            unseen_loss=unseen_loss,
+            stage_changes=changes[:-1],
+            simulated=self.recipe.source.kind == "phantom",
+        )
+        write_page(self.folder / "evaluation" / "report.html", page)
+
+    # --- running and skipping
+
+    def record(self, name: str) -> dict[str, Any]:
+        """What is known of a stage: its fingerprint, whether it is finished, its seconds."""
+        path = self.folder / ".stages" / f"{name}.json"
+        return read_json(path) if path.exists() else {}
+
+    def _fingerprints(self) -> dict[str, str]:
+        result: dict[str, str] = {}
+        for stage in self.stages():
+            settings = json.loads(json.dumps(settings_to_dict(stage.settings), default=str))
+            result[stage.name] = fingerprint(settings, [result[name] for name in stage.after])
+        return result
+
+    def is_done(self, stage: Stage, wanted: str) -> bool:
+        """Whether the stage was finished with the same settings and inputs, and its outputs are still there."""
+        record = self.record(stage.name)
+        same = record.get("fingerprint") == wanted and record.get("finished", False)
+        return bool(same) and all((self.folder / output).exists() for output in stage.outputs)
+
+    def run(self, only: str | None = None) -> None:
+        """Run all stages, or the named one (the stages before it must be done). `UserError` for an unknown name."""
+        stages, wanted = self.stages(), self._fingerprints()
+        names = [stage.name for stage in stages]
+        if only is not None and only not in names:
+            raise UserError(f"no stage is called {only!r}. Stages: {', '.join(names)}.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.folder / "recipe.yaml") as temporary:
+            libraries = {
+                name: version(name)
+                for name in ("torch", "transformers", "peft", "diffusers", "vector-quantize-pytorch", "numpy")
+            }
+            resolved = settings_to_dict(self.recipe)
+            header = f"# llmcxr {__version__}; " + ", ".join(f"{k} {v}" for k, v in libraries.items())
+            temporary.write_text(header + "\n" + yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+        for number, stage in enumerate(stages, 1):
+            if only is not None and stage.name != only:
+                if (
+                    names.index(stage.name) < names.index(only)
+                    and stage.name in _ancestors(stages, only)
+                    and not self.is_done(stage, wanted[stage.name])
+                ):
+                    raise UserError(
+                        f"stage {only} needs {stage.name}, which is not done. Run it first, or `llmcxr run` without a stage."
+                    )
+                continue
+            head = f"[{number}/{len(stages)}] {stage.name}: {stage.about}"
+            if self.is_done(stage, wanted[stage.name]):
+                print(f"{head} (done)", flush=True)
+                continue
+            print(head, flush=True)
+            self._start(stage, wanted[stage.name])
+
+    def _start(self, stage: Stage, wanted: str) -> None:
+        record = self.record(stage.name)
+        if record.get("fingerprint") != wanted:  # what is there, half done or not, belongs to other settings
+            for output in stage.outputs:
+                path = self.folder / output
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            record = {"fingerprint": wanted, "finished": False, "seconds": 0.0}
+        path = self.folder / ".stages" / f"{stage.name}.json"
+        write_json(path, record | {"finished": False})
+        begin = time.monotonic()
+        try:
+            stage.run()
+        finally:
+            record["seconds"] = record.get("seconds", 0.0) + time.monotonic() - begin
+            write_json(path, record | {"finished": False})
+        write_json(path, record | {"finished": True})
+        print(f"    {record['seconds']:.0f} s", flush=True)
+
+
+def _ancestors(stages: list[Stage], name: str) -> set[str]:
+    by_name = {stage.name: stage for stage in stages}
+    result: set[str] = set()
+    todo = list(by_name[name].after)
+    while todo:
+        current = todo.pop()
+        if current not in result:
+            result.add(current)
+            todo += by_name[current].after
+    return result

@@ -1,0 +1,69 @@
+"""A recipe: everything about a run, in one YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmcxr.evaluation.settings import EvaluationSettings
+from llmcxr.foundation.settings import setting
+from llmcxr.image_tokens.clinical_features import ClinicalFeatureSettings
+from llmcxr.image_tokens.training import ImageTokenizerSettings
+from llmcxr.sources.phantom.source import PhantomSettings
+from llmcxr.sources.table import TableSettings
+from llmcxr.tuning.settings import TuningSettings
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """Where radiographs and reports come from."""
+
+    kind: Literal["phantom", "table"] = setting("phantom", "phantom: simulated radiographs; table: your own files")
+    phantom: PhantomSettings = setting(PhantomSettings(), "used where kind is phantom")
+    table: TableSettings | None = setting(None, "used where kind is table")
+
+    def faults(self) -> list[str]:
+        """Impossible combinations."""
+        return ["table: is required where kind is table"] if self.kind == "table" and self.table is None else []
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of a run."""
+
+    name: str = setting("run", "folder of the run inside `runs`")
+    about: str = setting("", "one line for people")
+    runs: Path = setting(Path("runs"), "folder of all runs")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...")
+    llm: str = setting("smollm2-135m-instruct", "base LLM: an asset, a local folder, or a Hugging Face id")
+    source: SourceSettings = setting(SourceSettings(), "data")
+    clinical_features: ClinicalFeatureSettings = setting(
+        ClinicalFeatureSettings(), "network of the clinical feature loss"
+    )
+    image_tokenizer: ImageTokenizerSettings = setting(ImageTokenizerSettings(), "VQ-GAN")
+    vqa_seed: int = setting(0, "which questions are asked about which image")
+    tuning: TuningSettings = setting(TuningSettings(), "instruction tuning")
+    evaluation: EvaluationSettings = setting(EvaluationSettings(), "measurements on unseen patients")
+
+    def faults(self) -> list[str]:
+        """Impossible combinations across components."""
+        faults = []
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            faults.append(f"name: {self.name!r} should be a plain folder name")
+        size = self.image_tokenizer.architecture.image_size
+        if self.source.kind == "phantom" and self.source.phantom.image_size != size:
+            faults.append(
+                f"source.phantom.image_size: {self.source.phantom.image_size} differs from "
+                f"image_tokenizer.architecture.image_size ({size})"
+            )
+        taken = ("studies", "clinical_features", "image_tokenizer", "codes", "vqa", "model", "judge", "evaluation")
+        faults += [
+            f"tuning.stages: {s.name!r} is the name of another stage" for s in self.tuning.stages if s.name in taken
+        ]
+        longest = self.image_tokenizer.architecture.grid**2
+        if longest >= self.tuning.max_tokens:
+            faults.append(
+                f"tuning.max_tokens: {self.tuning.max_tokens} leaves no room for text beside {longest} image tokens"
+            )
+        return faults

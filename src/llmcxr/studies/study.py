@@ -1,0 +1,112 @@
+"""One radiograph with its report and what is known of it: the type that every source produces."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from llmcxr.foundation.artifacts import atomic_path
+from llmcxr.foundation.errors import UserError
+
+Split = Literal["train", "validate", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validate", "test")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A finding that is known to be in the image. Empty strings mean "not stated"."""
+
+    name: str
+    side: str = ""  # "left", "right", "both" (patient's side; patient's right is at the image's left)
+    severity: str = ""  # "mild", "moderate", "severe"
+    place: str = ""  # e.g. "lower lobe", "base"
+    kind: str = ""  # e.g. "pacemaker" for a support device
+
+
+@dataclass(frozen=True)
+class Study:
+    """One image.
+
+    `labels` maps a finding's name to 1 (present), 0 (absent) or -1 (uncertain); a name that is missing is unknown,
+    never negative. `truth` is filled only where the findings are known exactly (the phantom): bit i of the mask
+    image marks where finding i of `truth` lies.
+    """
+
+    image_id: str
+    patient_id: str
+    study_id: str
+    image_path: str  # absolute, or relative to the run folder
+    split: Split
+    view: str = ""  # "PA", "AP", "LATERAL", ...; "" unknown
+    order: int = 0  # 0 is the patient's earliest study
+    findings_text: str = ""
+    impression_text: str = ""
+    labels: dict[str, int] = field(default_factory=dict)
+    truth: tuple[Finding, ...] = ()
+    mask_path: str = ""
+
+
+@dataclass
+class Collection:
+    """What a source found: the studies, and how many rows it left out, by reason."""
+
+    studies: list[Study]
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def write_manifest(path: Path, studies: Sequence[Study]) -> None:
+    """Write `manifest.parquet`, one row an image; labels and truth are JSON text."""
+    rows = []
+    for study in studies:
+        row = {f.name: getattr(study, f.name) for f in fields(Study)}
+        row["labels"] = json.dumps(study.labels)
+        row["truth"] = json.dumps([vars(finding) for finding in study.truth])
+        rows.append(row)
+    frame = pd.DataFrame(rows, columns=[f.name for f in fields(Study)])
+    with atomic_path(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+
+
+def read_manifest(path: Path) -> list[Study]:
+    """Read what `write_manifest` wrote. `UserError` where the file is missing, broken or lacks a column."""
+    try:
+        frame = pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist. Run `llmcxr run` or its `studies` stage first.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a readable parquet file ({error}). Delete it and run the `studies` stage again."
+        ) from error
+    missing = [f.name for f in fields(Study) if f.name not in frame.columns]
+    if missing:
+        raise UserError(
+            f"{path} lacks the columns {missing}. It was written by another version: run the `studies` stage again."
+        )
+    studies = []
+    for row in frame.to_dict("records"):
+        values = {f.name: row[f.name] for f in fields(Study)}
+        values["labels"] = json.loads(values["labels"])
+        values["truth"] = tuple(Finding(**finding) for finding in json.loads(values["truth"]))
+        studies.append(Study(**values))
+    return studies
+
+
+def label_matrix(studies: Sequence[Study], findings: Sequence[str]) -> np.ndarray:
+    """Labels float32 [N, F]: 1 present, 0 absent, NaN unknown or uncertain."""
+    value = {1: 1.0, 0: 0.0}
+    return np.array([[value.get(s.labels.get(f, -1), np.nan) for f in findings] for s in studies], dtype=np.float32).reshape(
+        len(studies), len(findings)
+    )
+
+
+def known_findings(studies: Sequence[Study]) -> tuple[str, ...]:
+    """Findings that occur both present and absent, in the order of their first mention."""
+    names = dict.fromkeys(name for study in studies for name in study.labels)
+    return tuple(n for n in names if {0, 1} <= {s.labels.get(n) for s in studies})

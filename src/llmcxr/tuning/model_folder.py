@@ -1,0 +1,65 @@
+"""The folder that users load: a stock causal LM and text tokenizer, the image tokenizer, and llmcxr.json."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
+from llmcxr.foundation.errors import UserError
+from llmcxr.instructions.templates import TemplateName
+from llmcxr.studies.report_sections import ReportPart
+from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """llmcxr.json: all that using the model needs beyond the stock files."""
+
+    base: str  # the LLM it was tuned from
+    codebook_size: int
+    grid: int  # codes along one side
+    image_size: int
+    image_tokenizer: str  # fingerprint of its weights
+    template: TemplateName
+    system_prompt: str | None
+    findings: tuple[str, ...]  # names that presence questions were asked about
+    report: ReportPart
+    version: str
+    format: int = FORMAT
+
+
+def save_model(
+    folder: Path, model: PreTrainedModel, vocabulary: ImageVocabulary, image_tokenizer: Path, info: ModelInfo
+) -> None:
+    """Write the whole folder at once; the LM is stored in bfloat16."""
+    with atomic_path(folder) as temporary:
+        cast(nn.Module, model).to(torch.bfloat16)
+        model.save_pretrained(temporary)
+        vocabulary.tokenizer.save_pretrained(temporary)
+        shutil.copytree(
+            image_tokenizer, temporary / "image_tokenizer", ignore=shutil.ignore_patterns("curves.json", ".*")
+        )
+        write_json(temporary / "llmcxr.json", asdict(info))
+
+
+def load_info(folder: Path) -> ModelInfo:
+    """Read llmcxr.json. `UserError` where the folder is no llmcxr model or of another format."""
+    path = Path(folder) / "llmcxr.json"
+    if not path.exists():
+        raise UserError(f"{folder} is not a llmcxr model (it has no llmcxr.json). Give a run's model/ folder.")
+    values = read_json(path)
+    if values.get("format") != FORMAT:
+        raise UserError(f"{path} has format {values.get('format')}, this version reads format {FORMAT}.")
+    try:
+        return ModelInfo(**{**values, "findings": tuple(values["findings"])})
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path} is incomplete: {error}.") from error

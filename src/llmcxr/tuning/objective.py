@@ -1,0 +1,73 @@
+"""The objective: -log p(response | instruction, input), on response tokens only (paper, section 2.4.1).
+
+Shapes: B examples, T tokens, d width, V rows of the table, K image rows, N supervised tokens of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llmcxr.tuning.batches import Batch
+from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
+
+ImageSoftmax = Literal["image_rows", "all_rows"]
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """`losses` float32 [N], one a supervised token; `rows` int64 [N], the example each belongs to."""
+
+    losses: Tensor
+    rows: Tensor
+
+
+def project(model: PreTrainedModel, hidden: Tensor, first: int = 0, end: int | None = None) -> Tensor:
+    """Logits of table rows `first` to `end` for hidden states [N, d] -> float32 [N, end - first]."""
+    head = model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    logits = F.linear(
+        hidden, head.weight[first:end].to(hidden.dtype), None if bias is None else bias[first:end].to(hidden.dtype)
+    ).float()
+    config = model.config.get_text_config()
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = cap * torch.tanh(logits / cap)
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    return logits
+
+
+def token_losses(
+    model: PreTrainedModel, batch: Batch, vocabulary: ImageVocabulary, image_softmax: ImageSoftmax
+) -> TokenLosses:
+    """Cross entropy of every supervised token. The head runs only where a token is supervised.
+
+    Inside an image (after its first code) decoding permits image tokens only, so with `image_rows` the softmax there
+    goes over the K image rows alone; the paper's is `all_rows`. The first code competes with all tokens: there the
+    model learns whether to answer with an image.
+    """
+    hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
+    wanted = batch.supervised[:, 1:]
+    rows, places = wanted.nonzero(as_tuple=True)
+    states = hidden[rows, places]  # [N, d]
+    targets = batch.ids[rows, places + 1]
+    losses = states.new_zeros(len(targets), dtype=torch.float32)
+    first, end = vocabulary.first_id, vocabulary.first_id + vocabulary.size
+    inside = torch.zeros_like(targets, dtype=torch.bool)
+    if image_softmax == "image_rows":
+        previous = batch.ids[rows, places]
+        image = (targets >= first) & (targets < end)
+        inside = image & (previous >= first) & (previous < end)
+        if inside.any():
+            logits = project(model, states[inside], first, end)
+            losses = losses.masked_scatter(inside, F.cross_entropy(logits, targets[inside] - first, reduction="none"))
+    outside = ~inside
+    if outside.any():
+        logits = project(model, states[outside])
+        losses = losses.masked_scatter(outside, F.cross_entropy(logits, targets[outside], reduction="none"))
+    return TokenLosses(losses, rows)

@@ -1,0 +1,92 @@
+"""Settings of instruction tuning: what is tuned, on which mixture, in which stages (paper, section 2.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmcxr.foundation.settings import setting
+from llmcxr.instructions.example import TASKS
+from llmcxr.instructions.templates import TemplateName
+from llmcxr.studies.cohort import CohortSettings
+from llmcxr.tuning.objective import ImageSoftmax
+from llmcxr.vocabulary.growing import RowStart
+from llmcxr.vocabulary.reader import ReaderSettings
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """One stage of tuning. The paper has two: everything, noisy; then frontal, earliest, impression only."""
+
+    name: str = setting("stage1", "folder of the stage in the run")
+    examples: int = setting(100_000, "examples drawn from the mixture")
+    cohort: CohortSettings = setting(
+        CohortSettings(), "which studies take part, and which part of the report is the text"
+    )
+    mixture: dict[str, float] = setting(
+        {"language": 0.2, "report_to_cxr": 0.25, "cxr_to_report": 0.25, "cxr_vqa": 0.3},
+        "weights of the tasks (paper: 0.2 language, 0.8 images)",
+    )
+    learning_rate: float = setting(1e-4, "AdamW, linear warm-up, cosine to a tenth; paper: 5e-6 for full tuning of 3 B")
+    rows_learning_rate: float = setting(2e-3, "the same for the new image rows")
+    warmup: float = setting(0.03, "share of the examples over which the rate rises")
+
+    def faults(self) -> list[str]:
+        """Impossible combinations."""
+        faults = [
+            f"mixture.{task}: no such task; tasks are {', '.join(TASKS)}" for task in self.mixture if task not in TASKS
+        ]
+        if not any(weight > 0 for weight in self.mixture.values()) or any(
+            weight < 0 for weight in self.mixture.values()
+        ):
+            faults.append(f"mixture: {self.mixture} needs weights of at least 0, one of them above 0")
+        if self.examples < 1:
+            faults.append(f"examples: {self.examples} should be at least 1")
+        return faults
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """Instruction tuning."""
+
+    method: Literal["lora", "full"] = setting(
+        "lora", "'full' as in the paper, or low-rank adapters on all linear layers"
+    )
+    lora_rank: int = setting(64, "rank of the adapters (their scale alpha equals it)")
+    row_start: RowStart = setting(
+        "codebook", "how image rows begin: random (paper), codebook (projected), reader (of codes)"
+    )
+    reader: ReaderSettings = setting(ReaderSettings(), "used where row_start is reader")
+    template: TemplateName = setting("paper", "'paper' (Instruction, Input, Response) or 'chat' (the model's own)")
+    system_prompt: str | None = setting(None, "of the chat template; null keeps the model's default")
+    image_softmax: ImageSoftmax = setting(
+        "image_rows", "softmax inside an image: image_rows, or all_rows as in the paper"
+    )
+    task_loss_weights: dict[str, float] = setting(
+        {}, "weight of a task's supervised tokens in the loss (1 where not named)"
+    )
+    questions_per_image: int = setting(4, "most questions asked on one reading of an image; the paper asks 1")
+    language_instructions: Path | None = setting(None, "JSONL with instruction, input, response; null: the shipped set")
+    max_tokens: int = setting(1024, "longer examples are left out and counted; an image is never cut")
+    tokens_per_batch: int = setting(2048, "padded tokens computed at once")
+    batches_per_step: int = setting(1, "batches accumulated for one optimiser step")
+    weight_decay: float = setting(0.0, "AdamW")
+    evaluations: int = setting(6, "evaluations on unseen patients in each stage")
+    evaluation_examples: int = setting(16, "examples of each task in them")
+    checkpoint_minutes: float = setting(5.0, "time between checkpoints")
+    stages: list[StageSettings] = setting([StageSettings()], "in order; each begins where the one before ended")
+    seed: int = setting(0, "mixture, wording, batches and start of new weights")
+
+    def faults(self) -> list[str]:
+        """Impossible combinations."""
+        names = [stage.name for stage in self.stages]
+        faults = [] if names and len(set(names)) == len(names) else [f"stages: need different names, have {names}"]
+        faults += [
+            f"task_loss_weights.{t}: no such task; tasks are {', '.join(TASKS)}"
+            for t in self.task_loss_weights
+            if t not in TASKS
+        ]
+        if self.max_tokens > self.tokens_per_batch:
+            faults.append(f"max_tokens: {self.max_tokens} exceeds tokens_per_batch ({self.tokens_per_batch})")
+        return faults

@@ -1,0 +1,90 @@
+"""Image codes as tokens of the text tokenizer (paper, section 2.2), and text that can never become one.
+
+Codes: integers in [0, K). Token ids: `first_id + code`. K image tokens are called <VQ0000>, <VQ0001>, ...
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from transformers import AddedToken, PreTrainedTokenizerBase
+
+from llmcxr.foundation.errors import UserError
+
+
+def token_name(code: int) -> str:
+    """Name of an image token in the text tokenizer."""
+    return f"<VQ{code:04d}>"
+
+
+class ImageVocabulary:
+    """A text tokenizer that also holds K image tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+        """`tokenizer` already holds the image tokens. `UserError` where it does not, or where their ids have gaps."""
+        ids = [tokenizer.convert_tokens_to_ids(token_name(code)) for code in range(size)]
+        if ids[0] is None or ids[0] == tokenizer.unk_token_id or ids != list(range(ids[0], ids[0] + size)):
+            raise UserError(
+                f"the text tokenizer does not hold {size} image tokens with consecutive ids; it belongs to another model."
+            )
+        self.tokenizer = tokenizer
+        self.size = size
+        self.first_id: int = ids[0]
+        self._added = set(tokenizer.added_tokens_decoder)
+
+    @classmethod
+    def grow(cls, tokenizer: PreTrainedTokenizerBase, size: int) -> ImageVocabulary:
+        """Add `size` image tokens to `tokenizer` (in place) and return the vocabulary."""
+        names = [AddedToken(token_name(code), special=True, normalized=False) for code in range(size)]
+        tokenizer.add_tokens(names, special_tokens=True)  # type: ignore[arg-type]
+        return cls(tokenizer, size)
+
+    def encode_control(self, text: str) -> list[int]:
+        """Ids of a template's own text: control tokens in it are recognised. Never pass a user's text here."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of text from users and reports: "<VQ0001>", "### Response:" or "<|im_end|>" in it stay plain text."""
+        if not text:
+            return []
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if self._added.isdisjoint(ids):
+            return ids
+        # Added tokens that are not "special" (Qwen's <think>) and slow tokenizers ignore the switch. A token cannot
+        # arise across two separate calls, so cut the text inside every token's name.
+        names = [re.escape(self.tokenizer.added_tokens_decoder[i].content) for i in self._added]
+        # Cuts after the first letter of every name, also of names that overlap (runs of spaces in GPT-NeoX).
+        cuts = [match.start() + 1 for match in re.finditer(f"(?={'|'.join(names)})", text)]
+        pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        ids = [i for piece in pieces for i in self.tokenizer(piece, add_special_tokens=False)["input_ids"]]
+        if not self._added.isdisjoint(ids):
+            bad = self.tokenizer.convert_ids_to_tokens(sorted(self._added.intersection(ids)))
+            raise UserError(f"the text {text[:80]!r} would become the control tokens {bad}; remove those characters.")
+        return ids
+
+    def encode_codes(self, codes: np.ndarray | Sequence[int]) -> list[int]:
+        """Codes in [0, K) -> token ids. ValueError for a code outside."""
+        codes = np.asarray(codes).astype(np.int64)
+        if codes.size and (codes.min() < 0 or codes.max() >= self.size):
+            raise ValueError(f"codes should be in [0, {self.size}), are {codes.min()} to {codes.max()}")
+        return (codes + self.first_id).tolist()
+
+    def decode_codes(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Token ids of an image -> codes uint16. ValueError where an id is not an image token."""
+        codes = np.asarray(ids, dtype=np.int64) - self.first_id
+        if codes.size and (codes.min() < 0 or codes.max() >= self.size):
+            raise ValueError("not all of these ids are image tokens")
+        return codes.astype(np.uint16)
+
+    def is_image(self, token_id: int) -> bool:
+        """Whether `token_id` is an image token."""
+        return self.first_id <= token_id < self.first_id + self.size
+
+    def decode_text(self, ids: Iterable[int]) -> str:
+        """Text of `ids` without control tokens; image tokens in it are a mistake of the caller (ValueError)."""
+        ids = list(ids)
+        if any(self.is_image(i) for i in ids):
+            raise ValueError("image tokens in a text response")
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()

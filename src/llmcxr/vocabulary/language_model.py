@@ -1,0 +1,56 @@
+"""Any causal LM of the Hugging Face hub, a local folder, or an embedded asset, under one name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from llmcxr.foundation.assets import ASSETS, fetch
+from llmcxr.foundation.errors import UserError
+
+
+def _location(name: str) -> tuple[str, dict[str, str]]:
+    if name in ASSETS:
+        folder = fetch(name)
+        files = [Path(inner).name for inner in ASSETS[name].files if inner.endswith(".gguf")]
+        if not files:
+            raise UserError(f"asset {name!r} is not a language model.")
+        return str(folder), {"gguf_file": files[0]}
+    return name, {}
+
+
+def _problem(name: str, error: Exception) -> UserError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    models = [n for n, asset in ASSETS.items() if any(f.endswith(".gguf") for f in asset.files)]
+    return UserError(
+        f"the language model {name!r} could not be loaded: {lines[0]}\nGive an asset ({', '.join(models)}), the folder of a "
+        "Hugging Face checkpoint, or a hub id (needs a connection, or the hub's cache)."
+    )
+
+
+def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Text tokenizer of `name`: an asset, a folder, or a hub id."""
+    location, extra = _location(name)
+    try:
+        return AutoTokenizer.from_pretrained(location, **extra)
+    except (OSError, ValueError, KeyError) as error:
+        raise _problem(name, error) from error
+
+
+def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Causal LM of `name`, evaluation mode, on the CPU. Never runs code that comes with a checkpoint."""
+    location, extra = _location(name)
+    # Packed GGUF blocks cannot be tuned or saved: unpack them once, and forget where they came from.
+    packed = {"quantization_config": GgufConfig(dequantize=True)} if extra else {}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **extra, **packed)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise _problem(name, error) from error
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if packed and quantizer is not None:
+        quantizer.remove_quantization_config(model)
+    return model.eval()

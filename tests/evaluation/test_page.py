@@ -1,0 +1,182 @@
+"""The results page: one whole file, nothing fetched, nothing unescaped, nothing that crashes for want of a number."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llmcxr.evaluation.page import (
+    DrawingCard,
+    FindingRow,
+    PageContent,
+    QuestionRow,
+    Reconstruction,
+    ReportCard,
+    score_table,
+    write_page,
+)
+
+HOSTILE = "<script>alert('x')</script> & \"quotes\""
+SUMMARY = {
+    "report": {"micro_f1": 0.412, "macro_f1": 0.2, "baseline_micro_f1": 0.264, "n": 200},
+    "vqa": {
+        "accuracy": 0.743,
+        "majority_accuracy": 0.655,
+        "auroc": 0.731,
+        "auroc_low": 0.694,
+        "auroc_high": 0.768,
+        "n": 1240,
+    },
+    "image": {"auroc": 0.662, "auroc_low": None, "auroc_high": float("nan"), "auroc_real": 0.871, "n": 200},
+    "image_tokenizer": {"codebook_use": 0.93, "l1": 0.034, "auroc_original": 0.871, "auroc_reconstruction": 0.822},
+    "language": {"perplexity_ratio": None},
+}
+VOID = {"meta", "img", "br", "hr", "line", "rect", "circle", "path", "polyline"}  # the SVG ones are self-closed
+
+
+class Reader(HTMLParser):
+    """Collects elements and text, and insists that what is opened is closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def read(tmp_path, content):
+    write_page(tmp_path / "report.html", content)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    reader = Reader()
+    reader.feed(source)
+    reader.close()
+    assert reader.open == []
+    return source, reader
+
+
+def full_content(text="Small effusion."):
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (64, 64), dtype=np.uint8)
+    curve = [(step, step * 1000, 3 / step) for step in range(1, 400)]
+    return PageContent(
+        title=text,
+        facts={"recipe": text},
+        summary=SUMMARY,
+        reconstructions=[Reconstruction(image, image / 255.0, text, 0.0123)],
+        reports=[ReportCard(image, text, text, ["right finding"], ["missed finding"], ["invented finding"], text)],
+        drawings=[DrawingCard(text, image, [image, image], text), DrawingCard(text, None, [image])],
+        questions=[QuestionRow(text, text, text, True, image, 0.91), QuestionRow(text, text, text, False)],
+        findings=[FindingRow(text, 0.91, 0.82, float("nan"), None, 12), FindingRow("never measured")],
+        train_loss={text: curve, "empty": []},
+        unseen_loss={text: [(100, 1e5, 0.2), (300, 3e5, float("nan"))]},
+        stage_changes=[250],
+        notes=[text],
+    )
+
+
+def test_page_is_well_formed_and_has_every_section(tmp_path):
+    source, reader = read(tmp_path, full_content())
+    anchors = {a["href"][1:] for a in reader.all("a")}
+    assert anchors == {s["id"] for s in reader.all("section")}
+    assert len(anchors) == 9
+    assert "For research only" in reader.text
+    assert "Simulated radiographs" in reader.text
+    assert "Images marked as drawn are synthetic" in reader.text
+    assert source.count("What this shows.") == 9
+    for shown in ("0.412", "0.264", "0.694 to 0.768", "L1 0.012", "p(yes) 0.91", "stage 2", "unseen patients 0.200"):
+        assert shown in reader.text, shown
+    for symbol, kind in (("✓", "right"), ("−", "missed"), ("+", "invented")):
+        assert f"{symbol} {kind} finding {kind}" in reader.text
+
+
+def test_nothing_is_fetched_and_nothing_runs(tmp_path):
+    source, reader = read(tmp_path, full_content())
+    for tag, attributes in reader.elements:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base"}
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "srcset", "xlink:href", "action", "data"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/"))
+    assert not re.search(r"https?://|url\(|@import", source)
+
+
+def test_text_is_escaped(tmp_path):
+    source, reader = read(tmp_path, full_content(HOSTILE))
+    assert "<script" not in source
+    assert reader.text.count(HOSTILE) > 12
+
+
+def test_images_are_inside(tmp_path):
+    _, reader = read(tmp_path, full_content())
+    images = reader.all("img")
+    assert len(images) == 2 + 1 + 4 + 1
+    original = full_content().reports[0].image
+    for attributes in images:
+        data = base64.b64decode(attributes["src"].removeprefix("data:image/webp;base64,"))
+        pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"), float)
+        assert pixels.shape == (64, 64)
+        assert np.corrcoef(pixels.ravel(), original.ravel())[0, 1] > 0.9
+        assert attributes["alt"]
+
+
+def test_an_empty_run_says_so(tmp_path):
+    _, reader = read(tmp_path, PageContent("Nothing yet", simulated=False))
+    assert reader.text.count("Not measured in this run.") == 7
+    assert "Simulated radiographs" not in reader.text
+    assert reader.text.count("not measured") >= 9
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        {},
+        {"report": None},
+        {"vqa": {"accuracy": "0.5"}},
+        {"image": {"auroc": float("inf")}},
+        {"report": {"micro_f1": True}},
+    ],
+)
+def test_odd_summaries_do_not_crash(tmp_path, summary):
+    _, reader = read(tmp_path, PageContent("odd", summary=summary))
+    assert reader.text.count("not measured") >= 9
+    assert score_table(summary).count("not measured") == score_table({}).count("not measured")
+
+
+def test_score_table():
+    lines = score_table(SUMMARY).splitlines()
+    assert lines[0].split() == ["score", "model", "baseline", "ceiling", "n"]
+    rows = {line.split("  ")[0]: line.split("  ", 1)[1].split() for line in lines[2:]}
+    assert rows["Report findings, micro-F1"] == ["0.412", "0.264", "1.000", "200"]
+    assert rows["Questions, accuracy"] == ["0.743", "0.655", "1.000", "1240"]
+    assert rows["Questions, AUROC of p(yes)"] == ["0.731", "(0.694", "to", "0.768)", "0.500", "1.000"]
+    assert rows["Drawn images, AUROC"] == ["0.662", "0.500", "0.871", "200"]
+    assert rows["Language, perplexity ratio"] == ["not", "measured", "-", "1.000"]
+
+
+def test_curves_are_drawn_to_scale(tmp_path):
+    content = PageContent("curves", unseen_loss={"report": [(0, 0, 2.0), (50, 5, 1.5), (100, 10, 1.0)]})
+    source, _ = read(tmp_path, content)
+    points = re.search(r'<polyline class="unseen" points="([^"]+)"', source).group(1)
+    (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, p.split(","))) for p in points.split()]
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
+    assert y1 - y0 > 0  # the loss falls, and y grows downward
+    assert y1 - y0 == pytest.approx(y2 - y1, abs=2.0)

@@ -1,0 +1,81 @@
+"""Checkpoints: equal after a round trip; a broken or hostile file names itself; the last good one survives."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from llmcxr.foundation.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from llmcxr.foundation.errors import UserError
+
+
+class Hostile:
+    """Unpickled by a careless reader, this makes a folder."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def test_round_trip(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = {"optimizer": optimizer.state_dict(), "step": 3, "curve": [{"a": 0.5}], "rng": torch.get_rng_state()}
+    save_checkpoint(tmp_path / "c.pt", state)
+    again = load_checkpoint(tmp_path / "c.pt")
+    assert again["step"] == 3 and again["curve"] == [{"a": 0.5}]
+    torch.testing.assert_close(again["optimizer"]["state"], state["optimizer"]["state"], rtol=0, atol=0)
+    assert torch.equal(again["rng"], state["rng"])
+
+
+def test_none_where_there_is_none(tmp_path):
+    assert load_checkpoint(tmp_path / "c.pt") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", None])
+def test_a_broken_file_names_itself(tmp_path, content):
+    path = tmp_path / "c.pt"
+    if content is None:  # a file that was cut off
+        save_checkpoint(path, {"x": torch.zeros(1000)})
+        content = path.read_bytes()[:2000]
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"c\.pt cannot be read.*Delete it"):
+        load_checkpoint(path)
+
+
+def test_a_hostile_file_is_not_run(tmp_path):
+    torch.save({"x": Hostile(str(tmp_path / "owned"))}, tmp_path / "c.pt")
+    with pytest.raises(UserError, match=r"c\.pt"):
+        load_checkpoint(tmp_path / "c.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_full_disk_keeps_the_last_good_one(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "c.pt", {"step": 1})
+
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at inline_container.cc] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="cannot write"):
+        save_checkpoint(tmp_path / "c.pt", {"step": 2})
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "c.pt") == {"step": 1}
+
+
+def test_weights_missing_cut_off_or_whole(tmp_path):
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(UserError, match=r"w\.safetensors"):
+        load_weights(path)
+    save_file({"a": torch.arange(100.0)}, path)
+    assert torch.equal(load_weights(path)["a"], torch.arange(100.0))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"w\.safetensors"):
+        load_weights(path)

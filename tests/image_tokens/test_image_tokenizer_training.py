@@ -1,0 +1,116 @@
+"""Training lowers the error, starts the adversary when told, and resumes to the very same weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from llmcxr.foundation.errors import UserError
+from llmcxr.image_tokens import training
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures
+from llmcxr.image_tokens.networks import ArchitectureSettings
+from llmcxr.image_tokens.tokenizer import ImageTokenizer
+from llmcxr.image_tokens.training import ImageTokenizerSettings, reconstruct, train_image_tokenizer
+
+CPU = torch.device("cpu")
+SETTINGS = ImageTokenizerSettings(
+    architecture=ArchitectureSettings(32, 8, [32, 64], blocks=1, codebook_size=16, code_dim=8),
+    steps=30,
+    batch_size=8,
+    learning_rate=2e-3,
+    adversarial_start=0.6,
+)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """64 discs of random place, size and brightness on a dark ground."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32]
+    result = np.full((64, 32, 32), 20, dtype=np.uint8)
+    for image in result:
+        cy, cx, r = rng.uniform(8, 24), rng.uniform(8, 24), rng.uniform(4, 9)
+        image[(y - cy) ** 2 + (x - cx) ** 2 < r**2] = rng.integers(120, 250)
+    return result
+
+
+def features():
+    torch.manual_seed(0)
+    return ClinicalFeatures(("a", "b")).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return train_image_tokenizer(SETTINGS, features(), images, folder, CPU), folder
+
+
+def test_the_error_falls(trained, images):
+    curve = json.loads((trained[1] / "curves.json").read_text())
+    assert [c["step"] for c in curve] == [0, 10, 20]
+    assert curve[-1]["l1"] < 0.6 * curve[0]["l1"]
+    assert "critic" not in curve[1] and np.isfinite(curve[2]["critic"])  # the adversary starts at step 18 of 30
+    x = torch.from_numpy(images.astype(np.float32) / 127.5 - 1)[:, None]
+    torch.manual_seed(SETTINGS.seed)
+    untrained = ImageTokenizer(SETTINGS.architecture).train()
+    untrained(x)  # starts the codebook
+    errors = [(reconstruct(t.eval(), x) - x).abs().mean().item() for t in (trained[0], untrained)]
+    assert errors[0] < 0.6 * errors[1]
+
+
+def test_what_is_saved_is_what_was_trained(trained):
+    again = ImageTokenizer.from_pretrained(trained[1])
+    assert again.fingerprint == trained[0].fingerprint
+    torch.testing.assert_close(again.state_dict(), trained[0].state_dict(), rtol=0, atol=0)
+    assert sorted(p.name for p in trained[1].iterdir()) == ["config.json", "curves.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("kill", [13, 25])  # before and after the adversary starts
+def test_killed_and_resumed_equals_uninterrupted(trained, images, tmp_path, monkeypatch, kill):
+    real = training._Trainer.step
+
+    def dies(self, step):
+        if step == kill:
+            raise KeyboardInterrupt
+        return real(self, step)
+
+    monkeypatch.setattr(training._Trainer, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train_image_tokenizer(SETTINGS, features(), images, tmp_path, CPU, save_every=10)
+    monkeypatch.setattr(training._Trainer, "step", real)
+    torch.manual_seed(12345)  # another process would have another state here
+    torch.rand(77)
+    steps = []
+    monkeypatch.setattr(training._Trainer, "step", lambda self, step: steps.append(step) or real(self, step))
+    again = train_image_tokenizer(SETTINGS, features(), images, tmp_path, CPU, save_every=10)
+    assert steps[0] == kill // 10 * 10
+    torch.testing.assert_close(again.state_dict(), trained[0].state_dict(), rtol=1e-4, atol=1e-5)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_the_clinical_weight_matters(images, tmp_path):
+    short = dataclasses.replace(SETTINGS, steps=3, adversarial_weight=0.0)
+    one = train_image_tokenizer(short, features(), images, tmp_path / "1", CPU)
+    none = train_image_tokenizer(
+        dataclasses.replace(short, clinical_weight=0.0), features(), images, tmp_path / "0", CPU
+    )
+    assert not torch.equal(one.decoder.last_weight, none.decoder.last_weight)
+
+
+def test_frozen_features_stay_frozen(images, tmp_path):
+    network = features()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    train_image_tokenizer(dataclasses.replace(SETTINGS, steps=2), network, images, tmp_path, CPU)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_wrong_size_and_divergence_are_said(images, tmp_path):
+    with pytest.raises(UserError, match=r"image_size is 32, but the images are \(16, 16\)"):
+        train_image_tokenizer(SETTINGS, features(), images[:, :16, :16], tmp_path, CPU)
+    broken = dataclasses.replace(SETTINGS, l1_weight=float("nan"))
+    with pytest.raises(UserError, match="the loss is nan at step 0"):
+        train_image_tokenizer(broken, features(), images, tmp_path, CPU)

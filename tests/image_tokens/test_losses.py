@@ -1,0 +1,138 @@
+"""The terms of the objective, against values worked out by hand."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from llmcxr.foundation.errors import UserError
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures
+from llmcxr.image_tokens.losses import ClinicalFeatureLoss, adaptive_weight, build_lpips, hinge_discriminator_loss
+
+
+class TwoFeatures(nn.Module):
+    """Pooled features: `scale` times the mean of the upper and of the lower half of the image."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def feature_maps(self, x):
+        halves = torch.stack([x[:, 0, :2].mean((1, 2)), x[:, 0, 2:].mean((1, 2))], dim=1) * self.scale
+        return [x, x, x, x], halves
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_clinical_loss_by_hand_whatever_the_scale(scale):
+    sample = torch.zeros(3, 1, 4, 4)
+    sample[1], sample[2] = 1, 2  # variance of 0, 1, 2 is 1 in both features
+    loss = ClinicalFeatureLoss(TwoFeatures(scale), sample)
+    x = torch.zeros(1, 1, 4, 4)
+    y = x.clone()
+    y[:, :, :2] = 3.0  # the first feature differs by 3, the second by 0: mean square 4.5
+    assert loss(x, y)[0].item() == pytest.approx(4.5)
+    assert loss(x, x)[0].item() == 0 and loss(y, y)[1].item() == 0
+
+
+def test_perceptual_term_by_hand():
+    class Fixed(nn.Module):
+        def feature_maps(self, x):
+            direction = torch.tensor([3.0, 4.0]) if x.mean() > 0 else torch.tensor([4.0, 3.0])
+            maps = direction.reshape(1, 2, 1, 1).expand(len(x), 2, 2, 2)
+            return [maps, maps, maps, maps * 100], torch.stack([x.mean((1, 2, 3))] * 2, 1)
+
+    loss = ClinicalFeatureLoss(Fixed(), torch.rand(4, 1, 4, 4))
+    x, y = torch.ones(1, 1, 4, 4), -torch.ones(1, 1, 4, 4)
+    # unit vectors (.6, .8) and (.8, .6) differ by .04 + .04 at every place, in each of the first three maps
+    assert loss(x, y)[1].item() == pytest.approx(3 * 0.08, rel=1e-5)
+
+
+def test_the_real_network_sees_no_change_and_a_change():
+    torch.manual_seed(0)
+    features = ClinicalFeatures(("a", "b")).eval().requires_grad_(False)
+    x = torch.rand(6, 1, 64, 64) * 2 - 1
+    loss = ClinicalFeatureLoss(features, x)
+    clinical, perceptual = loss(x, x.clone())
+    assert clinical.item() == 0 and perceptual.item() == pytest.approx(0, abs=1e-6)
+    y = (x + 0.3 * torch.randn_like(x)).requires_grad_()
+    clinical, perceptual = loss(x, y)
+    assert clinical.item() > 0 and perceptual.item() > 0
+    (clinical + perceptual).backward()
+    assert y.grad.abs().sum() > 0
+    other = loss(x, x.roll(1, 0))[0].item()
+    assert 0.5 < other < 6, "about 2 for unrelated images"
+
+
+def test_feature_maps_are_those_of_torchxrayvision():
+    torch.manual_seed(1)
+    features = ClinicalFeatures(("a",)).eval()
+    x = torch.rand(2, 1, 64, 64) * 2 - 1
+    with torch.no_grad():
+        maps, pooled = features.feature_maps(x)
+        assert len(maps) == 4 and pooled.shape == (2, 1024)
+        torch.testing.assert_close(pooled, features.network.features2(x * 1024))
+        torch.testing.assert_close(features(x), features.network.classifier(pooled))
+
+
+def test_hinge_loss_by_hand():
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0, 1.0])
+    # real: 0, .5, 2; fake: 0, 1, 2
+    assert hinge_discriminator_loss(real, fake).item() == pytest.approx(0.5 * (2.5 / 3 + 3 / 3))
+
+
+def test_adaptive_weight_by_hand():
+    w = torch.tensor([1.0, 2.0], requires_grad=True)
+    reconstruction, generator = (3 * w[0] + 4 * w[1]), -0.5 * w.sum()
+    expected = 5 / (0.5 * 2**0.5)  # ratio of the gradients' norms
+    assert adaptive_weight(reconstruction, generator, w).item() == pytest.approx(expected, rel=1e-4)
+    assert adaptive_weight(reconstruction, 0 * w.sum(), w).item() == 1e4
+    assert not adaptive_weight(reconstruction, generator, w).requires_grad
+
+
+def test_lpips_without_weights_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="image_tokenizer.perceptual to the path of torchvision's vgg16 file"):
+        build_lpips("download")
+
+
+def test_lpips_from_a_file(tmp_path):
+    torch.manual_seed(0)
+    vgg = torchvision.models.vgg16(weights=None)
+    torch.save({k: v for k, v in vgg.state_dict().items() if k.startswith("features.")}, tmp_path / "vgg.pth")
+    model = build_lpips(str(tmp_path / "vgg.pth"))
+    convolutions = [m for m in model.net.modules() if isinstance(m, nn.Conv2d)]
+    theirs = [m for m in vgg.features if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == len(theirs) == 13
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(convolutions, theirs, strict=True))
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    assert model(x, x).item() == 0 and model(x, -x).item() > 0
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+class Hostile:
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def test_lpips_from_a_wrong_file(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"features.0.weight": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="could not be read"):
+        build_lpips(str(path))
+    torch.save(Hostile(str(tmp_path / "owned")), path)
+    with pytest.raises(UserError, match="could not be read"):
+        build_lpips(str(path))
+    assert not (tmp_path / "owned").exists()
+    with pytest.raises(UserError, match="could not be read"):
+        build_lpips(str(tmp_path / "missing.pth"))

@@ -1,0 +1,132 @@
+"""The mixture: the same in any process, near its weights, every item once an epoch, worded afresh."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from llmcxr.foundation.errors import UserError
+from llmcxr.instructions import cxr_to_report, report_to_cxr
+from llmcxr.instructions.cxr_to_report import CxrToReportTask, ImageReport
+from llmcxr.instructions.cxr_vqa import CxrVqaTask
+from llmcxr.instructions.example import Turn
+from llmcxr.instructions.language import LanguageTask, load_instructions
+from llmcxr.instructions.mixture import Mixture
+from llmcxr.instructions.report_to_cxr import ReportToCxrTask
+from llmcxr.instructions.vqa import QuestionAnswer
+
+CODES = {f"i{k}": np.full(4, k, np.uint16) for k in range(30)}
+PAIRS = [ImageReport(name, codes, f"report {name}") for name, codes in CODES.items()]
+QUESTIONS = [QuestionAnswer(name, f"q{q} of {name}", f"a{q}", "presence") for name in CODES for q in range(5)]
+TASKS = {
+    "language": LanguageTask([Turn(f"say {k}", "", str(k)) for k in range(7)]),
+    "report_to_cxr": ReportToCxrTask(PAIRS),
+    "cxr_to_report": CxrToReportTask(PAIRS),
+    "cxr_vqa": CxrVqaTask(QUESTIONS, CODES, per_image=3),
+}
+WEIGHTS = {"language": 0.2, "report_to_cxr": 0.5, "cxr_to_report": 1.0, "cxr_vqa": 0.3}
+
+
+def same(a, b) -> bool:
+    def plain(e):
+        return [(t.instruction, np.asarray(t.input).tolist(), np.asarray(t.response).tolist()) for t in e.turns]
+
+    return (a.task, a.image_id, plain(a)) == (b.task, b.image_id, plain(b))
+
+
+def test_deterministic_in_any_order():
+    one, two = (Mixture(TASKS, WEIGHTS, 200, seed=4) for _ in range(2))
+    backwards = {i: two[i] for i in reversed(range(200))}
+    assert all(same(one[i], backwards[i]) for i in range(200))
+    other = Mixture(TASKS, WEIGHTS, 200, seed=5)
+    assert not all(same(one[i], other[i]) for i in range(200))
+
+
+def test_counts_follow_the_weights():
+    mixture = Mixture(TASKS, WEIGHTS, 10_000, seed=0)
+    counts = mixture.counts()
+    assert sum(counts.values()) == len(mixture) == 10_000
+    assert counts == Counter(mixture.task(i) for i in range(10_000))
+    for task, weight in WEIGHTS.items():
+        share = weight / 2
+        assert abs(counts[task] - 10_000 * share) < 4 * math.sqrt(10_000 * share * (1 - share))
+
+
+def test_every_item_once_an_epoch_in_another_order_and_wording():
+    mixture = Mixture(TASKS, {"cxr_to_report": 1.0}, 90, seed=0)
+    epochs = [[mixture[i] for i in range(first, first + 30)] for first in (0, 30, 60)]
+    orders = [[e.image_id for e in epoch] for epoch in epochs]
+    assert all(sorted(order) == sorted(CODES) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    wordings = [{e.image_id: e.turns[0].instruction for e in epoch} for epoch in epochs]
+    assert sum(len({w[name] for w in wordings}) > 1 for name in CODES) > 20
+    assert len({w for words in wordings for w in words.values()}) == 10  # all phrasings come
+
+
+def test_examples_of_each_task():
+    rng = np.random.default_rng(0)
+    e = TASKS["cxr_to_report"].example(3, rng)
+    assert e.image_id == "i3" and np.array_equal(e.turns[0].input, CODES["i3"]) and e.turns[0].response == "report i3"
+    assert e.turns[0].instruction in cxr_to_report.PHRASINGS
+    e = TASKS["report_to_cxr"].example(3, rng)
+    assert e.turns[0].input == "report i3" and np.array_equal(e.turns[0].response, CODES["i3"])
+    assert e.turns[0].instruction in report_to_cxr.PHRASINGS
+    assert TASKS["language"].example(2, rng).turns == (Turn("say 2", "", "2"),)
+
+
+def test_ten_different_phrasings_each():
+    for phrasings in (cxr_to_report.PHRASINGS, report_to_cxr.PHRASINGS):
+        assert len(set(phrasings)) == 10
+    assert not set(cxr_to_report.PHRASINGS) & set(report_to_cxr.PHRASINGS)
+
+
+def test_questions_of_an_image_share_one_reading():
+    asked = Counter()
+    for seed in range(60):
+        e = TASKS["cxr_vqa"].example(2, np.random.default_rng(seed))
+        assert len(e.turns) == 3 and e.image_id == "i2"
+        assert np.array_equal(e.turns[0].input, CODES["i2"]) and [t.input for t in e.turns[1:]] == ["", ""]
+        for turn in e.turns:
+            assert turn.instruction.endswith("of i2") and turn.response == "a" + turn.instruction[1]
+        asked.update(t.instruction for t in e.turns)
+        assert len({t.instruction for t in e.turns}) == 3
+    assert len(asked) == 5 and min(asked.values()) > 20
+
+
+def test_questions_without_an_image_are_left_out():
+    task = CxrVqaTask([*QUESTIONS, QuestionAnswer("lost", "q", "a", "presence")], CODES, 9)
+    assert len(task) == 30 and len(task.example(0, np.random.default_rng(0)).turns) == 5
+
+
+def test_no_weight_and_no_data():
+    with pytest.raises(UserError, match="every weight is 0"):
+        Mixture(TASKS, {"language": 0.0}, 5, 0)
+    with pytest.raises(UserError, match=r"\['cxr_vqa'\] have a weight but no data"):
+        Mixture(TASKS | {"cxr_vqa": CxrVqaTask([], CODES, 2)}, WEIGHTS, 5, 0)
+
+
+def test_language_files_name_the_broken_line(tmp_path):
+    path = tmp_path / "l.jsonl"
+    path.write_text('{"instruction": "a", "context": "c", "output": "b"}\n\n{"instruction": "a", "response": "b"}\n')
+    assert load_instructions(path) == [Turn("a", "c", "b"), Turn("a", "", "b")]
+    good = '{"instruction": "a", "response": "b"}\n'
+    for bad in ("{", '{"instruction": "a"}', "[1]", '{"instruction": 1, "response": "b"}', '{"instruction": "a", "input": 3, "response": "b"}'):
+        path.write_text(good + good + bad + "\n")
+        with pytest.raises(UserError, match=r"l\.jsonl, line 3"):
+            load_instructions(path)
+    path.write_text("\n")
+    with pytest.raises(UserError, match="holds no instructions"):
+        load_instructions(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_instructions(tmp_path / "missing.jsonl")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_instructions(path)
+
+
+def test_unicode_line_separators_inside_a_line(tmp_path):
+    (tmp_path / "l.jsonl").write_text('{"instruction": "a\u2028b", "response": "c\x85d"}\n', encoding="utf-8")
+    assert load_instructions(tmp_path / "l.jsonl") == [Turn("a\u2028b", "", "c\x85d")]

@@ -1,0 +1,137 @@
+"""Questions from truth and labels: right, written as expected, and balanced so that wording gives nothing away."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from llmcxr.foundation.errors import UserError
+from llmcxr.instructions.vqa import (
+    QuestionAnswer,
+    finding_list,
+    presence_question,
+    questions_of,
+    read_questions,
+    write_questions,
+)
+from llmcxr.studies.study import Finding, Study
+
+SHARES = {"cardiomegaly": 0.3, "nodule": 0.1, "opacity": 0.7}
+
+
+def study(k: int, truth=(), labels=None, exact=True) -> Study:
+    return Study(
+        f"i{k}", f"p{k}", f"s{k}", f"{k}.png", "train", labels=labels or {}, truth=tuple(truth), mask_path="m" if exact else ""
+    )
+
+
+def population(count: int, exact: bool) -> list[Study]:
+    rng = np.random.default_rng(0)
+    studies = []
+    for k in range(count):
+        labels = {name: int(rng.random() < share) for name, share in SHARES.items()}
+        truth = [Finding(name) for name, value in labels.items() if value] if exact else []
+        studies.append(study(k, truth, labels, exact))
+    return studies
+
+
+def test_questions_about_one_study_by_hand():
+    truth = (
+        Finding("pleural effusion", "right", "moderate"),
+        Finding("support device", kind="pacemaker", side="left"),
+        Finding("atelectasis", "left"),
+        Finding("atelectasis", "right"),
+    )
+    labels = {"pleural effusion": 1, "support device": 1, "atelectasis": 1, "nodule": 0}
+    found = {(q.question, q.answer, q.kind, q.finding) for q in questions_of([study(0, truth, labels)], seed=0)}
+    assert found == {
+        (
+            "Which abnormal findings does this chest radiograph show?",
+            "Right pleural effusion; left support device; left atelectasis; right atelectasis.",
+            "list",
+            "",
+        ),
+        ("Is this chest radiograph normal?", "No.", "normal", ""),
+        ("How many different abnormal findings are there?", "Three.", "count", ""),
+        ("Is there a pleural effusion?", "Yes.", "presence", "pleural effusion"),
+        ("On which side is the pleural effusion?", "Right.", "side", "pleural effusion"),
+        ("How severe is the pleural effusion: mild, moderate or severe?", "Moderate.", "severity", "pleural effusion"),
+        ("Is there a support device?", "Yes.", "presence", "support device"),
+        ("On which side is the support device?", "Left.", "side", "support device"),
+        ("What kind of support device is it?", "Pacemaker.", "type", "support device"),
+        ("Is there atelectasis?", "Yes.", "presence", "atelectasis"),
+        ("On which side is the atelectasis?", "Both sides.", "side", "atelectasis"),
+    }  # the nodule is never present here, so it is never asked about
+
+
+def test_a_normal_study():
+    found = {q.question: q.answer for q in questions_of([study(0, (), {"nodule": 0})], seed=0)}
+    assert found == {
+        "Which abnormal findings does this chest radiograph show?": "No abnormal finding.",
+        "Is this chest radiograph normal?": "Yes.",
+        "How many different abnormal findings are there?": "None.",
+    }
+
+
+def test_wording_of_lists_and_articles():
+    assert finding_list([Finding("opacity", "both"), Finding("opacity", "both")]) == "Bilateral opacity."
+    assert presence_question("opacity") == "Is there an opacity?"
+    assert presence_question("mass") == "Is there a mass?"
+    assert presence_question("nodule") == "Is there a nodule?"
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_yes_and_no_are_balanced_for_each_question(exact):
+    studies = population(4000, exact)
+    answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for q in questions_of(studies, seed=1):
+        if q.kind == "presence":
+            answers[q.finding][q.answer] += 1
+    assert set(answers) == set(SHARES)
+    for name, count in answers.items():
+        yes, no = count["Yes."], count["No."]
+        assert abs(yes - no) < 5 * (yes + no) ** 0.5, (name, count)
+        assert yes + no > 600
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_answers_agree_with_the_labels(exact):
+    studies = {s.image_id: s for s in population(300, exact)}
+    for q in questions_of(list(studies.values()), seed=1):
+        labels = studies[q.image_id].labels
+        if q.kind == "presence":
+            assert q.answer == ("Yes." if labels[q.finding] == 1 else "No.")
+        elif q.kind == "normal":
+            assert q.answer == ("No." if any(labels.values()) else "Yes.")
+
+
+def test_unknown_and_uncertain_labels_are_never_asked_about():
+    studies = [study(k, (), {"nodule": k % 2, "mass": -1}, exact=False) for k in range(50)]
+    studies += [study(50 + k, (), {"opacity": k % 2}, exact=False) for k in range(50)]
+    questions = questions_of(studies, seed=0)
+    labels = {s.image_id: s.labels for s in studies}
+    assert {q.finding for q in questions} == {"nodule", "opacity"}
+    assert all(labels[q.image_id].get(q.finding) in (0, 1) for q in questions)
+    assert all(q.origin == "labels" for q in questions)
+
+
+def test_the_seed_and_the_image_decide_which_are_asked():
+    studies = population(200, True)
+    assert questions_of(studies, 1) == questions_of(studies, 1)
+    assert questions_of(studies, 1) != questions_of(studies, 2)
+
+
+def test_round_trip_and_broken_lines(tmp_path):
+    questions = questions_of(population(20, True), 0)
+    path = tmp_path / "vqa.jsonl"
+    write_questions(path, questions)
+    assert read_questions(path) == questions
+    path.write_text('{"image_id": "a", "question": "q", "answer": "a", "kind": "list"}\n{"image": 1}\n')
+    with pytest.raises(UserError, match=r"vqa\.jsonl, line 2"):
+        read_questions(path)
+    path.write_text('{"image_id": "a", "question": "q", "answer": "a", "kind": "list"}\n')
+    assert read_questions(path) == [QuestionAnswer("a", "q", "a", "list")]
+    with pytest.raises(UserError, match="Run the `vqa` stage first"):
+        read_questions(tmp_path / "none.jsonl")

@@ -1,0 +1,150 @@
+"""Sentences with hand-written labels, in the styles of radiologists and of a model that has lost its grammar."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmcxr.studies.labeller import SIDED_FINDINGS, find_sides, label_report
+from llmcxr.studies.labels import PHANTOM_FINDINGS
+
+CASES: list[tuple[str, dict[str, int]]] = [
+    # affirmed, one or more phrases a finding
+    ("Mild cardiomegaly.", {"cardiomegaly": 1}),
+    ("The heart is mildly enlarged.", {"cardiomegaly": 1}),
+    ("Enlarged cardiac silhouette with tortuous aorta.", {"cardiomegaly": 1, "tortuous aorta": 1}),
+    ("The thoracic aorta is ectatic and unfolded.", {"tortuous aorta": 1}),
+    ("Calcified hilar lymph nodes and a calcified granuloma.", {"granuloma": 1}),
+    ("Sequela of prior granulomatous disease.", {"granuloma": 1}),
+    ("Patchy airspace disease in the right base.", {"opacity": 1}),
+    ("Low lung volumes with bibasilar subsegmental atelectasis.", {"hypoinflation": 1, "atelectasis": 1}),
+    ("Lungs are hypoinflated with bronchovascular crowding.", {"hypoinflation": 1, "interstitial markings": 1}),
+    ("Hyperexpanded lungs with flattened diaphragms, suggesting COPD.", {"hyperinflation": 1}),
+    ("Blunting of the left costophrenic angle.", {"pleural effusion": 1}),
+    ("Tiny left apical pneumothorax.", {"pneumothorax": 1}),
+    ("Eventration of the right hemidiaphragm.", {"elevated diaphragm": 1}),
+    ("The right hemidiaphragm is mildly elevated.", {"elevated diaphragm": 1}),
+    ("Pulmonary vascular congestion.", {"pulmonary edema": 1}),
+    ("Prominent interstitial markings.", {"interstitial markings": 1}),
+    ("A 3 cm mass in the left upper lobe.", {"mass": 1}),
+    (
+        "A 6 mm nodule in the right lung. Hiatal hernia. Dextroscoliosis.",
+        {"nodule": 1, "hiatal hernia": 1, "scoliosis": 1},
+    ),
+    ("Left-sided pacemaker with leads in place.", {"support device": 1}),
+    ("Right PICC tip in the SVC.", {"support device": 1}),
+    # not the finding, though a word of it is there
+    ("Pericardial effusion. Subcutaneous emphysema. Soft tissue mass.", {}),
+    ("Degenerative changes of the spine. Old rib fractures.", {}),
+    # denied
+    ("No pleural effusion or pneumothorax.", {"pleural effusion": 0, "pneumothorax": 0}),
+    (
+        "No focal consolidation, pleural effusion, mass, or pneumothorax.",
+        {"opacity": 0, "pleural effusion": 0, "mass": 0, "pneumothorax": 0},
+    ),
+    ("Without effusion, edema.", {"pleural effusion": 0, "pulmonary edema": 0}),
+    ("The lungs are clear of focal airspace disease.", {"opacity": 0}),
+    ("Lungs are free of infiltrate, negative for pneumothorax.", {"opacity": 0, "pneumothorax": 0}),
+    ("The pneumothorax has resolved. Interval resolution of the edema.", {"pneumothorax": 0, "pulmonary edema": 0}),
+    ("Pneumothorax is not seen.", {"pneumothorax": 0}),
+    ("Neither effusion nor pneumothorax is identified.", {"pleural effusion": 0, "pneumothorax": 0}),
+    ("Endotracheal tube and lines have been removed.", {"support device": 0}),
+    # normal statements
+    ("Heart size is normal.", {"cardiomegaly": 0}),
+    ("The cardiomediastinal silhouette is within normal limits.", {"cardiomegaly": 0}),
+    ("Heart is not enlarged.", {"cardiomegaly": 0}),
+    ("The heart is not significantly enlarged.", {"cardiomegaly": 0}),
+    ("The lungs are clear.", {"opacity": 0, "atelectasis": 0, "pulmonary edema": 0, "mass": 0, "nodule": 0}),
+    ("The lungs are not clear.", {}),
+    # uncertain
+    ("Heart size upper limits of normal.", {"cardiomegaly": -1}),
+    ("The heart is borderline in size.", {"cardiomegaly": -1}),
+    ("Possible small effusion.", {"pleural effusion": -1}),
+    ("Effusion cannot be excluded.", {"pleural effusion": -1}),
+    ("Cannot exclude a pneumothorax.", {"pneumothorax": -1}),
+    ("Question of a nodule in the left lung.", {"nodule": -1}),
+    ("Opacity which may represent atelectasis.", {"opacity": 1, "atelectasis": -1}),
+    ("Atelectasis versus pneumonia.", {"atelectasis": -1, "opacity": -1}),
+    ("Left basilar atelectasis or infiltrate.", {"atelectasis": -1, "opacity": -1}),
+    # scope
+    ("No pneumothorax but there is a small effusion.", {"pneumothorax": 0, "pleural effusion": 1}),
+    ("No change in the right effusion.", {"pleural effusion": 1}),
+    ("No cardiomegaly with small bilateral effusions.", {"cardiomegaly": 0, "pleural effusion": 1}),
+    ("Mild cardiomegaly, no edema or effusion.", {"cardiomegaly": 1, "pulmonary edema": 0, "pleural effusion": 0}),
+    ("No new, worsening, or enlarging nodule.", {"nodule": 0}),
+    ("No pneumothorax, mild cardiomegaly.", {"pneumothorax": 0, "cardiomegaly": 1}),
+    ("No effusion and the heart is enlarged.", {"pleural effusion": 0, "cardiomegaly": 1}),
+    # over sentences: affirmed, then uncertain, then denied
+    ("No effusion on the left. Small right effusion.", {"pleural effusion": 1}),
+    ("No nodule. Possible nodule.", {"nodule": -1}),
+    # history, questions, hypotheses
+    ("History of pneumothorax. Evaluate for pneumonia.", {}),
+    ("If there is concern for effusion, repeat the study.", {}),
+    # ungrammatical
+    ("no pneumothorax mild cardiomegaly no effusion", {"pneumothorax": 0, "cardiomegaly": 1, "pleural effusion": 0}),
+    ("cardiomegaly cardiomegaly cardiomegaly no no", {"cardiomegaly": 1}),
+    ("FINDINGS: effusion IMPRESSION: no pneumothorax", {"pleural effusion": 1, "pneumothorax": 0}),
+    ("1. effusion.2. no edema.", {"pleural effusion": 1, "pulmonary edema": 0}),
+    ("HEART IS\nENLARGED", {"cardiomegaly": 1}),
+    ("", {}),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), CASES)
+def test_labels(text, expected):
+    found = label_report(text)
+    if "COPD" not in text:
+        assert found == expected
+    else:  # "suggesting COPD" is uncertain, the rest of the sentence is not
+        assert found == {"hyperinflation": 1}
+
+
+SIDES = [
+    ("Small left pleural effusion.", {"pleural effusion": "left"}),
+    ("Blunting of the right costophrenic angle.", {"pleural effusion": "right"}),
+    ("Right pleural effusion and left basilar atelectasis.", {"pleural effusion": "right", "atelectasis": "left"}),
+    ("Effusion on the right, opacity on the left.", {"pleural effusion": "right", "opacity": "left"}),
+    ("Bibasilar opacities.", {"opacity": "both"}),
+    ("Effusions, right greater than left.", {"pleural effusion": "both"}),
+    ("Left effusion. Right effusion.", {"pleural effusion": "both"}),
+    ("No right effusion. Left effusion.", {"pleural effusion": "left"}),
+    ("Left lingular nodule, possible right apical pneumothorax.", {"nodule": "left", "pneumothorax": "right"}),
+    ("Minimal opacities in the lung bases.", {"opacity": "both"}),
+    ("The left hemidiaphragm is elevated.", {"elevated diaphragm": "left"}),
+    ("Pleural effusion. Left-sided pacemaker. Left ventricular enlargement.", {}),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), SIDES)
+def test_sides(text, expected):
+    assert find_sides(text) == expected
+
+
+def test_case_and_wrapping_do_not_matter():
+    for text, _ in CASES:
+        assert label_report(text.upper()) == label_report(text.lower()) == label_report(text.replace(" ", "\n "))
+
+
+WORDS = """no not possible heart enlarged normal left right bilateral effusion opacity or and but , . ; is seen may
+represent lungs clear mass nodule calcified aorta tortuous the ___ XXXX IMPRESSION: versus excluded cannot"""
+words = st.sampled_from(WORDS.split())
+
+
+@given(st.one_of(st.text(max_size=200), st.lists(words, max_size=40).map(" ".join)))
+def test_any_text_gives_valid_labels(text):
+    labels = label_report(text)
+    assert set(labels) <= set(PHANTOM_FINDINGS) and set(labels.values()) <= {-1, 0, 1}
+    sides = find_sides(text)
+    assert set(sides) <= SIDED_FINDINGS and set(sides.values()) <= {"left", "right", "both"}
+    assert all(labels.get(name) in (1, -1) for name in sides)
+
+
+def test_degenerate_text_takes_no_long_time():
+    start = time.perf_counter()
+    for unit in ("the heart ", "no ", "left right effusion ", "opacity or mass and ", "calcified ", "interstitial "):
+        label_report(unit * 300)
+        find_sides(unit * 300)
+    assert time.perf_counter() - start < 10
