@@ -36,6 +36,7 @@ lint: $(STAMP)
 	@$(PY) -m mypy
 
 setup: $(STAMP)
+	@echo "$(VENV) is ready."
 
 fetch: $(STAMP)
 	@$(PY) -m llmcxr fetch

@@ -184,7 +184,12 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer is used before worker processes start
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(format="%(message)s")
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and hasattr(arguments, "overrides") and not any(word.startswith("-") for word in rest):
+        arguments.overrides += rest  # argparse itself takes them only before --stage
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         arguments.function(arguments)
     except UserError as error:

@@ -45,7 +45,10 @@ def test_questions_about_one_study_by_hand():
         Finding("atelectasis", "right"),
     )
     labels = {"pleural effusion": 1, "support device": 1, "atelectasis": 1, "nodule": 0}
-    found = {(q.question, q.answer, q.kind, q.finding) for q in questions_of([study(0, truth, labels)], seed=0)}
+    normal = study(1, (), dict.fromkeys(labels, 0))
+    questions = [q for q in questions_of([study(0, truth, labels), normal], seed=0) if q.image_id == "i0"]
+    found = {(q.question, q.answer, q.kind, q.finding) for q in questions}
+    assert len(found) == len(questions)
     assert found == {
         (
             "Which abnormal findings does this chest radiograph show?",

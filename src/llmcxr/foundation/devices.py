@@ -8,12 +8,20 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
+from llmcxr.foundation.errors import UserError
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` is the first GPU where there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, not built in, or not there
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} cannot be used: {reason} Give auto, cpu, cuda, cuda:1, ...") from error
+    return device
 
 
 def autocast(device: torch.device) -> AbstractContextManager:

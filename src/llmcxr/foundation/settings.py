@@ -49,7 +49,7 @@ def _convert(kind: Any, value: Any, key: str, faults: list[str]) -> Any:
             if not trial:
                 return result
             trials.append(trial)
-        faults.extend(min(trials, key=lambda trial: len(trial)))
+        faults.extend(trials[min(range(len(trials)), key=lambda k: len(trials[k]))])
         return value
     if dataclasses.is_dataclass(kind):
         return _build(typing.cast(type, kind), value, key, faults)

@@ -131,7 +131,7 @@ class Engine:
             for row in (~finished).nonzero().flatten().tolist():
                 tokens[row].append(int(new[row]))
                 limit = L if drawing[row] else sampling.max_new_tokens
-                if len(tokens[row]) == limit or (not drawing[row] and tokens[row][-1] == self.end_id):
+                if len(tokens[row]) >= limit or (not drawing[row] and tokens[row][-1] == self.end_id):
                     finished[row], drawing[row] = True, False
             if finished.all():
                 break
@@ -175,5 +175,5 @@ class Engine:
         hidden = self._hidden(padded, None, places, cache)  # type: ignore[arg-type]
         last = hidden[torch.arange(B), torch.tensor([len(rest) - 1 for rest in rests])]
         # In float32: bfloat16 logits are so coarse that many images would tie.
-        rows = self.model.get_output_embeddings().weight[ids].float()
-        return (last.float() @ rows.T).softmax(-1).cpu().numpy()
+        logits = torch.cat([project(self.model, last, i, i + 1, precise=True) for i in ids], dim=1)
+        return logits.softmax(-1).cpu().numpy()

@@ -153,7 +153,7 @@ def train_image_tokenizer(
     images: np.ndarray,
     folder: Path,
     device: torch.device,
-    save_every: int = 500,
+    save_every: int = 200,
 ) -> ImageTokenizer:
     """Train on uint8 images [N, S, S] and save into `folder` (with curves.json); resumes from its last checkpoint."""
     S = settings.architecture.image_size
@@ -172,7 +172,7 @@ def train_image_tokenizer(
             sums[name] = 0.9 * sums.get(name, value) + 0.1 * value
         if step % 10 == 0:
             curve.append({"step": step, **sums})
-            bar.set_postfix({k: f"{v:.3f}" for k, v in sums.items() if k in ("l1", "clinical", "critic")})
+            bar.set_postfix({k: f"{v:.3f}" for k, v in sums.items() if k in ("l1", "perceptual", "clinical", "critic")})
         if (step + 1) % save_every == 0 and step + 1 < settings.steps:
             save_checkpoint(checkpoint, {"trainer": trainer.state(), "step": step + 1, "curve": curve})
     tokenizer = trainer.tokenizer.eval().requires_grad_(False)

@@ -1,4 +1,9 @@
-"""Task: questions about an image (paper, section 2.4, "CXR-VQA"). Several questions share one reading of the image."""
+"""Task: questions about an image (paper, section 2.4, "CXR-VQA"). Several questions can share one reading of the image.
+
+Which questions stand together matters: after "Which findings ...? Cardiomegaly." the answer to "Is there cardiomegaly?"
+can be copied instead of seen. So questions about the whole image are asked alone, and details of a finding only after
+all presence questions.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from llmcxr.instructions.example import InstructionExample, Turn
-from llmcxr.instructions.vqa import QuestionAnswer
+from llmcxr.instructions.vqa import Kind, QuestionAnswer
+
+# Chance of each kind of conversation, where the image has one. The list of findings says most in the fewest tokens.
+_CONVERSATIONS: dict[tuple[Kind, ...], float] = {
+    ("list",): 0.45,
+    ("presence", "side", "severity", "type"): 0.45,
+    ("normal",): 0.05,
+    ("count",): 0.05,
+}
 
 
 class CxrVqaTask:
@@ -29,6 +42,14 @@ class CxrVqaTask:
     def example(self, item: int, rng: np.random.Generator) -> InstructionExample:
         """A fresh choice and order of the image's questions; the image stands in the first turn."""
         image_id, questions = self._items[item]
-        chosen = [questions[i] for i in rng.permutation(len(questions))[: self._per_image]]
-        turns = tuple(Turn(q.question, self._codes[image_id] if i == 0 else "", q.answer) for i, q in enumerate(chosen))
+        kinds = {q.kind for q in questions}
+        possible = {c: p for c, p in _CONVERSATIONS.items() if kinds.intersection(c)}
+        shares = np.array(list(possible.values()))
+        conversation = list(possible)[rng.choice(len(shares), p=shares / shares.sum())]
+        own = [q for q in questions if q.kind in conversation]
+        chosen = [own[i] for i in rng.permutation(len(own))[: self._per_image]]
+        chosen.sort(key=lambda q: q.kind != "presence")  # stable: details keep their drawn order, after presence
+        turns = tuple(
+            Turn(q.question, self._codes[image_id] if i == 0 else "", q.answer) for i, q in enumerate(chosen)
+        )
         return InstructionExample("cxr_vqa", turns, image_id)

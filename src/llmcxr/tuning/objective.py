@@ -27,8 +27,14 @@ class TokenLosses:
     rows: Tensor
 
 
-def project(model: PreTrainedModel, hidden: Tensor, first: int = 0, end: int | None = None) -> Tensor:
-    """Logits of table rows `first` to `end` for hidden states [N, d] -> float32 [N, end - first]."""
+def project(
+    model: PreTrainedModel, hidden: Tensor, first: int = 0, end: int | None = None, precise: bool = False
+) -> Tensor:
+    """Logits of table rows `first` to `end` for hidden states [N, d] -> float32 [N, end - first].
+
+    `precise` multiplies in float32 whatever the model's precision is.
+    """
+    hidden = hidden.float() if precise else hidden
     head = model.get_output_embeddings()
     bias = getattr(head, "bias", None)
     logits = F.linear(

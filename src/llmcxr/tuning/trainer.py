@@ -63,6 +63,7 @@ class Stage:
                 plan = plan_batches(np.array([len(r.ids) for r in rendered]), settings.tokens_per_batch, 0)
                 self.evaluation[task] = [collate([rendered[i] for i in group]) for group in plan]
         self.too_long.clear()
+        self.too_long_before = Counter(self.too_long)
 
     def _render(self, mixture: Mixture, index: int) -> RenderedExample | None:
         rendered = render(mixture[index], self.template, self.tunable.vocabulary)
@@ -74,6 +75,7 @@ class Stage:
     def _batches(self, window: int, done: int) -> Iterator[tuple[int, int, Batch]]:
         """(window, batches of it done after this one, batch) from batch `done` of window `window` on."""
         for first in range(window * _WINDOW, len(self.mixture), _WINDOW):
+            self.too_long_before = Counter(self.too_long)  # a resumed window is rendered, and counted, again
             indices = range(first, min(first + _WINDOW, len(self.mixture)))
             rendered = [r for i in indices if (r := self._render(self.mixture, i)) is not None]
             if not rendered:
@@ -169,11 +171,14 @@ class Stage:
                     "optimizer": optimizer.state(),
                     "position": position,
                     "curve": self.curve,
-                    "too_long": dict(self.too_long),
+                    "too_long": dict(self.too_long_before),
                 }
                 save_checkpoint(checkpoint, state)
                 last_save = time.monotonic()
         bar.close()
+        if pending:  # all examples after these were too long
+            optimizer.step(self._rates(1.0), weight_sum)
+            position["step"] += 1
         if self.curve[-1]["step"] < position["step"]:
             train = {task: value / max(1, count) for task, (value, count) in sums.items()}
             self.curve.append(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import numpy as np
 from transformers import AddedToken, PreTrainedTokenizerBase
@@ -24,7 +25,7 @@ class ImageVocabulary:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
         """`tokenizer` already holds the image tokens. `UserError` where it does not, or where their ids have gaps."""
-        ids = [tokenizer.convert_tokens_to_ids(token_name(code)) for code in range(size)]
+        ids = cast(list[int], [tokenizer.convert_tokens_to_ids(token_name(code)) for code in range(size)])
         if ids[0] is None or ids[0] == tokenizer.unk_token_id or ids != list(range(ids[0], ids[0] + size)):
             raise UserError(
                 f"the text tokenizer does not hold {size} image tokens with consecutive ids; it belongs to another model."

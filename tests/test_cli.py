@@ -1,0 +1,71 @@
+"""Mistakes on the command line: exit code 2, one clear message with the file or key, never a traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from llmcxr.cli import main
+
+
+def fails(capsys, *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert captured.err.startswith("llmcxr: ")
+    return captured.err
+
+
+def test_a_typo_in_a_recipe(tmp_path, capsys):
+    path = tmp_path / "r.yaml"
+    path.write_text("tuning: {lora_rnak: 3}\nsource: {phantom: {image_size: 256}}\n")
+    message = fails(capsys, "run", str(path))
+    assert f"{path} has 1 fault" in message and "tuning.lora_rnak: no such setting; did you mean tuning.lora_rank?" in message
+
+
+def test_overrides_stages_and_files(tmp_path, capsys):
+    path = tmp_path / "r.yaml"
+    path.write_text(f"runs: {tmp_path}\nsource: {{phantom: {{image_size: 256}}}}\n")
+    assert "should look like key.sub=value" in fails(capsys, "run", str(path), "tuning.seed")
+    assert "no stage is called 'judg'. Stages: studies, " in fails(capsys, "run", str(path), "--stage", "judg")
+    assert "stage codes needs studies, which is not done" in fails(capsys, "run", str(path), "--stage", "codes")
+    assert "stage codes needs" in fails(capsys, "run", str(path), "--stage", "codes", "vqa_seed=3")
+    assert "did you mean vqa_seed?" in fails(capsys, "run", str(path), "--stage", "codes", "vqa_sed=3")
+    assert "missing.yaml does not exist" in fails(capsys, "run", str(tmp_path / "missing.yaml"))
+    assert "cannot be read" in fails(capsys, "run", str(tmp_path))
+    assert "device" in fails(capsys, "run", str(path), "device=gpu")
+
+
+@pytest.mark.parametrize("command", [["report", "x.png"], ["ask", "x.png", "Is there?"], ["findings", "x.png"], ["draw", "a"], ["chat", "a"]])
+def test_no_model(tmp_path, capsys, command):
+    message = fails(capsys, *command, "--model", str(tmp_path))
+    assert f"{tmp_path} is not a llmcxr model" in message
+
+
+def test_unknown_asset(capsys):
+    assert "no asset is called 'nothing'" in fails(capsys, "fetch", "nothing")
+
+
+def test_wrong_words_are_argparse_errors(capsys):
+    for arguments in ([], ["nothing"], ["run"], ["run", "r.yaml", "--nothing"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+
+
+def test_settings_lists_every_key(capsys):
+    assert main(["settings"]) == 0
+    text = capsys.readouterr().out
+    assert "tuning.stages.rows_learning_rate: 0.002" in text and "image_tokenizer.architecture.codebook_size: 1024" in text
+    assert main(["settings", "judge"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and all("judge" in line for line in lines[::2])
+
+
+def test_help_is_quick_and_names_every_command():
+    result = subprocess.run([sys.executable, "-X", "importtime", "-m", "llmcxr", "--help"], capture_output=True, text=True, check=True)
+    for word in ("fetch", "run", "report", "ask", "draw", "findings", "chat", "For research only"):
+        assert word in result.stdout
+    assert " torch\n" not in result.stderr  # heavy libraries only where they are needed
