@@ -22,7 +22,10 @@ def test_a_typo_in_a_recipe(tmp_path, capsys):
     path = tmp_path / "r.yaml"
     path.write_text("tuning: {lora_rnak: 3}\nsource: {phantom: {image_size: 256}}\n")
     message = fails(capsys, "run", str(path))
-    assert f"{path} has 1 fault" in message and "tuning.lora_rnak: no such setting; did you mean tuning.lora_rank?" in message
+    assert (
+        f"{path} has 1 fault" in message
+        and "tuning.lora_rnak: no such setting; did you mean tuning.lora_rank?" in message
+    )
 
 
 def test_overrides_stages_and_files(tmp_path, capsys):
@@ -38,7 +41,9 @@ def test_overrides_stages_and_files(tmp_path, capsys):
     assert "device" in fails(capsys, "run", str(path), "device=gpu")
 
 
-@pytest.mark.parametrize("command", [["report", "x.png"], ["ask", "x.png", "Is there?"], ["findings", "x.png"], ["draw", "a"], ["chat", "a"]])
+@pytest.mark.parametrize(
+    "command", [["report", "x.png"], ["ask", "x.png", "Is there?"], ["findings", "x.png"], ["draw", "a"], ["chat", "a"]]
+)
 def test_no_model(tmp_path, capsys, command):
     message = fails(capsys, *command, "--model", str(tmp_path))
     assert f"{tmp_path} is not a llmcxr model" in message
@@ -58,14 +63,18 @@ def test_wrong_words_are_argparse_errors(capsys):
 def test_settings_lists_every_key(capsys):
     assert main(["settings"]) == 0
     text = capsys.readouterr().out
-    assert "tuning.stages.rows_learning_rate: 0.002" in text and "image_tokenizer.architecture.codebook_size: 1024" in text
+    assert (
+        "tuning.stages.rows_learning_rate: 0.002" in text and "image_tokenizer.architecture.codebook_size: 1024" in text
+    )
     assert main(["settings", "judge"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines and all("judge" in line for line in lines[::2])
 
 
 def test_help_is_quick_and_names_every_command():
-    result = subprocess.run([sys.executable, "-X", "importtime", "-m", "llmcxr", "--help"], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "llmcxr", "--help"], capture_output=True, text=True, check=True
+    )
     for word in ("fetch", "run", "report", "ask", "draw", "findings", "chat", "For research only"):
         assert word in result.stdout
     assert " torch\n" not in result.stderr  # heavy libraries only where they are needed

@@ -51,9 +51,9 @@ def faults(path: Path) -> list[str]:
         parts = name.split(".")
         if parts[0] in FORBIDDEN_MODULES:
             found.append(f"imports {parts[0]}")
-        if parts[0] == "llmcxr" and len(parts) > 1 and own != "__init__" and parts[1] not in ("__version__", own):
-            if parts[1] not in ORDER or ORDER.index(parts[1]) > ORDER.index(own):
-                found.append(f"imports {name}")
+        other = parts[1] if parts[0] == "llmcxr" and len(parts) > 1 and own != "__init__" else own
+        if other not in ("__version__", own) and (other not in ORDER or ORDER.index(other) > ORDER.index(own)):
+            found.append(f"imports {name}")
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -62,11 +62,18 @@ def faults(path: Path) -> list[str]:
         if called in FORBIDDEN_CALLS:
             found.append(f"line {node.lineno}: calls {called}")
         keywords = {k.arg: k.value for k in node.keywords}
-        for name, bad in (("weights_only", False), ("trust_remote_code", True), ("allow_pickle", True), ("shell", True)):
+        for name, bad in (
+            ("weights_only", False),
+            ("trust_remote_code", True),
+            ("allow_pickle", True),
+            ("shell", True),
+        ):
             if name in keywords and not (isinstance(keywords[name], ast.Constant) and keywords[name].value is not bad):
                 found.append(f"line {node.lineno}: {name}")
         method = function.attr if isinstance(function, ast.Attribute) else ""
-        owner = function.value.id if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) else ""
+        owner = (
+            function.value.id if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) else ""
+        )
         if (owner, method) == ("torch", "load") and "weights_only" not in keywords:
             found.append(f"line {node.lineno}: torch.load without weights_only=True")
         if (owner, method) in {("yaml", "load"), ("yaml", "unsafe_load"), ("os", "system")}:

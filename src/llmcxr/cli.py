@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -35,11 +36,23 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.stage in (None, "evaluation") and summary.exists():
         print("\n" + score_table(json.loads(summary.read_text())))
         print(f"\nResults page: {(run.folder / 'evaluation' / 'report.html').resolve()}")
-        image = next(iter(sorted((run.folder / "images").glob("*.png"))), Path("IMAGE.png"))
+        test = next((s for s in run.studies if s.split == "test"), None)
+        image = run.folder / test.image_path if test else Path("IMAGE.png")  # an absolute path stays as it is
+        command = _own_name()
         print("\nTry next:")
-        print(f"  llmcxr report {image} --model {run.folder}")
-        print(f'  llmcxr draw "Large right pleural effusion. The heart is enlarged." -o drawn.png --model {run.folder}')
-        print(f'  llmcxr ask {image} "Is there cardiomegaly?" --model {run.folder}')
+        print(f"  {command} report {image} --model {run.folder}")
+        print(
+            f'  {command} draw "Large right pleural effusion. The heart is enlarged." -o drawn.png --model {run.folder}'
+        )
+        print(f'  {command} ask {image} "Is there cardiomegaly?" --model {run.folder}')
+
+
+def _own_name() -> str:
+    """How to call this command line from here: by name where it is on the PATH, else by its place in the environment."""
+    script = Path(sys.executable).parent / "llmcxr"
+    if shutil.which("llmcxr") or not script.exists():
+        return "llmcxr"
+    return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
 
 
 def _settings(arguments: argparse.Namespace) -> None:

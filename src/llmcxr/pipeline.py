@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from llmcxr import __version__
-from llmcxr.evaluation.evaluate import Cases, Evaluation, Results, save_results
+from llmcxr.evaluation.evaluate import Cases, Evaluation, Results, save_results, shortfalls
 from llmcxr.evaluation.judge import Judge
 from llmcxr.evaluation.page import PageContent, write_page
 from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, write_json
@@ -120,7 +120,11 @@ class Run:
     def stages(self) -> list[Stage]:
         """All stages of this recipe, in order."""
         r = self.recipe
-        source = r.source.phantom if r.source.kind == "phantom" else r.source.table
+        source: tuple[Any, ...] = (r.source.phantom, phantom.RENDER_VERSION)
+        if (
+            r.source.table is not None and r.source.kind == "table"
+        ):  # a changed table is new data, changed images are not seen
+            source = (r.source.table, fingerprint(r.source.table.path) if r.source.table.path.is_file() else "")
         size = r.image_tokenizer.architecture.image_size
         result = [
             Stage(
@@ -374,6 +378,9 @@ class Run:
             "Radiographs": f"{counts['train']} training, {counts['validate']} validation, {counts['test']} test",
             "Image tokens": f"{architecture.grid} x {architecture.grid} of {architecture.codebook_size} codes, {architecture.image_size} px",
             "Tuning": f"{self.recipe.tuning.method}, {tokens:,.0f} tokens, {step:,.0f} steps",
+            "Questions, right by kind": ", ".join(
+                f"{k} {v:.2f}" for k, v in results.summary.get("vqa", {}).get("by_kind", {}).items()
+            ),
             "Minutes": ", ".join(f"{name} {value:.1f}" for name, value in minutes.items() if value),
             "Machine": f"{self.device.type}, {core_count()} cores, {platform.machine()}",
             "Versions": f"llmcxr {__version__}, torch {version('torch')}, transformers {version('transformers')}",
@@ -390,6 +397,7 @@ class Run:
             train_loss=train_loss,
             unseen_loss=unseen_loss,
             stage_changes=changes[:-1],
+            notes=shortfalls(results.summary),
             simulated=self.recipe.source.kind == "phantom",
         )
         write_page(self.folder / "evaluation" / "report.html", page)

@@ -25,7 +25,9 @@ def build_wheel(folder, content=CONTENT, requires="torch==99"):
         wheel.writestr(
             f"{info}/METADATA", f"Metadata-Version: 2.1\nName: tinydata\nVersion: 1.0\nRequires-Dist: {requires}\n"
         )
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         wheel.writestr(f"{info}/RECORD", "")
 
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from llmcxr.foundation.randomness import stream
 
-KEYS = st.lists(st.text(st.characters(exclude_characters="\0"), max_size=5) | st.integers(0, 99), min_size=1, max_size=3)
+KEYS = st.lists(
+    st.text(st.characters(exclude_characters="\0"), max_size=5) | st.integers(0, 99), min_size=1, max_size=3
+)
 
 
 @given(KEYS, KEYS)

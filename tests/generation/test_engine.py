@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import build_model, build_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import build_model, build_tokenizer
 from llmcxr.generation.engine import GREEDY, Engine, Sampling, draw_tokens
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.rendering import render_prompt
@@ -27,7 +27,7 @@ def build(kind="llama", tied=True, bias_to=None) -> Engine:
     grow_language_model(model, vocabulary, rows)
     if bias_to is not None:
         with torch.no_grad():
-            model.base_model.final_layernorm.bias.fill_(5.0)
+            model.base_model.final_layer_norm.bias.fill_(5.0)
             model.get_output_embeddings().weight[bias_to] = 3.0
     return Engine(model, vocabulary, build_template("chat", vocabulary.tokenizer), L)
 
@@ -35,7 +35,11 @@ def build(kind="llama", tied=True, bias_to=None) -> Engine:
 ENGINE = build()
 PROMPTS = [
     render_prompt((Turn(text, codes),), ENGINE.template, ENGINE.vocabulary)
-    for text, codes in (("Draw.", ""), ("Is there a pleural effusion?", np.array([1, 2, 3, 0, 7])), ("Say", "the heart"))
+    for text, codes in (
+        ("Draw.", ""),
+        ("Is there a pleural effusion?", np.array([1, 2, 3, 0, 7])),
+        ("Say", "the heart"),
+    )
 ]
 
 
@@ -133,14 +137,21 @@ def test_the_seed_decides():
     assert not np.array_equal(draw(1), draw(2))
 
 
-@pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("neox", False), ("gpt2", True), ("qwen3", True), ("phi", False)])
+@pytest.mark.parametrize(
+    ("kind", "tied"), [("llama", True), ("neox", False), ("gpt2", True), ("qwen3", True), ("phi", False)]
+)
 def test_answer_probabilities_equal_a_full_pass(kind, tied):
     engine = build(kind, tied)
     head = engine.model.get_output_embeddings()
     if head.bias is not None:
         torch.nn.init.normal_(head.bias, std=2.0)
     codes = np.array([1, 2, 3, 0, 7])
-    questions = ["Is there a nodule?", "Is there cardiomegaly?", "Yes?", "Is there a pleural effusion on the right side?"]
+    questions = [
+        "Is there a nodule?",
+        "Is there cardiomegaly?",
+        "Yes?",
+        "Is there a pleural effusion on the right side?",
+    ]
     prompts = [render_prompt((Turn(q, codes),), engine.template, engine.vocabulary) for q in questions]
     found = engine.answer_probabilities(prompts, ("Yes.", "No."))
     ids = [engine.vocabulary.encode_text(a)[0] for a in ("Yes.", "No.")]

@@ -113,7 +113,13 @@ def test_language_files_name_the_broken_line(tmp_path):
     path.write_text('{"instruction": "a", "context": "c", "output": "b"}\n\n{"instruction": "a", "response": "b"}\n')
     assert load_instructions(path) == [Turn("a", "c", "b"), Turn("a", "", "b")]
     good = '{"instruction": "a", "response": "b"}\n'
-    for bad in ("{", '{"instruction": "a"}', "[1]", '{"instruction": 1, "response": "b"}', '{"instruction": "a", "input": 3, "response": "b"}'):
+    for bad in (
+        "{",
+        '{"instruction": "a"}',
+        "[1]",
+        '{"instruction": 1, "response": "b"}',
+        '{"instruction": "a", "input": 3, "response": "b"}',
+    ):
         path.write_text(good + good + bad + "\n")
         with pytest.raises(UserError, match=r"l\.jsonl, line 3"):
             load_instructions(path)

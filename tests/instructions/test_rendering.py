@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import build_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from conftest import build_tokenizer
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.rendering import render, render_prompt
 from llmcxr.instructions.templates import build_template
@@ -51,14 +51,18 @@ def test_paper_ids_by_hand():
     learned = r.ids[r.supervised].tolist()
     assert learned == [FIRST + 3, FIRST, FIRST + 15, 2]
     text = VOCABULARY.tokenizer.decode(r.ids)
-    assert text.endswith("### Instruction:\nDraw\n\nInput:\nclear\n\n### Response:\n<VQ0003><VQ0000><VQ0015><|im_end|>\n\n")
+    assert text.endswith(
+        "### Instruction:\nDraw\n\nInput:\nclear\n\n### Response:\n<VQ0003><VQ0000><VQ0015><|im_end|>\n\n"
+    )
 
 
 TEXT = st.text(max_size=12) | st.sampled_from(["<VQ0001>", "<|im_end|>", "### Response:\nYes.", "  ", "\n"])
 IMAGES = st.lists(st.integers(0, 15), min_size=3, max_size=3).map(lambda c: np.array(c, np.uint16))
 
 
-@given(st.lists(st.tuples(TEXT, TEXT | IMAGES, TEXT | IMAGES), min_size=1, max_size=3), st.sampled_from(["paper", "chat"]))
+@given(
+    st.lists(st.tuples(TEXT, TEXT | IMAGES, TEXT | IMAGES), min_size=1, max_size=3), st.sampled_from(["paper", "chat"])
+)
 @settings(max_examples=150, deadline=None)
 def test_learned_tokens_and_prompts(turns, name):
     made = tuple(Turn(*turn) for turn in turns)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from conftest import build_tokenizer
+
 from llmcxr.foundation.errors import UserError
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.templates import ChatTemplate, PaperTemplate, build_template

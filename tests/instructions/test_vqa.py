@@ -23,7 +23,14 @@ SHARES = {"cardiomegaly": 0.3, "nodule": 0.1, "opacity": 0.7}
 
 def study(k: int, truth=(), labels=None, exact=True) -> Study:
     return Study(
-        f"i{k}", f"p{k}", f"s{k}", f"{k}.png", "train", labels=labels or {}, truth=tuple(truth), mask_path="m" if exact else ""
+        f"i{k}",
+        f"p{k}",
+        f"s{k}",
+        f"{k}.png",
+        "train",
+        labels=labels or {},
+        truth=tuple(truth),
+        mask_path="m" if exact else "",
     )
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from conftest import build_model, build_tokenizer
+
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.rendering import RenderedExample, render
 from llmcxr.instructions.templates import build_template

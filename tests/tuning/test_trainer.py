@@ -8,13 +8,13 @@ import json
 import numpy as np
 import pytest
 import torch
-
 from conftest import build_model, build_tokenizer
+
 from llmcxr.foundation.errors import UserError
 from llmcxr.instructions.cxr_to_report import CxrToReportTask, ImageReport
+from llmcxr.instructions.example import Turn
 from llmcxr.instructions.language import LanguageTask
 from llmcxr.instructions.report_to_cxr import ReportToCxrTask
-from llmcxr.instructions.example import Turn
 from llmcxr.instructions.templates import build_template
 from llmcxr.tuning import trainer
 from llmcxr.tuning.settings import StageSettings, TuningSettings

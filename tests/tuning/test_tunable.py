@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-
 from conftest import build_model, build_tokenizer
+
 from llmcxr.foundation.errors import UserError
 from llmcxr.tuning.settings import TuningSettings
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel
@@ -16,7 +16,12 @@ from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 K = 8
 IDS = torch.tensor([[5, 340, 345, 17, 2, 60], [9, 8, 7, 341, 342, 343]])
-CASES = [(kind, tied, method) for kind in ("llama", "neox", "gpt2", "qwen3") for tied in (False, True) for method in ("lora", "full")]
+CASES = [
+    (kind, tied, method)
+    for kind in ("llama", "neox", "gpt2", "qwen3")
+    for tied in (False, True)
+    for method in ("lora", "full")
+]
 
 
 def tunable(kind="llama", tied=True, method="lora", dtype=torch.float32, seed=0) -> TunableModel:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import build_model, build_tokenizer
 from transformers import AutoModelForCausalLM
 
-from conftest import build_model, build_tokenizer
 from llmcxr.vocabulary.growing import (
     fold_image_rows,
     grow_language_model,

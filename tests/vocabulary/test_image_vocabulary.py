@@ -6,11 +6,11 @@ import copy
 
 import numpy as np
 import pytest
+from conftest import build_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken
 
-from conftest import build_tokenizer
 from llmcxr.foundation.errors import UserError
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary, token_name
 
@@ -27,7 +27,9 @@ AWKWARD = ImageVocabulary.grow(
     K,
 )
 NAMES = [token_name(0), token_name(15), "<think>", "</think>", "### End", "<|im_end|>", "<|im_start|>", "<|endoftext|>"]
-PIECES = st.sampled_from([*NAMES, "  ", "   ", "     ", "<VQ", "0001>", "<", "|", ">", "im_end", "\n", "Is there", "é", "😀", "𝟘"])
+PIECES = st.sampled_from(
+    [*NAMES, "  ", "   ", "     ", "<VQ", "0001>", "<", "|", ">", "im_end", "\n", "Is there", "é", "😀", "𝟘"]
+)
 TEXT = st.lists(PIECES | st.text(max_size=5), max_size=8).map("".join)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from conftest import build_model, build_tokenizer
+
 from llmcxr.foundation.errors import UserError
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
 

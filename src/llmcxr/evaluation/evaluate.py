@@ -348,6 +348,22 @@ class Evaluation:
         }
 
 
+def shortfalls(summary: Mapping[str, Any]) -> list[str]:
+    """Sentences on every score that is not clearly better than doing nothing, for the page."""
+    notes = []
+    report, vqa, image = (summary.get(key, {}) for key in ("report", "vqa", "image"))
+    if report and not report["micro_f1_low"] > report["baseline_micro_f1"]:
+        notes.append("Generated reports state findings no better than the best trivial baseline (95 % interval).")
+    if vqa and not vqa["accuracy"] > vqa["majority_accuracy"]:
+        notes.append("Questions are answered no better than by always giving the commonest training answer.")
+    for part, name in ((vqa, "p(yes)"), (image, "drawn images")):
+        if part and not part["auroc_low"] > 0.5:
+            notes.append(f"The AUROC of {name} is not above 0.5 (95 % interval).")
+    if image and image["ssim_between_drawn"] > image["ssim_between_real"] + 0.1:
+        notes.append("Drawn images vary less than real ones.")
+    return notes
+
+
 def save_results(folder: Path, results: Results) -> None:
     """Write predictions.parquet and summary.json; NaN becomes null, which means not measured."""
     write_predictions(folder / "predictions.parquet", results.predictions)

@@ -51,7 +51,7 @@ class Response:
 
 def draw_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
     """One index for each row of logits [B, N] -> int64 [B]."""
-    if sampling.temperature <= 0:
+    if sampling.temperature < 1e-5:  # smaller ones would overflow
         return logits.argmax(-1)
     logits = logits / sampling.temperature
     if sampling.top_k and sampling.top_k < logits.shape[-1]:
@@ -94,9 +94,9 @@ class Engine:
             mask[row, T - len(prompt) :] = 1
         return ids.to(self.device), mask.to(self.device)
 
-    def _hidden(self, ids: Tensor, mask: Tensor, places: Tensor, cache: Any) -> Tensor:
+    def _hidden(self, ids: Tensor, mask: Tensor | None, places: Tensor, cache: Any) -> Tensor:
         output = self.model.base_model(
-            input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
+            input_ids=ids, attention_mask=mask, position_ids=places, cache=cache, use_cache=True
         )
         return output.last_hidden_state
 
@@ -111,7 +111,7 @@ class Engine:
         places = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)
         # Without padding no mask is passed, which keeps the fast attention kernels in use.
-        hidden = self._hidden(ids, mask if ragged else None, places, cache)[:, -1]  # type: ignore[arg-type]
+        hidden = self._hidden(ids, mask if ragged else None, places, cache)[:, -1]
         place = places[:, -1]
         tokens: list[list[int]] = [[] for _ in range(B)]
         drawing = torch.full((B,), modality == "image", device=self.device)
@@ -138,7 +138,7 @@ class Engine:
             place = place + 1
             if ragged:
                 mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
-            hidden = self._hidden(new[:, None], mask if ragged else None, place[:, None], cache)[:, -1]  # type: ignore[arg-type]
+            hidden = self._hidden(new[:, None], mask if ragged else None, place[:, None], cache)[:, -1]
             step += 1
         return [self._response(row) for row in tokens]
 
@@ -168,11 +168,11 @@ class Engine:
         cache = DynamicCache(config=self.model.config)
         if shared:
             common = torch.tensor([list(prompts[0][:shared])], device=self.device)
-            self._hidden(common, None, torch.arange(shared, device=self.device)[None], cache)  # type: ignore[arg-type]
+            self._hidden(common, None, torch.arange(shared, device=self.device)[None], cache)
             cache.batch_repeat_interleave(B)
         # Right padding needs no mask: a causal model never looks at it from a real token.
         places = torch.arange(shared, shared + T, device=self.device)[None].expand(B, T)
-        hidden = self._hidden(padded, None, places, cache)  # type: ignore[arg-type]
+        hidden = self._hidden(padded, None, places, cache)
         last = hidden[torch.arange(B), torch.tensor([len(rest) - 1 for rest in rests])]
         # In float32: bfloat16 logits are so coarse that many images would tie.
         logits = torch.cat([project(self.model, last, i, i + 1, precise=True) for i in ids], dim=1)

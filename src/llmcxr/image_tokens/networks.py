@@ -70,12 +70,13 @@ def build_encoder(a: ArchitectureSettings) -> nn.Module:
 
 
 class _Upsample(nn.Module):
-    """Nearest neighbour then convolution: no checkerboard, unlike transposed convolutions or pixel shuffles."""
+    """Bilinear, then convolution: no checkerboard, unlike transposed convolutions, pixel shuffles or, when two follow each
+    other after a short training, nearest neighbours."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Upsample(scale_factor=2, mode="nearest"),
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
             nn.Conv2d(width_in, width_out, 3, padding=1),
             nn.SiLU(),
         )

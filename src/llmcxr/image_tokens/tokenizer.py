@@ -36,6 +36,7 @@ class ImageTokenizer(nn.Module):
             use_cosine_sim=True,
             kmeans_init=True,
             kmeans_iters=10,
+            rotation_trick=False,  # plain straight-through gradients, as in VQ-GAN
             threshold_ema_dead_code=1,  # switches restarts on; training sets the threshold to fit its batches
             commitment_weight=0.25,
             accept_image_fmap=True,

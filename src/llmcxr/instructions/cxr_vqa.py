@@ -49,7 +49,5 @@ class CxrVqaTask:
         own = [q for q in questions if q.kind in conversation]
         chosen = [own[i] for i in rng.permutation(len(own))[: self._per_image]]
         chosen.sort(key=lambda q: q.kind != "presence")  # stable: details keep their drawn order, after presence
-        turns = tuple(
-            Turn(q.question, self._codes[image_id] if i == 0 else "", q.answer) for i, q in enumerate(chosen)
-        )
+        turns = tuple(Turn(q.question, self._codes[image_id] if i == 0 else "", q.answer) for i, q in enumerate(chosen))
         return InstructionExample("cxr_vqa", turns, image_id)

@@ -101,9 +101,9 @@ def read_manifest(path: Path) -> list[Study]:
 def label_matrix(studies: Sequence[Study], findings: Sequence[str]) -> np.ndarray:
     """Labels float32 [N, F]: 1 present, 0 absent, NaN unknown or uncertain."""
     value = {1: 1.0, 0: 0.0}
-    return np.array([[value.get(s.labels.get(f, -1), np.nan) for f in findings] for s in studies], dtype=np.float32).reshape(
-        len(studies), len(findings)
-    )
+    return np.array(
+        [[value.get(s.labels.get(f, -1), np.nan) for f in findings] for s in studies], dtype=np.float32
+    ).reshape(len(studies), len(findings))
 
 
 def known_findings(studies: Sequence[Study]) -> tuple[str, ...]:

@@ -1,0 +1,307 @@
+"""The whole pipeline from data to results page at the smallest size that works: real CT, real reports, real SmolLM2.
+
+One run with a toy LLM serves the tests of skipping, changing and killing; another goes on from its images and codes
+with the real LLM, and its model is then used through the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import build_model, build_tokenizer
+from PIL import Image
+
+from llmcxr import pipeline
+from llmcxr.cli import main
+from llmcxr.foundation.settings import load_settings
+from llmcxr.pipeline import Run
+from llmcxr.recipe import Recipe
+from llmcxr.vocabulary.language_model import load_language_model
+
+RECIPE = {
+    "name": "tiny",
+    "device": "cpu",
+    "source": {"phantom": {"image_size": 64, "train": 24, "validate": 8, "test": 40, "workers": 1}},
+    "clinical_features": {"training": {"steps": 2, "batch_size": 8}},
+    "image_tokenizer": {
+        "architecture": {
+            "image_size": 64,
+            "stem_stride": 8,
+            "channels": [32, 64],
+            "blocks": 1,
+            "codebook_size": 16,
+            "code_dim": 8,
+        },
+        "steps": 3,
+        "batch_size": 8,
+    },
+    "tuning": {
+        "lora_rank": 2,
+        "template": "chat",
+        "system_prompt": "",
+        "questions_per_image": 2,
+        "max_tokens": 640,
+        "tokens_per_batch": 1280,
+        "evaluations": 1,
+        "evaluation_examples": 1,
+        "stages": [
+            {"name": "stage1", "examples": 6},
+            {
+                "name": "stage2",
+                "examples": 3,
+                "cohort": {"sections": "impression"},
+                "mixture": {"cxr_vqa": 1, "report_to_cxr": 1},
+            },
+        ],
+    },
+    "evaluation": {
+        "judge": {"steps": 2, "batch_size": 8},
+        "reconstructions": 40,
+        "reports": 3,
+        "questions": 4,
+        "probabilities": 40,
+        "drawings": 40,
+        "report_tokens": 4,
+        "batch_size": 8,
+        "bootstrap": 20,
+    },
+}
+STAGES = [
+    "studies",
+    "clinical_features",
+    "image_tokenizer",
+    "codes",
+    "vqa",
+    "stage1",
+    "stage2",
+    "model",
+    "judge",
+    "evaluation",
+]
+REQUIRED = {
+    "report": {"micro_f1", "macro_f1", "baseline_micro_f1", "n"},
+    "vqa": {"accuracy", "majority_accuracy", "auroc", "auroc_low", "auroc_high", "n"},
+    "image": {"auroc", "auroc_low", "auroc_high", "auroc_real", "n"},
+    "image_tokenizer": {"codebook_use", "l1", "auroc_original", "auroc_reconstruction"},
+    "language": {"perplexity_ratio"},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A finished run with a toy LLM; its recipe is `recipe.yaml` beside `runs`. Copy it before changing it."""
+    home = tmp_path_factory.mktemp("tiny")
+    build_model("llama", 340, True, max_position_embeddings=2048).save_pretrained(home / "llm")
+    build_tokenizer().save_pretrained(home / "llm")
+    recipe = RECIPE | {"runs": str(home / "runs"), "llm": str(home / "llm")}
+    (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["run", str(home / "recipe.yaml")]) == 0
+    return home
+
+
+@pytest.fixture
+def copied(tiny, tmp_path):
+    """A copy of the run, and a function that runs it with overrides and returns the stages that started."""
+    shutil.copytree(tiny / "runs", tmp_path / "runs")
+
+    def run(*overrides: str, stage: str | None = None, fail_in: str = "") -> list[str]:
+        started: list[str] = []
+        one = Run(load_settings(Recipe, tiny / "recipe.yaml", [f"runs={tmp_path / 'runs'}", *overrides]))
+        original = one._start
+
+        def start(what, wanted):
+            started.append(what.name)
+            if what.name == fail_in:
+                real = what.run
+
+                def killed():
+                    real()
+                    raise KeyboardInterrupt
+
+                object.__setattr__(what, "run", killed)
+            return original(what, wanted)
+
+        one._start = start  # type: ignore[method-assign]
+        try:
+            one.run(stage)
+        except KeyboardInterrupt:
+            assert fail_in
+        return started
+
+    run.folder = tmp_path / "runs" / "tiny"  # type: ignore[attr-defined]
+    return run
+
+
+def check_summary(folder: Path) -> dict:
+    summary = json.loads((folder / "evaluation" / "summary.json").read_text())
+    for group, keys in REQUIRED.items():
+        assert keys <= set(summary[group]), group
+        for key in keys:
+            assert isinstance(summary[group][key], int | float), (group, key)
+    assert 0 < summary["image_tokenizer"]["codebook_use"] <= 1 and 0 < summary["image_tokenizer"]["l1"] < 1
+    for low, mid, high in [
+        (summary[g]["auroc_low"], summary[g]["auroc"], summary[g]["auroc_high"]) for g in ("vqa", "image")
+    ]:
+        assert 0 <= low <= high <= 1 and 0 <= mid <= 1
+    assert summary["image"]["valid"] == 1
+    assert summary["language"]["perplexity_ratio"] > 0
+    return summary
+
+
+def test_what_a_run_leaves(tiny):
+    folder = tiny / "runs" / "tiny"
+    summary = check_summary(folder)
+    assert summary["report"]["n"] == 3 and summary["image"]["n"] <= 40
+    page = (folder / "evaluation" / "report.html").read_text(encoding="utf-8")
+    assert len(page) > 10_000 and "data:image" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert sorted(p.stem for p in (folder / ".stages").glob("*.json")) == sorted(STAGES)
+    assert np.load(folder / "pixels.npy").shape == (72, 64, 64)
+    assert json.loads((folder / "studies.json").read_text())["studies"] == {"train": 24, "validate": 8, "test": 40}
+    kept = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert kept["tuning"]["lora_rank"] == 2 and kept["name"] == "tiny"
+    assert not list(folder.rglob("checkpoint.pt")), "finished stages leave no checkpoints"
+    assert not [p for p in folder.rglob(".*") if p.name != ".stages"], "nothing half written stays"
+
+
+def test_stage2_goes_on_from_stage1(tiny):
+    from safetensors.torch import load_file
+
+    folder = tiny / "runs" / "tiny"
+    one, two = (load_file(folder / f"stage{k}" / "weights.safetensors") for k in (1, 2))
+    assert set(one) == set(two)
+    distance = sum((one[n].float() - two[n].float()).norm() for n in one)
+    length = sum(one[n].float().norm() for n in one)
+    assert 0 < distance < 0.5 * length
+
+
+def test_a_second_run_starts_nothing(copied):
+    assert copied() == []
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("evaluation.questions=3", ["evaluation"]),
+        ("evaluation.judge.seed=5", ["judge", "evaluation"]),
+        ("vqa_seed=1", ["vqa", "stage1", "stage2", "model", "evaluation"]),
+        ("tuning.seed=1", ["stage1", "stage2", "model", "evaluation"]),
+        ("image_tokenizer.seed=1", ["image_tokenizer", "codes", "stage1", "stage2", "model", "evaluation"]),
+        ("about=other words", []),
+        ("device=auto", []),
+    ],
+)
+def test_a_changed_setting_starts_what_depends_on_it(copied, override, expected, monkeypatch):
+    for name in STAGES:  # which stages run is decided before they do anything
+        monkeypatch.setattr(Run, f"_{name}" if hasattr(Run, f"_{name}") else "_tune", lambda *_: None)
+    assert copied(override) == expected
+
+
+def test_a_lost_output_is_made_again(copied):
+    (copied.folder / "vqa.jsonl").unlink()
+    assert copied(stage="vqa") == ["vqa"]
+    assert (copied.folder / "vqa.jsonl").exists()
+
+
+def test_killed_in_a_stage_and_run_again(copied, tiny):
+    """After new settings and a kill inside `codes`, what was finished stays and the end is that of a run without kill."""
+    assert copied("image_tokenizer.seed=1", fail_in="codes") == ["image_tokenizer", "codes"]
+    assert not json.loads((copied.folder / ".stages" / "codes.json").read_text())["finished"]
+    assert copied("image_tokenizer.seed=1") == ["codes", "stage1", "stage2", "model", "evaluation"]
+    assert copied("image_tokenizer.seed=1") == []
+    check_summary(copied.folder)
+    # Back to the first settings: the same files as ever.
+    assert "image_tokenizer" in copied()
+    for name in ("image_tokenizer/model.safetensors", "model/model.safetensors", "codes/codes.parquet"):
+        assert (copied.folder / name).read_bytes() == (tiny / "runs" / "tiny" / name).read_bytes(), name
+
+
+def test_a_kill_on_the_command_line_exits_130(tiny, tmp_path, monkeypatch, capsys):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.phantom, "collect", killed)
+    assert main(["run", str(tiny / "recipe.yaml"), f"runs={tmp_path}"]) == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="session")
+def smollm(tiny, tmp_path_factory, smollm_tokenizer) -> Path:
+    """The run goes on with the real LLM and one stage: images, image tokens and questions are kept."""
+    home = tmp_path_factory.mktemp("smollm")
+    # Unpacking the embedded 4-bit file takes longer than all that is done with it here: once, not in every stage.
+    load_language_model("smollm2-135m-instruct", torch.bfloat16).save_pretrained(home / "llm")
+    smollm_tokenizer.save_pretrained(home / "llm")
+    shutil.copytree(tiny / "runs" / "tiny", home / "runs" / "tiny")
+    stages = "tuning.stages=[{name: stage1, examples: 4}]"
+    few = [f"evaluation.{k}=2" for k in ("reports", "questions")]
+    arguments = [
+        f"runs={home / 'runs'}",
+        f"llm={home / 'llm'}",
+        stages,
+        *few,
+        "evaluation.drawings=12",
+        "evaluation.probabilities=12",
+    ]
+    records = {n: (home / "runs" / "tiny" / ".stages" / f"{n}.json").read_text() for n in STAGES}
+    assert main(["run", str(tiny / "recipe.yaml"), *arguments]) == 0
+    kept = [n for n, text in records.items() if (home / "runs" / "tiny" / ".stages" / f"{n}.json").read_text() == text]
+    assert kept == ["studies", "clinical_features", "image_tokenizer", "codes", "vqa", "stage2", "judge"]
+    return home / "runs" / "tiny"
+
+
+def test_the_real_llm_end_to_end(smollm):
+    summary = json.loads((smollm / "evaluation" / "summary.json").read_text())
+    for group, keys in REQUIRED.items():
+        assert keys <= set(summary[group]), group
+    # Four examples cannot make it forget, and a model whose text was broken would be far from 1.
+    assert 0.9 < summary["language"]["perplexity_ratio"] < 1.1
+    assert summary["language"]["perplexity_base"] < 60
+
+
+def test_the_command_line_uses_the_model(smollm, tmp_path, capsys, monkeypatch):
+    image = str(next((smollm / "images").glob("*test*.png")))
+    model = ["--model", str(smollm), "--device", "cpu", "--max-new-tokens", "6"]
+    assert main(["report", image, *model]) == 0
+    assert main(["ask", image, "Is there cardiomegaly?", *model]) == 0
+    capsys.readouterr()
+    assert main(["findings", image, *model]) == 0
+    rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line]
+    values = [float(p) for p, _ in rows]
+    assert len(rows) >= 3 and values == sorted(values, reverse=True) and all(0 <= v <= 1 for v in values)
+    assert main(["chat", "What is the capital of France?", *model[:-1], "16"]) == 0
+    assert "Paris" in capsys.readouterr().out, "language is kept"
+    drawn = tmp_path / "deep" / "drawn.png"
+    assert main(["draw", "Right pleural effusion.", "-o", str(drawn), *model, "--seed", "3"]) == 0
+    with Image.open(drawn) as picture:
+        assert picture.size == (64, 64) and picture.text["Synthetic"] == "true"
+        first = np.asarray(picture)
+    assert main(["draw", "Right pleural effusion.", "-o", str(drawn), *model, "--seed", "3"]) == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(drawn)), first)
+
+
+def test_images_that_cannot_be_read(tiny, tmp_path, capsys):
+    model = ["--model", str(tiny / "runs" / "tiny"), "--device", "cpu"]
+    whole = next((tiny / "runs" / "tiny" / "images").glob("*.png")).read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("hello")
+    for name in ("missing.png", "cut.png", "text.png"):
+        assert main(["report", str(tmp_path / name), *model]) == 2
+        error = capsys.readouterr().err.strip().splitlines()
+        said = [line for line in error if line.startswith("llmcxr: ")]
+        assert len(said) == 1 and name in said[0]
+
+
+def test_a_model_with_another_image_tokenizer_is_refused(copied, capsys):
+    path = copied.folder / "model" / "image_tokenizer" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
+    image = str(next((copied.folder / "images").glob("*.png")))
+    assert main(["report", image, "--model", str(copied.folder), "--device", "cpu"]) == 2
+    assert "codes of two tokenizers mean different things" in capsys.readouterr().err
+    weights = copied.folder / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
