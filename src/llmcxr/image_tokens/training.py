@@ -60,11 +60,14 @@ class ImageTokenizerSettings:
 
     def faults(self) -> list[str]:
         """Impossible combinations."""
-        return (
-            []
-            if 0 <= self.adversarial_start <= 1
-            else [f"adversarial_start: {self.adversarial_start} should be 0 to 1"]
-        )
+        faults = []
+        if not 0 <= self.feature_start < 1:
+            faults.append(f"feature_start: {self.feature_start} should be 0 to below 1")
+        if not 0 < self.feature_share <= 1:
+            faults.append(f"feature_share: {self.feature_share} should be above 0 and at most 1")
+        if not 0 <= self.adversarial_start <= 1:
+            faults.append(f"adversarial_start: {self.adversarial_start} should be 0 to 1")
+        return faults
 
 
 class _Trainer:
