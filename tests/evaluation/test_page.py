@@ -22,16 +22,25 @@ from llmcxr.evaluation.page import (
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
 SUMMARY = {
-    "report": {"micro_f1": 0.412, "macro_f1": 0.2, "baseline_micro_f1": 0.264, "n": 200},
+    "report": {"micro_f1": 0.412, "macro_f1": 0.2, "baseline_micro_f1": 0.264, "reference_micro_f1": 0.917, "n": 200},
     "vqa": {
         "accuracy": 0.743,
         "majority_accuracy": 0.655,
         "auroc": 0.731,
         "auroc_low": 0.694,
         "auroc_high": 0.768,
+        "auroc_shuffled": 0.503,
+        "auroc_classifier": 0.921,
         "n": 1240,
     },
-    "image": {"auroc": 0.662, "auroc_low": None, "auroc_high": float("nan"), "auroc_real": 0.871, "n": 200},
+    "image": {
+        "auroc": 0.662,
+        "auroc_low": None,
+        "auroc_high": float("nan"),
+        "auroc_real": 0.871,
+        "auroc_shuffled": 0.498,
+        "n": 200,
+    },
     "image_tokenizer": {"codebook_use": 0.93, "l1": 0.034, "auroc_original": 0.871, "auroc_reconstruction": 0.822},
     "language": {"perplexity_ratio": None},
 }
@@ -165,10 +174,10 @@ def test_score_table():
     lines = score_table(SUMMARY).splitlines()
     assert lines[0].split() == ["score", "model", "baseline", "ceiling", "n"]
     rows = {line.split("  ")[0]: line.split("  ", 1)[1].split() for line in lines[2:]}
-    assert rows["Report findings, micro-F1"] == ["0.412", "0.264", "1.000", "200"]
+    assert rows["Report findings, micro-F1"] == ["0.412", "0.264", "0.917", "200"]
     assert rows["Questions, accuracy"] == ["0.743", "0.655", "1.000", "1240"]
-    assert rows["Questions, AUROC of p(yes)"] == ["0.731", "(0.694", "to", "0.768)", "0.500", "1.000"]
-    assert rows["Drawn images, AUROC"] == ["0.662", "0.500", "0.871", "200"]
+    assert rows["Questions, AUROC of p(yes)"] == ["0.731", "(0.694", "to", "0.768)", "0.503", "0.921"]
+    assert rows["Drawn images, AUROC"] == ["0.662", "0.498", "0.871", "200"]
     assert rows["Language, perplexity ratio"] == ["not", "measured", "-", "1.000"]
 
 

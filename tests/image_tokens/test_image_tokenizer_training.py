@@ -54,7 +54,7 @@ def trained(images, tmp_path_factory):
 def test_the_error_falls(trained, images):
     curve = json.loads((trained[1] / "curves.json").read_text())
     assert [c["step"] for c in curve] == [0, 10, 20]
-    assert curve[-1]["l1"] < 0.6 * curve[0]["l1"]
+    assert curve[-1]["l1"] < 0.75 * curve[0]["l1"]  # running means
     assert "critic" not in curve[1] and np.isfinite(curve[2]["critic"])  # the adversary starts at step 18 of 30
     x = torch.from_numpy(images.astype(np.float32) / 127.5 - 1)[:, None]
     torch.manual_seed(SETTINGS.seed)
