@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from transformers import PreTrainedTokenizerBase
 
 from llmcxr import __version__
 from llmcxr.evaluation.evaluate import Cases, Evaluation, Results, save_results, shortfalls
@@ -58,7 +59,7 @@ from llmcxr.tuning.tunable import TunableModel
 from llmcxr.vocabulary.growing import projected_rows, random_rows, table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
-from llmcxr.vocabulary.reader import reader_vectors
+from llmcxr.vocabulary.reader import reader_rows, word_vectors
 
 _READ_CHUNK = 4096  # images read at once
 
@@ -289,27 +290,26 @@ class Run:
             "language": LanguageTask(own),
             "report_to_cxr": ReportToCxrTask(pairs),
             "cxr_to_report": CxrToReportTask(pairs),
-            "cxr_vqa": CxrVqaTask(questions, codes, self.recipe.tuning.questions_per_image),
+            "cxr_vqa": CxrVqaTask(questions, codes, self.recipe.tuning.questions_per_image, stage.conversations),
         }
 
-    def _rows(self, table_of_text: torch.Tensor) -> torch.Tensor:
+    def _rows(self, tokenizer: PreTrainedTokenizerBase, text_rows: torch.Tensor) -> torch.Tensor:
         """Starts of the image rows [K, d]."""
-        tuning = self.recipe.tuning
-        codebook = self.image_tokenizer.codebook
+        tuning, codebook = self.recipe.tuning, self.image_tokenizer.codebook.cpu()
         if tuning.row_start == "random":
-            return random_rows(table_of_text, len(codebook), tuning.seed)
-        rows = projected_rows(codebook, table_of_text, tuning.seed)
+            return random_rows(text_rows, len(codebook), tuning.seed)
         if tuning.row_start == "codebook":
-            return rows
+            return projected_rows(codebook, text_rows, tuning.seed)
         studies = [s for s in self.studies if s.split == "train"]
         codes = np.stack([self.codes[s.image_id] for s in studies])
-        vectors = reader_vectors(rows, codes, label_matrix(studies, self.findings), tuning.reader, tuning.seed)
-        return projected_rows(vectors, table_of_text, tuning.seed)
+        words = word_vectors(self.findings, tokenizer, text_rows)
+        labels = label_matrix(studies, self.findings)
+        return reader_rows(codebook, codes, labels, words, text_rows, tuning.reader, tuning.seed)
 
     def _tunable(self) -> TunableModel:
         tokenizer = load_text_tokenizer(self.recipe.llm)
         model = load_language_model(self.recipe.llm, torch.bfloat16)
-        rows = self._rows(table_of(model).detach()[: len(tokenizer)])
+        rows = self._rows(tokenizer, table_of(model).detach()[: len(tokenizer)])
         vocabulary = ImageVocabulary.grow(tokenizer, len(rows))
         return TunableModel(model, vocabulary, rows, self.recipe.tuning)
 

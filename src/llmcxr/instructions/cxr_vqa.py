@@ -14,23 +14,32 @@ import numpy as np
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.vqa import Kind, QuestionAnswer
 
-# Chance of each kind of conversation, where the image has one. The list of findings says most in the fewest tokens.
-_CONVERSATIONS: dict[tuple[Kind, ...], float] = {
-    ("list",): 0.45,
-    ("presence", "side", "severity", "type"): 0.45,
-    ("normal",): 0.05,
-    ("count",): 0.05,
+# The kinds of conversation, by the kind of their first question. Their shares are a setting of each tuning stage.
+CONVERSATIONS: dict[str, tuple[Kind, ...]] = {
+    "list": ("list",),
+    "presence": ("presence", "side", "severity", "type"),
+    "normal": ("normal",),
+    "count": ("count",),
 }
 
 
 class CxrVqaTask:
     """One item an image with its questions."""
 
-    def __init__(self, questions: Sequence[QuestionAnswer], codes: Mapping[str, np.ndarray], per_image: int) -> None:
-        """`per_image` is the most questions asked on one reading of an image; the paper asks one."""
+    def __init__(
+        self,
+        questions: Sequence[QuestionAnswer],
+        codes: Mapping[str, np.ndarray],
+        per_image: int,
+        shares: Mapping[str, float],
+    ) -> None:
+        """`per_image` is the most questions asked on one reading of an image; the paper asks one. `shares` are the
+        chances of each conversation of `CONVERSATIONS`; an image that has none with a chance is left out."""
+        self._shares = {CONVERSATIONS[name]: share for name, share in shares.items() if share > 0}
+        wanted = {kind for conversation in self._shares for kind in conversation}
         by_image: dict[str, list[QuestionAnswer]] = {}
         for question in questions:
-            if question.image_id in codes:
+            if question.image_id in codes and question.kind in wanted:
                 by_image.setdefault(question.image_id, []).append(question)
         self._items = list(by_image.items())
         self._codes = codes
@@ -43,7 +52,7 @@ class CxrVqaTask:
         """A fresh choice and order of the image's questions; the image stands in the first turn."""
         image_id, questions = self._items[item]
         kinds = {q.kind for q in questions}
-        possible = {c: p for c, p in _CONVERSATIONS.items() if kinds.intersection(c)}
+        possible = {c: p for c, p in self._shares.items() if kinds.intersection(c)}
         shares = np.array(list(possible.values()))
         conversation = list(possible)[rng.choice(len(shares), p=shares / shares.sum())]
         own = [q for q in questions if q.kind in conversation]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from llmcxr.foundation.settings import setting
+from llmcxr.instructions.cxr_vqa import CONVERSATIONS
 from llmcxr.instructions.example import TASKS
 from llmcxr.instructions.templates import TemplateName
 from llmcxr.studies.cohort import CohortSettings
@@ -28,7 +29,13 @@ class StageSettings:
         {"language": 0.2, "report_to_cxr": 0.25, "cxr_to_report": 0.25, "cxr_vqa": 0.3},
         "weights of the tasks (paper: 0.2 language, 0.8 images)",
     )
-    learning_rate: float = setting(1e-4, "AdamW, linear warm-up, cosine to a tenth; paper: 5e-6 for full tuning of 3 B")
+    conversations: dict[str, float] = setting(
+        {"list": 0.4, "presence": 0.5, "normal": 0.05, "count": 0.05},
+        "shares of the conversations of cxr_vqa; the list of findings says most in the fewest tokens",
+    )
+    learning_rate: float = setting(
+        1e-4, "AdamW: linear warm-up, flat, linear to a tenth over the last third; paper: 5e-6 for full tuning of 3 B"
+    )
     rows_learning_rate: float = setting(2e-3, "the same for the new image rows")
     warmup: float = setting(0.03, "share of the examples over which the rate rises")
 
@@ -41,6 +48,11 @@ class StageSettings:
             weight < 0 for weight in self.mixture.values()
         ):
             faults.append(f"mixture: {self.mixture} needs weights of at least 0, one of them above 0")
+        faults += [
+            f"conversations.{name}: no such conversation; they are {', '.join(CONVERSATIONS)}"
+            for name in self.conversations
+            if name not in CONVERSATIONS
+        ]
         if self.examples < 1:
             faults.append(f"examples: {self.examples} should be at least 1")
         return faults

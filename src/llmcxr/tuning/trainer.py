@@ -5,7 +5,6 @@ Shapes: see objective.py.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,7 @@ from llmcxr.tuning.objective import token_losses
 from llmcxr.tuning.settings import StageSettings, TuningSettings
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 
+_DECAY = 1 / 3  # share of a stage at its end over which the learning rates fall
 _WINDOW = 512  # examples that are rendered and sorted by length together
 
 
@@ -89,9 +89,9 @@ class Stage:
 
     def _rates(self, progress: float) -> dict[str, float]:
         """Learning rates at `progress` (share of the examples seen)."""
-        factor = min(1.0, (progress + 1e-3) / max(self.stage.warmup, 1e-3)) * (
-            0.55 + 0.45 * math.cos(math.pi * progress)
-        )
+        rise = (progress + 1e-3) / max(self.stage.warmup, 1e-3)
+        fall = 0.1 + 0.9 * (1 - progress) / _DECAY
+        factor = min(1.0, rise, fall)
         return {"body": self.stage.learning_rate * factor, "rows": self.stage.rows_learning_rate * factor}
 
     def _losses(self, batch: Batch) -> tuple[torch.Tensor, float, dict[Task, tuple[float, int]]]:

@@ -1,6 +1,10 @@
-"""A small reader of codes: a classifier whose code vectors have the LLM's width, to start the image rows from.
+"""A small reader of codes, to start the image rows from: which codes speak for which finding, said in the LLM's own words.
 
-Shapes: B images, L codes an image, K codes, d width of the LLM, F findings.
+A linear model reads findings from how often each code occurs in an image. Every code then starts near the words of the
+findings it speaks for (and away from those it speaks against), on top of its projected code vector. The language model
+finds in its input what it already knows how to copy: words.
+
+Shapes: N images, L codes an image, K codes, F findings, d width of the LLM, D dimension of a code vector.
 """
 
 from __future__ import annotations
@@ -10,59 +14,62 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from llmcxr.foundation.devices import autocast
-from llmcxr.foundation.randomness import stream
 from llmcxr.foundation.settings import setting
+from llmcxr.vocabulary.growing import projected_rows
 
 
 @dataclass(frozen=True)
 class ReaderSettings:
     """Training of the small reader."""
 
-    steps: int = setting(400, "optimiser steps")
-    batch_size: int = setting(64, "images a step")
-    learning_rate: float = setting(1e-3, "AdamW, one cycle")
+    steps: int = setting(400, "full-batch Adam steps of the linear reader")
+    penalty: float = setting(1e-3, "L2 penalty on its weights")
+    strength: float = setting(
+        1.0, "spread of the word part of a row, beside 0.7 for its code vector, in units of the text rows'"
+    )
 
 
-class CodeReader(nn.Module):
-    """Codes [B, L] -> logits of findings [B, F]."""
-
-    def __init__(self, vectors: Tensor, length: int, findings: int, width: int = 128) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding.from_pretrained(vectors.clone(), freeze=False)  # [K, d]
-        self.narrow = nn.Linear(vectors.shape[1], width)
-        self.place = nn.Parameter(0.02 * torch.randn(length, width))
-        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.1, batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
-        self.head = nn.Linear(width, findings)
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """Logits [B, F]."""
-        return self.head(self.layers(self.narrow(self.embedding(codes)) + self.place).mean(1))
+def word_vectors(names: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, table: Tensor) -> Tensor:
+    """Unit vectors [F, d]: the mean text row of each name's tokens, less the mean of all text rows [V, d]."""
+    table = table.float()
+    rows = [table[tokenizer(" " + name, add_special_tokens=False)["input_ids"]].mean(0) for name in names]
+    return F.normalize(torch.stack(rows) - table.mean(0), dim=1)
 
 
-def reader_vectors(
-    vectors: Tensor, codes: np.ndarray, labels: np.ndarray, settings: ReaderSettings, seed: int
-) -> Tensor:
-    """Train a `CodeReader` from code vectors [K, d] on codes [N, L] and labels [N, F] (NaN unknown); its vectors [K, d]."""
-    torch.manual_seed(seed)
-    spread = vectors.std()
-    reader = CodeReader(vectors / spread, codes.shape[1], labels.shape[1]).train()
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=settings.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, max(2, settings.steps))
-    device = torch.device("cpu")
-    for step in tqdm(range(settings.steps), desc="reader of codes", unit="step"):
-        rows = stream(seed, "reader", step).choice(len(codes), min(settings.batch_size, len(codes)), replace=False)
-        target = torch.from_numpy(labels[rows])
-        known = ~target.isnan()
-        with autocast(device):
-            logits = reader(torch.from_numpy(codes[rows].astype(np.int64)))
-        losses = F.binary_cross_entropy_with_logits(logits.float(), target.nan_to_num(), reduction="none")
+def read_codes_linearly(codes: np.ndarray, labels: np.ndarray, size: int, settings: ReaderSettings) -> Tensor:
+    """Evidence [K, F] of each code for each finding, from codes [N, L] and labels [N, F] (NaN unknown), unit spread by finding."""
+    counts = torch.from_numpy(
+        np.stack([np.bincount(row, minlength=size) for row in codes]).astype(np.float32)
+    )  # [N, K]
+    target = torch.from_numpy(labels)
+    known = ~target.isnan()
+    target = target.nan_to_num()
+    weight = torch.zeros(size, labels.shape[1], requires_grad=True)
+    bias = torch.zeros(labels.shape[1], requires_grad=True)
+    optimizer = torch.optim.Adam([weight, bias], lr=0.02)
+    for _ in range(settings.steps):
+        losses = F.binary_cross_entropy_with_logits(counts @ weight + bias, target, reduction="none")
+        loss = (losses * known).sum() / known.sum() + settings.penalty * weight.square().sum() / labels.shape[1]
         optimizer.zero_grad(set_to_none=True)
-        ((losses * known).sum() / known.sum().clamp(min=1)).backward()
+        loss.backward()
         optimizer.step()
-        schedule.step()
-    return reader.embedding.weight.detach() * spread
+    evidence = weight.detach() - weight.detach().mean(0)
+    return evidence / evidence.std(0).clamp(min=1e-6)
+
+
+def reader_rows(
+    vectors: Tensor,
+    codes: np.ndarray,
+    labels: np.ndarray,
+    words: Tensor,
+    table: Tensor,
+    settings: ReaderSettings,
+    seed: int,
+) -> Tensor:
+    """Rows [K, d] from code vectors [K, D], what the codes speak for, and the findings' word vectors [F, d]."""
+    evidence = read_codes_linearly(codes, labels, len(vectors), settings)
+    spoken = evidence @ words  # [K, d]
+    return projected_rows(vectors, table, seed) + spoken * (settings.strength * table.float().std() / spoken.std())
