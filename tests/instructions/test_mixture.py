@@ -21,11 +21,12 @@ from llmcxr.instructions.vqa import QuestionAnswer
 CODES = {f"i{k}": np.full(4, k, np.uint16) for k in range(30)}
 PAIRS = [ImageReport(name, codes, f"report {name}") for name, codes in CODES.items()]
 QUESTIONS = [QuestionAnswer(name, f"q{q} of {name}", f"a{q}", "presence") for name in CODES for q in range(5)]
+SHARES = {"list": 0.5, "presence": 0.5}
 TASKS = {
     "language": LanguageTask([Turn(f"say {k}", "", str(k)) for k in range(7)]),
     "report_to_cxr": ReportToCxrTask(PAIRS),
     "cxr_to_report": CxrToReportTask(PAIRS),
-    "cxr_vqa": CxrVqaTask(QUESTIONS, CODES, per_image=3),
+    "cxr_vqa": CxrVqaTask(QUESTIONS, CODES, 3, SHARES),
 }
 WEIGHTS = {"language": 0.2, "report_to_cxr": 0.5, "cxr_to_report": 1.0, "cxr_vqa": 0.3}
 
@@ -97,15 +98,36 @@ def test_questions_of_an_image_share_one_reading():
 
 
 def test_questions_without_an_image_are_left_out():
-    task = CxrVqaTask([*QUESTIONS, QuestionAnswer("lost", "q", "a", "presence")], CODES, 9)
+    task = CxrVqaTask([*QUESTIONS, QuestionAnswer("lost", "q", "a", "presence")], CODES, 9, SHARES)
     assert len(task) == 30 and len(task.example(0, np.random.default_rng(0)).turns) == 5
+
+
+def test_questions_that_give_each_other_away_stand_apart():
+    questions = [
+        QuestionAnswer("i1", "Which?", "Mass.", "list"),
+        QuestionAnswer("i1", "Side?", "Left.", "side", "mass"),
+        QuestionAnswer("i1", "Is there a mass?", "Yes.", "presence", "mass"),
+        QuestionAnswer("i1", "Is there a nodule?", "No.", "presence", "nodule"),
+        QuestionAnswer("i2", "Normal?", "Yes.", "normal"),
+    ]
+    task = CxrVqaTask(questions, CODES, 9, SHARES)
+    assert len(task) == 1  # i2 has no conversation with a share
+    seen = Counter()
+    for draw in range(200):
+        asked = [t.instruction for t in task.example(0, np.random.default_rng(draw)).turns]
+        assert asked == ["Which?"] or (
+            set(asked[:2]) == {"Is there a mass?", "Is there a nodule?"} and asked[2:] == ["Side?"]
+        )
+        seen[len(asked)] += 1
+    assert 60 < seen[1] < 140
+    assert len(CxrVqaTask(questions, CODES, 9, {"list": 1.0})) == 1
 
 
 def test_no_weight_and_no_data():
     with pytest.raises(UserError, match="every weight is 0"):
         Mixture(TASKS, {"language": 0.0}, 5, 0)
     with pytest.raises(UserError, match=r"\['cxr_vqa'\] have a weight but no data"):
-        Mixture(TASKS | {"cxr_vqa": CxrVqaTask([], CODES, 2)}, WEIGHTS, 5, 0)
+        Mixture(TASKS | {"cxr_vqa": CxrVqaTask([], CODES, 2, SHARES)}, WEIGHTS, 5, 0)
 
 
 def test_language_files_name_the_broken_line(tmp_path):

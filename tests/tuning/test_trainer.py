@@ -183,7 +183,9 @@ def test_rates_rise_then_fall_to_a_tenth(tmp_path):
     one = stage(tmp_path)
     rates = [one._rates(p)["body"] for p in np.linspace(0, 1, 101)]
     assert rates[0] < 0.1 * STAGE.learning_rate and max(rates) == pytest.approx(STAGE.learning_rate, rel=0.01)
-    assert np.argmax(rates) == 3 and rates[-1] == pytest.approx(0.1 * STAGE.learning_rate)
+    assert np.argmax(rates) == 3 and rates[60] == pytest.approx(STAGE.learning_rate)
+    assert rates[80] == pytest.approx((0.1 + 0.9 * 0.2 * 3) * STAGE.learning_rate)
+    assert rates[-1] == pytest.approx(0.1 * STAGE.learning_rate)
     assert one._rates(0.5)["rows"] / one._rates(0.5)["body"] == pytest.approx(1.0)
 
 
