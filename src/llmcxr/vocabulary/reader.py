@@ -52,7 +52,9 @@ def read_codes_linearly(codes: np.ndarray, labels: np.ndarray, size: int, settin
     optimizer = torch.optim.Adam([weight, bias], lr=0.02)
     for _ in range(settings.steps):
         losses = F.binary_cross_entropy_with_logits(counts @ weight + bias, target, reduction="none")
-        loss = (losses * known).sum() / known.sum().clamp(min=1) + settings.penalty * weight.square().sum() / labels.shape[1]
+        loss = (losses * known).sum() / known.sum().clamp(
+            min=1
+        ) + settings.penalty * weight.square().sum() / labels.shape[1]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
