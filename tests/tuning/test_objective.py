@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.rendering import RenderedExample, render
 from llmcxr.instructions.templates import build_template
 from llmcxr.tuning.batches import collate
-from llmcxr.tuning.objective import project, token_losses
+from llmcxr.tuning.objective import anchor_losses, project, token_losses
 from llmcxr.vocabulary.growing import grow_language_model, table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
@@ -119,3 +121,35 @@ def test_project_is_the_models_head_with_bias_and_cap():
     capped = grown()
     capped.config.final_logit_softcapping = 2.0
     torch.testing.assert_close(project(capped, hidden), 2 * torch.tanh(F.linear(hidden, table_of(capped)) / 2))
+
+
+def test_anchor_is_the_divergence_from_the_base_model():
+    model = grown()
+    hidden = torch.randn(5, model.config.hidden_size)
+    other = torch.randn(5, model.config.hidden_size)
+    table = model.get_output_embeddings().weight.detach()
+    n = FIRST
+    p, q = (other @ table[:n].T).softmax(-1), (hidden @ table.T).softmax(-1)
+    expected = (p * (p.log() - q[:, :n].log())).sum(-1)
+    torch.testing.assert_close(anchor_losses(model, other, hidden, n), expected)
+    # The same states differ only by what the tuned model gives to image tokens.
+    same = anchor_losses(model, hidden, hidden, n)
+    torch.testing.assert_close(same, -q[:, :n].sum(-1).log())
+
+
+def test_with_base_states_only_the_language_rows_change():
+    model, rendered = grown(), examples()
+    rendered = [
+        dataclasses.replace(e, task=task)
+        for e, task in zip(rendered, ["cxr_vqa", "language", "cxr_vqa", "language"], strict=True)
+    ]
+    batch = collate(rendered)
+    plain = token_losses(model, batch, VOCABULARY, "image_rows")
+    base = torch.randn(2, batch.ids.shape[1], model.config.hidden_size, generator=torch.Generator().manual_seed(2))
+    anchored = token_losses(model, batch, VOCABULARY, "image_rows", base)
+    language = (plain.rows == 1) | (plain.rows == 3)
+    torch.testing.assert_close(anchored.losses[~language], plain.losses[~language])
+    hidden = model.base_model(input_ids=batch.ids).last_hidden_state
+    where = batch.supervised[3, 1:].nonzero().flatten()
+    expected = anchor_losses(model, base[1, where], hidden[3, where], FIRST)
+    torch.testing.assert_close(anchored.losses[plain.rows == 3], expected)

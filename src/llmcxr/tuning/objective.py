@@ -48,14 +48,32 @@ def project(
     return logits
 
 
+def anchor_losses(model: PreTrainedModel, base_hidden: Tensor, hidden: Tensor, text_rows: int) -> Tensor:
+    """KL(base model || tuned model) of the next token, float32 [N], from the last hidden states [N, d] of both.
+
+    The base model has no image rows, so its distribution goes over the `text_rows` first rows; the tuned one's over all.
+    """
+    with torch.no_grad():
+        base = project(model, base_hidden, 0, text_rows).log_softmax(-1)
+    tuned = project(model, hidden).log_softmax(-1)[:, :text_rows]
+    return (base.exp() * (base - tuned)).sum(-1)
+
+
 def token_losses(
-    model: PreTrainedModel, batch: Batch, vocabulary: ImageVocabulary, image_softmax: ImageSoftmax
+    model: PreTrainedModel,
+    batch: Batch,
+    vocabulary: ImageVocabulary,
+    image_softmax: ImageSoftmax,
+    base_hidden: Tensor | None = None,
 ) -> TokenLosses:
     """Cross entropy of every supervised token. The head runs only where a token is supervised.
 
     Inside an image (after its first code) decoding permits image tokens only, so with `image_rows` the softmax there
     goes over the K image rows alone; the paper's is `all_rows`. The first code competes with all tokens: there the
     model learns whether to answer with an image.
+
+    With `base_hidden` [B_language, T, d], the base model's states for the batch's language examples in order, the loss of
+    those examples is `anchor_losses` instead: keep to the base model, rather than to one sampled answer.
     """
     hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
     wanted = batch.supervised[:, 1:]
@@ -73,6 +91,15 @@ def token_losses(
             logits = project(model, states[inside], first, end)
             losses = losses.masked_scatter(inside, F.cross_entropy(logits, targets[inside] - first, reduction="none"))
     outside = ~inside
+    if base_hidden is not None:
+        is_language = torch.tensor([task == "language" for task in batch.tasks], device=rows.device)
+        anchored = is_language[rows]
+        outside = outside & ~anchored
+        place_of = is_language.cumsum(0) - 1  # row of the batch -> row of base_hidden
+        base_states = base_hidden[place_of[rows[anchored]], places[anchored]]
+        losses = losses.masked_scatter(
+            anchored, anchor_losses(model, base_states, states[anchored], vocabulary.first_id)
+        )
     if outside.any():
         logits = project(model, states[outside])
         losses = losses.masked_scatter(outside, F.cross_entropy(logits, targets[outside], reduction="none"))

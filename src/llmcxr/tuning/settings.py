@@ -78,6 +78,10 @@ class TuningSettings:
     task_loss_weights: dict[str, float] = setting(
         {}, "weight of a task's supervised tokens in the loss (1 where not named)"
     )
+    language_loss: Literal["answers", "base_model"] = setting(
+        "answers",
+        "'answers' as in the paper, or 'base_model' (LoRA only): stay close to the base model's own distribution",
+    )
     questions_per_image: int = setting(4, "most questions asked on one reading of an image; the paper asks 1")
     language_instructions: Path | None = setting(None, "JSONL with instruction, input, response; null: the shipped set")
     max_tokens: int = setting(1024, "longer examples are left out and counted; an image is never cut")
@@ -99,6 +103,10 @@ class TuningSettings:
             for t in self.task_loss_weights
             if t not in TASKS
         ]
+        if self.language_loss == "base_model" and self.method != "lora":
+            faults.append(
+                "language_loss: base_model needs method: lora (the base model is the model without its adapters)"
+            )
         if self.max_tokens > self.tokens_per_batch:
             faults.append(f"max_tokens: {self.max_tokens} exceeds tokens_per_batch ({self.tokens_per_batch})")
         return faults

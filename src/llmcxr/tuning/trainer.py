@@ -96,7 +96,13 @@ class Stage:
 
     def _losses(self, batch: Batch) -> tuple[torch.Tensor, float, dict[Task, tuple[float, int]]]:
         """Weighted sum of token losses, sum of weights, and (sum, count) of unweighted token losses by task."""
-        result = token_losses(self.tunable.model, batch, self.tunable.vocabulary, self.settings.image_softmax)
+        base_states = None
+        language = [row for row, task in enumerate(batch.tasks) if task == "language"]
+        if self.settings.language_loss == "base_model" and language and torch.is_grad_enabled():
+            base_states = self.tunable.base_states(batch.ids[language])
+        result = token_losses(
+            self.tunable.model, batch, self.tunable.vocabulary, self.settings.image_softmax, base_states
+        )
         weight = torch.tensor([self.settings.task_loss_weights.get(t, 1.0) for t in batch.tasks], device=self.device)[
             result.rows
         ]

@@ -69,6 +69,12 @@ class TunableModel:
         for name, p in own.items():
             p.copy_(state[name])
 
+    @torch.no_grad()
+    def base_states(self, ids: Tensor) -> Tensor:
+        """Last hidden states [B, T, d] of the base model (adapters off) for token ids [B, T]."""
+        with self._peft.disable_adapter():
+            return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
     def merge(self) -> PreTrainedModel:
         """Fold rows and adapters into the weights: a stock causal LM."""
         fold_image_rows(self.model)
