@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 from llmcxr.foundation.errors import UserError
@@ -196,6 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; 0 on success, 2 for a mistake that the user can mend, 130 when interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer is used before worker processes start
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # other libraries' notes to their own developers
     logging.basicConfig(format="%(message)s")
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)

@@ -30,8 +30,6 @@ from llmcxr.studies.radiographs import from_uint8
 
 with warnings.catch_warnings():  # torchxrayvision mutes every warning of the process on import
     import torchxrayvision as xrv
-warnings.resetwarnings()
-warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 @dataclass(frozen=True)
