@@ -18,7 +18,7 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, not built in, or not there
+    except (RuntimeError, AssertionError) as error:  # unknown, not built in, or not there
         reason = str(error).splitlines()[0]
         raise UserError(f"device {name!r} cannot be used: {reason} Give auto, cpu, cuda, cuda:1, ...") from error
     return device
