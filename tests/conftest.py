@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import hypothesis
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -20,6 +21,11 @@ from llmcxr.foundation.assets import fetch
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 torch.set_num_threads(1)
+
+# Property tests try the same inputs everywhere, so that a change is to blame where one fails; search for new ones with
+# `pytest --hypothesis-profile=default`.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 SENTENCES = [
     "Write the report of this chest radiograph.",

@@ -244,7 +244,7 @@ class Run:
             )
         studies, images = self.of_split("train")
         torch.manual_seed(settings.training.seed)
-        features = ClinicalFeatures(self.findings)
+        features = ClinicalFeatures(self.findings, settings.resolution)
         labels = label_matrix(studies, self.findings)
         train_classifier(
             features, images, labels, settings.training, self.device, folder / "checkpoint.pt", "clinical network"
@@ -257,7 +257,9 @@ class Run:
             ImageTokenizer.from_pretrained(settings.pretrained).save_pretrained(folder)
             return
         features = ClinicalFeatures.load(self.folder / "clinical_features")
-        train_image_tokenizer(settings, features, self.of_split("train")[1], folder, self.device)
+        studies, images = self.of_split("train")
+        labels = label_matrix(studies, self.findings)
+        train_image_tokenizer(settings, features, images, labels, folder, self.device)
 
     def _codes(self) -> None:
         codes = encode_images(self.image_tokenizer, self.pixels, self.device)

@@ -88,6 +88,17 @@ def test_save_and_load(tmp_path):
     assert again.findings == ("nodule", "mass") and again.resolution == 48
 
 
+def test_shrinking_is_the_mean_of_areas():
+    """At half the side the network sees what it would see of an image that was averaged over 2 x 2 pixels."""
+    torch.manual_seed(0)
+    half, whole = ClinicalFeatures(("mass",), resolution=32).eval(), ClinicalFeatures(("mass",)).eval()
+    whole.load_state_dict(half.state_dict())
+    x = torch.rand(2, 1, 64, 64) * 2 - 1
+    averaged = x.reshape(2, 1, 32, 2, 32, 2).mean((3, 5))
+    with torch.no_grad():
+        torch.testing.assert_close(half(x), whole(averaged))
+
+
 def test_pixels_of_a_batch():
     batch = batch_of(np.array([[[0, 255], [51, 204]]], dtype=np.uint8), np.array([0]), CPU)
     torch.testing.assert_close(batch, torch.tensor([[[[-1.0, 1.0], [-0.6, 0.6]]]]))

@@ -9,5 +9,5 @@ import numpy as np
 
 def stream(*key: str | int) -> np.random.Generator:
     """A generator determined by `key` alone, e.g. `stream(seed, "anatomy", patient_id)`."""
-    digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
+    digest = hashlib.sha256("\0".join(map(str, key)).encode("utf-8", "surrogatepass")).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))

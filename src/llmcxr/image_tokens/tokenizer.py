@@ -54,9 +54,9 @@ class ImageTokenizer(nn.Module):
         return self.quantizer.codebook
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Training pass: reconstruction [B, 1, S, S], commitment loss, codes [B, g, g]."""
-        quantized, codes, commitment = self.quantizer(self.encoder(images).float())
-        return self.decoder(quantized), commitment.sum(), codes
+        """Training pass: reconstruction [B, 1, S, S], commitment loss, quantized code vectors [B, D, g, g]."""
+        quantized, _, commitment = self.quantizer(self.encoder(images).float())
+        return self.decoder(quantized), commitment.sum(), quantized
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
