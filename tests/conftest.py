@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 import hypothesis
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
