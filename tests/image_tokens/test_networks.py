@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmcxr.image_tokens.networks import ArchitectureSettings, VqDecoder, build_discriminator, build_encoder
+from llmcxr.image_tokens.networks import (
+    ArchitectureSettings,
+    LappedPatches,
+    build_decoder,
+    build_discriminator,
+    build_encoder,
+)
 
 
 @pytest.mark.parametrize(
@@ -15,7 +21,7 @@ from llmcxr.image_tokens.networks import ArchitectureSettings, VqDecoder, build_
 def test_shapes(size, stem, channels, grid):
     a = ArchitectureSettings(size, stem, channels, blocks=1, codebook_size=16, code_dim=8)
     assert a.faults() == [] and a.grid == grid
-    encoder, decoder = build_encoder(a), VqDecoder(a)
+    encoder, decoder = build_encoder(a), build_decoder(a)
     x = torch.randn(2, 1, size, size)
     z = encoder(x)
     assert z.shape == (2, 8, grid, grid)
@@ -32,9 +38,56 @@ def test_the_papers_layout_has_16_by_16_codes():
     assert (a.image_size, a.stem_stride, a.channels, a.codebook_size) == (256, 1, [128, 128, 256, 256, 512], 1024)
     assert a.faults() == [] and a.grid == 16
     with torch.device("meta"):
-        encoder, decoder = build_encoder(a), VqDecoder(a)
+        encoder, decoder = build_encoder(a), build_decoder(a)
         assert encoder(torch.empty(1, 1, 256, 256)).shape == (1, 256, 16, 16)
         assert decoder(torch.empty(1, 256, 16, 16)).shape == (1, 1, 256, 256)
+
+
+def mixer(**changes):
+    return ArchitectureSettings(
+        image_size=32, kind="mixer", patch=8, width=24, mixers=2, codebook_size=16, code_dim=8, **changes
+    )
+
+
+def test_shapes_of_the_mixer():
+    a = mixer()
+    assert a.faults() == [] and a.grid == 4
+    encoder, decoder = build_encoder(a), build_decoder(a)
+    x = torch.randn(2, 1, 32, 32)
+    z = encoder(x)
+    assert z.shape == (2, 8, 4, 4)
+    y = decoder(z)
+    assert y.shape == x.shape
+    y.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in [*encoder.parameters(), *decoder.parameters()])
+    assert decoder.last_weight.grad is not None
+
+
+def test_the_mixer_knows_places_and_convolutions_learn_them_from_the_border_only():
+    """A code grid that is constant everywhere: away from the border only the mixer can tell places apart."""
+    torch.manual_seed(0)
+    decoder = build_decoder(mixer())
+    with torch.no_grad():
+        for name, p in decoder.named_parameters():
+            if name.endswith("place"):
+                p.normal_()
+        inner = decoder(torch.ones(1, 8, 4, 4))[0, 0, 8:24, 8:24]
+    assert inner.std() > 1e-3
+
+
+def test_lapped_patches_leave_a_constant_constant():
+    """The same patch at every place: the windows of neighbours add up to one, so no border shows."""
+    lapped = LappedPatches(width=3, stride=8)
+    with torch.no_grad():
+        lapped.weight.fill_(0.5)
+        y = lapped(torch.ones(1, 3, 4, 4))
+    torch.testing.assert_close(y[0, 0, 4:-4, 4:-4], torch.full((24, 24), 1.5))
+
+
+def test_impossible_mixers_are_said():
+    faults = ArchitectureSettings(image_size=32, kind="mixer", patch=12, width=0).faults()
+    assert faults[0] == "patch: 12 should be even and divide image_size (32)"
+    assert faults[1].startswith("width, mixers: 0, 3 should be")
 
 
 def test_discriminator_gives_a_logit_a_patch():

@@ -1,15 +1,20 @@
 """Encoder, decoder and discriminator of the VQ-GAN.
 
-With `stem_stride` 1 and channels (128, 128, 256, 256, 512) this is the paper's (taming-transformers') layout. A stem of
-stride 4 or 8 skips the dear full-resolution layers: tens of times faster on a CPU, for a little sharpness.
+Two kinds. `convolutional` with `stem_stride` 1 and channels (128, 128, 256, 256, 512) is the paper's (taming-transformers')
+layout; a stem of stride 4 or 8 skips the dear full-resolution layers. `mixer` knows each place of the code grid:
+radiographs are aligned, so it reaches in a minute of two CPU cores what convolutions need many for (docs/measurements.md).
 
-Shapes: B images, S side in pixels, g side of the code grid, C channels.
+Shapes: B images, S side in pixels, g side of the code grid, P = g * g places, C channels.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
@@ -21,15 +26,25 @@ class ArchitectureSettings:
     """Sizes of the image tokenizer."""
 
     image_size: int = setting(256, "side of the square image in pixels")
-    stem_stride: int = setting(1, "1 as in the paper; 2, 4 or 8 begins with a patch embedding (fast on CPUs)")
-    channels: list[int] = setting([128, 128, 256, 256, 512], "width of each resolution; each but the last halves it")
-    blocks: int = setting(2, "residual blocks at each resolution")
+    stem_stride: int = setting(
+        1, "convolutional: 1 as in the paper; 2, 4 or 8 begins with a patch embedding (faster on CPUs)"
+    )
+    channels: list[int] = setting(
+        [128, 128, 256, 256, 512], "convolutional: width of each resolution; each but the last halves it"
+    )
+    blocks: int = setting(2, "convolutional: residual blocks at each resolution")
     codebook_size: int = setting(1024, "K_img: number of image tokens")
     code_dim: int = setting(256, "dimension of a code vector (codes are compared by cosine)")
+    kind: Literal["convolutional", "mixer"] = setting("convolutional", "as in the paper, or mixer (fast on CPUs)")
+    patch: int = setting(16, "mixer: pixels along one side of a code")
+    width: int = setting(384, "mixer: channels")
+    mixers: int = setting(3, "mixer: blocks on each side of the quantizer")
 
     @property
     def grid(self) -> int:
         """Codes along one side of the image."""
+        if self.kind == "mixer":
+            return self.image_size // self.patch
         return self.image_size // (self.stem_stride * 2 ** (len(self.channels) - 1))
 
     def faults(self) -> list[str]:
@@ -38,21 +53,79 @@ class ArchitectureSettings:
         if not self.channels:
             return ["channels: needs at least one width"]
         reduction = self.stem_stride * 2 ** (len(self.channels) - 1)
-        if self.stem_stride not in (1, 2, 4, 8):
+        if self.kind == "mixer":
+            if self.patch < 2 or self.patch % 2 or self.image_size < 1 or self.image_size % self.patch:
+                faults.append(f"patch: {self.patch} should be even and divide image_size ({self.image_size})")
+            if self.width < 1 or self.mixers < 0:
+                faults.append(f"width, mixers: {self.width}, {self.mixers} should be at least 1 and 0")
+        elif self.stem_stride not in (1, 2, 4, 8):
             faults.append(f"stem_stride: {self.stem_stride} should be 1, 2, 4 or 8")
         elif self.image_size < 1 or self.image_size % reduction:
             faults.append(
                 f"image_size: {self.image_size} is not a multiple of {reduction} (stem_stride x halvings by channels)"
             )
-        if bad := [c for c in self.channels if c < 1 or c % 32]:
+        if self.kind == "convolutional" and (bad := [c for c in self.channels if c < 1 or c % 32]):
             faults.append(f"channels: {bad} are not positive multiples of 32")
         if not 2 <= self.codebook_size <= 65536:
             faults.append(f"codebook_size: {self.codebook_size} should be 2 to 65536 (codes are stored as uint16)")
         return faults
 
 
+class PlaceMixer(nn.Module):
+    """One block of MLP-Mixer (Tolstikhin et al., 2021) over the code grid, with a learned vector for each place."""
+
+    def __init__(self, width: int, grid: int) -> None:
+        super().__init__()
+        P = grid * grid
+        self.place = nn.Parameter(torch.zeros(P, width))
+        self.norm_places, self.norm_channels = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.places = nn.Sequential(nn.Linear(P, 4 * P), nn.GELU(), nn.Linear(4 * P, P))
+        self.channels = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B, C, g, g] -> [B, C, g, g]."""
+        x = z.flatten(2).transpose(1, 2) + self.place  # [B, P, C]
+        x = x + self.places(self.norm_places(x).transpose(1, 2)).transpose(1, 2)
+        x = x + self.channels(self.norm_channels(x))
+        return x.transpose(1, 2).reshape(z.shape)
+
+
+class _NormChannels(nn.LayerNorm):
+    """LayerNorm over the channels of [B, C, g, g]."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z.movedim(1, -1)).movedim(-1, 1)
+
+
+class LappedPatches(nn.Module):
+    """[B, C, g, g] -> [B, 1, S, S]: patches of twice the stride, faded out by a squared sine and added.
+
+    The windows of neighbours sum to one, so a constant stays constant and no border can be seen, by construction.
+    """
+
+    window: Tensor
+
+    def __init__(self, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.randn(width, 1, 2 * stride, 2 * stride) * 0.5 * width**-0.5)
+        self.bias = nn.Parameter(torch.zeros(1))
+        fade = torch.sin(math.pi * (torch.arange(2 * stride) + 0.5) / (2 * stride)) ** 2
+        self.register_buffer("window", fade[:, None] * fade[None], persistent=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.conv_transpose2d(z, self.weight * self.window, self.bias, stride=self.stride, padding=self.stride // 2)
+
+
 def build_encoder(a: ArchitectureSettings) -> nn.Module:
     """[B, 1, S, S] in [-1, 1] -> [B, code_dim, g, g]."""
+    if a.kind == "mixer":
+        return nn.Sequential(
+            nn.Conv2d(1, a.width, 2 * a.patch, stride=a.patch, padding=a.patch // 2),
+            *[PlaceMixer(a.width, a.grid) for _ in range(a.mixers)],
+            _NormChannels(a.width),
+            nn.Conv2d(a.width, a.code_dim, 1),
+        )
     width = a.channels[0]
     stem: nn.Module = nn.Identity()
     if a.stem_stride > 1:
@@ -85,8 +158,34 @@ class _Upsample(nn.Module):
         return self.layers(x)
 
 
-class VqDecoder(nn.Module):
-    """[B, code_dim, g, g] -> [B, 1, S, S] in about [-1, 1]."""
+def build_decoder(a: ArchitectureSettings) -> ConvolutionalDecoder | MixerDecoder:
+    """[B, code_dim, g, g] -> [B, 1, S, S] in about [-1, 1]; `last_weight` is that of the last layer, at which the
+    adversarial weight is balanced (VQ-GAN, eq. 7)."""
+    return MixerDecoder(a) if a.kind == "mixer" else ConvolutionalDecoder(a)
+
+
+class MixerDecoder(nn.Module):
+    """Blocks that know places, then overlapping patches."""
+
+    def __init__(self, a: ArchitectureSettings) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(a.code_dim, a.width, 1),
+            *[PlaceMixer(a.width, a.grid) for _ in range(a.mixers)],
+            _NormChannels(a.width),
+        )
+        self.patches = LappedPatches(a.width, a.patch)
+
+    @property
+    def last_weight(self) -> Tensor:
+        return self.patches.weight
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.patches(self.layers(z))
+
+
+class ConvolutionalDecoder(nn.Module):
+    """diffusers' decoder; a stem's stride is undone by bilinear upsampling and convolutions."""
 
     def __init__(self, a: ArchitectureSettings) -> None:
         super().__init__()
@@ -109,7 +208,6 @@ class VqDecoder(nn.Module):
 
     @property
     def last_weight(self) -> Tensor:
-        """Weight of the last layer, at which the adversarial weight is balanced (VQ-GAN, eq. 7)."""
         return self.trunk.conv_out.weight if self.last is None else self.last.weight
 
     def forward(self, z: Tensor) -> Tensor:

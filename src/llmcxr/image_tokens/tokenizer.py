@@ -19,7 +19,7 @@ from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings
-from llmcxr.image_tokens.networks import ArchitectureSettings, VqDecoder, build_encoder
+from llmcxr.image_tokens.networks import ArchitectureSettings, build_decoder, build_encoder
 
 
 class ImageTokenizer(nn.Module):
@@ -29,7 +29,7 @@ class ImageTokenizer(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.encoder = build_encoder(architecture)
-        self.decoder = VqDecoder(architecture)
+        self.decoder = build_decoder(architecture)
         self.quantizer = VectorQuantize(
             dim=architecture.code_dim,
             codebook_size=architecture.codebook_size,
