@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.tuning.kernels import use_training_kernels
 from llmcxr.tuning.settings import TuningSettings
 from llmcxr.vocabulary.growing import fold_image_rows, grow_language_model, overlay_image_rows
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -39,6 +40,7 @@ class TunableModel:
             )
             self._peft = get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
         self.model = model
+        self._restore_stock = use_training_kernels(model)
         self.image_rows = overlay_image_rows(model, vocabulary)
         for overlay in self.image_rows:
             overlay.requires_grad_(True)
@@ -78,6 +80,7 @@ class TunableModel:
     def merge(self) -> PreTrainedModel:
         """Fold rows and adapters into the weights: a stock causal LM."""
         fold_image_rows(self.model)
+        self._restore_stock()
         return self._peft.merge_and_unload() if self._peft is not None else self.model
 
 
