@@ -59,7 +59,6 @@ class ImageTokenizerSettings:
         0.0,
         "share of the steps before the perceptual and clinical terms begin (they then rise over a tenth of the steps)",
     )
-    feature_share: float = setting(1.0, "share of each batch on which these two terms are computed; less is faster")
     adversarial_weight: float = setting(0.5, "times the adaptive weight; 0 switches the adversary off")
     adversarial_start: float = setting(0.5, "share of the steps after which the adversary starts")
     codebook_decay: float = setting(
@@ -72,8 +71,6 @@ class ImageTokenizerSettings:
         faults = []
         if not 0 <= self.feature_start < 1:
             faults.append(f"feature_start: {self.feature_start} should be 0 to below 1")
-        if not 0 < self.feature_share <= 1:
-            faults.append(f"feature_share: {self.feature_share} should be above 0 and at most 1")
         if not 0 <= self.adversarial_start <= 1:
             faults.append(f"adversarial_start: {self.adversarial_start} should be 0 to 1")
         return faults
@@ -144,10 +141,9 @@ class _Trainer:
             l1 = F.l1_loss(y, x)
             reconstruction = s.l1_weight * l1
             if rise > 0:
-                part = slice(0, max(1, round(s.feature_share * len(x))))
-                clinical, perceptual = self.clinical(x[part], y[part])
+                clinical, perceptual = self.clinical(x, y)
                 if self.lpips is not None:
-                    perceptual = self.lpips(x[part].expand(-1, 3, -1, -1), y[part].expand(-1, 3, -1, -1)).mean()
+                    perceptual = self.lpips(x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)).mean()
                 reconstruction = reconstruction + rise * (
                     s.perceptual_weight * perceptual + s.clinical_weight * clinical
                 )
