@@ -38,12 +38,13 @@ from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import train_image_tokenizer
 from llmcxr.instructions.cxr_to_report import CxrToReportTask, ImageReport
 from llmcxr.instructions.cxr_vqa import CxrVqaTask
-from llmcxr.instructions.example import Task
+from llmcxr.instructions.example import Task, Turn
 from llmcxr.instructions.language import SHIPPED, LanguageTask, load_instructions
 from llmcxr.instructions.mixture import TaskItems
+from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.report_to_cxr import ReportToCxrTask
 from llmcxr.instructions.templates import build_template
-from llmcxr.instructions.vqa import questions_of, read_questions, write_questions
+from llmcxr.instructions.vqa import LIST_QUESTION, questions_of, read_questions, write_questions
 from llmcxr.recipe import Recipe
 from llmcxr.sources import table
 from llmcxr.sources.phantom import source as phantom
@@ -51,6 +52,7 @@ from llmcxr.studies.cohort import check_splits, select_cohort
 from llmcxr.studies.radiographs import load_all
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Split, Study, known_findings, label_matrix, read_manifest, write_manifest
+from llmcxr.tuning.alignment import align
 from llmcxr.tuning.model_folder import ModelInfo, save_model
 from llmcxr.tuning.settings import StageSettings
 from llmcxr.tuning.trainer import Stage as TuningStage
@@ -173,6 +175,10 @@ class Run:
         shared = dataclasses.replace(r.tuning, stages=[])
         language = r.tuning.language_instructions or SHIPPED
         content = fingerprint(language) if language.exists() else ""
+        if r.tuning.alignment.steps:
+            about = "the first layers of the language model learn which findings the codes show"
+            result.append(Stage("alignment", about, (r.llm, shared), before, ("alignment",), self._align))
+            before = ("alignment",)
         for index, stage in enumerate(r.tuning.stages):
             about = (
                 "teaches the language model to read and write image tokens"
@@ -315,12 +321,24 @@ class Run:
         vocabulary = ImageVocabulary.grow(tokenizer, len(rows))
         return TunableModel(model, vocabulary, rows, self.recipe.tuning)
 
+    def _align(self) -> None:
+        tuning, tunable = self.recipe.tuning, self._tunable()
+        if not self.findings:
+            raise UserError("no label is known, so nothing can be aligned. Set tuning.alignment.steps to 0.")
+        template = build_template(tuning.template, tunable.vocabulary.tokenizer, tuning.system_prompt)
+        studies = [s for s in self.studies if s.split == "train"]
+        turns = [(Turn(LIST_QUESTION, self.codes[s.image_id], None),) for s in studies]
+        prompts = np.array([render_prompt(t, template, tunable.vocabulary) for t in turns])
+        labels = label_matrix(studies, self.findings)
+        align(tunable, prompts, labels, tuning.alignment, self.folder / "alignment", self.device)
+
     def _tune(self, index: int) -> None:
         tuning = self.recipe.tuning
         stage = tuning.stages[index]
         tunable = self._tunable()
-        if index:
-            load_stage(tunable, self.folder / tuning.stages[index - 1].name)
+        before = ["alignment"] * bool(tuning.alignment.steps) + [s.name for s in tuning.stages[:index]]
+        if before:
+            load_stage(tunable, self.folder / before[-1])
         template = build_template(tuning.template, tunable.vocabulary.tokenizer, tuning.system_prompt)
         train, unseen = self._tasks(stage, "train"), self._tasks(stage, "validate")
         TuningStage(tunable, template, tuning, stage, train, unseen, self.folder / stage.name, self.device).run()

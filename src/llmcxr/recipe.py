@@ -57,7 +57,17 @@ class Recipe:
                 f"source.phantom.image_size: {self.source.phantom.image_size} differs from "
                 f"image_tokenizer.architecture.image_size ({size})"
             )
-        taken = ("studies", "clinical_features", "image_tokenizer", "codes", "vqa", "model", "judge", "evaluation")
+        taken = (
+            "studies",
+            "clinical_features",
+            "image_tokenizer",
+            "codes",
+            "vqa",
+            "alignment",
+            "model",
+            "judge",
+            "evaluation",
+        )
         faults += [
             f"tuning.stages: {s.name!r} is the name of another stage" for s in self.tuning.stages if s.name in taken
         ]

@@ -59,6 +59,21 @@ class StageSettings:
 
 
 @dataclass(frozen=True)
+class AlignmentSettings:
+    """How the first layers are aligned with the codes."""
+
+    steps: int = setting(0, "optimiser steps; 0 goes straight to tuning, as in the paper")
+    layers: int = setting(6, "first layers of the LLM that take part")
+    batch_size: int = setting(16, "images a step")
+    learning_rate: float = setting(1e-3, "of these layers; twice that of the image rows")
+    seed: int = setting(0, "order of the images")
+
+    def faults(self) -> list[str]:
+        """Impossible combinations."""
+        return [] if self.layers >= 1 else [f"layers: {self.layers} should be at least 1"]
+
+
+@dataclass(frozen=True)
 class TuningSettings:
     """Instruction tuning."""
 
@@ -70,6 +85,9 @@ class TuningSettings:
         "codebook", "how image rows begin: random (paper), codebook (projected), reader (of codes)"
     )
     reader: ReaderSettings = setting(ReaderSettings(), "used where row_start is reader")
+    alignment: AlignmentSettings = setting(
+        AlignmentSettings(), "before the stages: findings learned by the first layers (needs labels)"
+    )
     template: TemplateName = setting("paper", "'paper' (Instruction, Input, Response) or 'chat' (the model's own)")
     system_prompt: str | None = setting(None, "of the chat template; null keeps the model's default")
     image_softmax: ImageSoftmax = setting(

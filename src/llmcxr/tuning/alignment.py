@@ -1,0 +1,119 @@
+"""Alignment: before tuning, the first layers of the language model learn which findings the codes show. Ours, not the paper's.
+
+An answer of a few tokens tells little about an image, and takes all layers to be learned from. Here the first layers alone
+are asked for all findings at once, by a linear map at the token after which a response begins: ten times the images a
+second, and many times what each one teaches. What is tuned afterwards finds the findings in the stream of its first layers.
+
+Shapes: N images, B images of a step, T tokens of a prompt, F findings, d width of the LLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from llmcxr.foundation.artifacts import atomic_path, write_json
+from llmcxr.foundation.checkpoints import load_checkpoint, save_checkpoint
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.randomness import stream
+from llmcxr.tuning.settings import AlignmentSettings
+from llmcxr.tuning.tunable import MasterAdamW, TunableModel
+
+_HEAD_RATE = 3e-3  # of the linear map, which is thrown away
+_SAVE_EVERY = 200  # steps
+_WARMUP, _DECAY = 0.05, 1 / 3  # shares of the steps over which the rates rise and fall
+
+
+@contextmanager
+def first_layers(model: PreTrainedModel, count: int) -> Iterator[None]:
+    """`model` with its first `count` decoder layers only."""
+    body, depth = model.base_model, model.config.get_text_config().num_hidden_layers
+    stacks = [(n, m) for n, m in body.named_children() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if len(stacks) != 1:
+        raise UserError(
+            f"the decoder layers of {type(model).__name__} were not found; set tuning.alignment.steps to 0."
+        )
+    name, layers = stacks[0]
+    setattr(body, name, layers[:count])
+    try:
+        yield
+    finally:
+        setattr(body, name, layers)
+
+
+def findings_logits(model: PreTrainedModel, head: nn.Linear, ids: Tensor) -> Tensor:
+    """Float32 [B, F] from the last token of prompts [B, T], all of one length."""
+    return head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1].float())
+
+
+def align(
+    tunable: TunableModel,
+    prompts: np.ndarray,
+    labels: np.ndarray,
+    settings: AlignmentSettings,
+    folder: Path,
+    device: torch.device,
+) -> None:
+    """Train on prompts int64 [N, T] that end where a response begins, and labels [N, F] of 1, 0 and NaN (unknown).
+
+    Saves `weights.safetensors` (all that is tuned later, as a stage does) and `curves.json`; resumes from its checkpoint.
+    """
+    model = tunable.model.to(device)
+    torch.manual_seed(settings.seed)
+    head = nn.Linear(model.get_input_embeddings().weight.shape[1], labels.shape[1]).to(device)
+    nn.init.zeros_(head.weight)
+    with first_layers(model, settings.layers):
+        optimizer = MasterAdamW(tunable, weight_decay=0.0)  # sees the first layers only
+        trained = list(tunable.trainable().values())
+    head_optimizer = torch.optim.AdamW(head.parameters(), lr=_HEAD_RATE, weight_decay=0.0)
+    checkpoint, start, curve = folder / "checkpoint.pt", 0, []
+    if saved := load_checkpoint(checkpoint):
+        optimizer.load_state(saved["optimizer"])
+        head.load_state_dict(saved["head"])
+        head_optimizer.load_state_dict(saved["head_optimizer"])
+        start, curve = saved["step"], saved["curve"]
+    ids, target = torch.from_numpy(prompts), torch.from_numpy(labels)
+    bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc="alignment", unit="step")
+    model.train()
+    with first_layers(model, settings.layers):
+        for step in bar:
+            rows = stream(settings.seed, "alignment", step).choice(
+                len(ids), min(settings.batch_size, len(ids)), replace=False
+            )
+            own = target[rows].to(device)
+            known = ~own.isnan()
+            losses = F.binary_cross_entropy_with_logits(
+                findings_logits(model, head, ids[rows].to(device)), own.nan_to_num(), reduction="none"
+            )
+            loss = (losses * known).sum() / known.sum().clamp(min=1)
+            if not torch.isfinite(loss):
+                raise UserError(f"alignment: the loss is {loss.item()} at step {step}; lower its learning_rate.")
+            loss.backward()
+            for p in trained:  # the rows of an untied output head take no part yet
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            progress = step / settings.steps
+            factor = min(1.0, (progress + 1e-3) / _WARMUP, 0.1 + 0.9 * (1 - progress) / _DECAY)
+            optimizer.step(
+                {"body": settings.learning_rate * factor, "rows": 2 * settings.learning_rate * factor}, divisor=1.0
+            )
+            head_optimizer.step()
+            head_optimizer.zero_grad(set_to_none=True)
+            if step % 10 == 0:
+                curve.append({"step": step, "loss": loss.item()})
+                bar.set_postfix(loss=f"{np.mean([c['loss'] for c in curve[-10:]]):.3f}")
+            if (step + 1) % _SAVE_EVERY == 0 and step + 1 < settings.steps:
+                state = {"optimizer": optimizer.state(), "head": head.state_dict(), "step": step + 1, "curve": curve}
+                save_checkpoint(checkpoint, state | {"head_optimizer": head_optimizer.state_dict()})
+    with atomic_path(folder / "weights.safetensors") as temporary:
+        save_file(tunable.state(), temporary)
+    write_json(folder / "curves.json", curve)
+    checkpoint.unlink(missing_ok=True)
