@@ -27,7 +27,7 @@ from llmcxr import __version__
 from llmcxr.evaluation.evaluate import Cases, Evaluation, Results, save_results, shortfalls
 from llmcxr.evaluation.judge import Judge
 from llmcxr.evaluation.page import PageContent, write_page
-from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, write_json
+from llmcxr.foundation.artifacts import atomic_path, fingerprint, folder_fingerprint, read_json, write_json
 from llmcxr.foundation.devices import core_count, pick_device
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import settings_to_dict
@@ -147,7 +147,7 @@ class Run:
             Stage(
                 "image_tokenizer",
                 "learns to write a radiograph as a small grid of codes, and to paint it again from them",
-                r.image_tokenizer,
+                self._with_content(r.image_tokenizer, r.image_tokenizer.pretrained),
                 ("studies", "clinical_features"),
                 ("image_tokenizer",),
                 self._image_tokenizer,
@@ -173,13 +173,14 @@ class Run:
         shared = dataclasses.replace(r.tuning, stages=[])
         language = r.tuning.language_instructions or SHIPPED
         content = fingerprint(language) if language.exists() else ""
+        llm = self._with_content(r.llm, r.llm)
         for index, stage in enumerate(r.tuning.stages):
             about = (
                 "teaches the language model to read and write image tokens"
                 if index == 0
                 else "the same on selected data"
             )
-            settings = (r.llm, shared, stage, content)
+            settings = (llm, shared, stage, content)
             result.append(Stage(stage.name, about, settings, before, (stage.name,), lambda i=index: self._tune(i)))  # type: ignore[misc]
             before = (stage.name,)
         result += [
@@ -202,6 +203,42 @@ class Run:
             ),
         ]
         return result
+
+    def _with_content(self, settings: Any, folder: str | None) -> Any:
+        """`settings`, with the fingerprint of the model in `folder` where they name one that is on disk."""
+        if folder is None or not Path(folder).is_dir():
+            return settings
+        return settings, folder_fingerprint(Path(folder), self.folder / ".stages" / "model_hashes")
+
+    def _check_inputs(self, todo: set[str]) -> None:
+        """`UserError` for the user's files that a stage of `todo` needs and that are not there: said before hours are spent
+        on the stages before it."""
+        source, tuning = self.recipe.source, self.recipe.tuning
+        how = f"\n{source.access.strip()}" if source.access else ""
+        if "studies" in todo and source.kind == "table" and source.table is not None:
+            path, images = source.table.path.expanduser(), source.table.images
+            if images is not None and not images.expanduser().is_dir():
+                raise UserError(
+                    f"the folder of the images, {images}, does not exist. Set source.table.images to where they are "
+                    f"(relative to where llmcxr is started).{how}"
+                )
+            if not path.is_file():
+                raise UserError(
+                    f"the table {path} does not exist. Set source.table.path to it (relative to where llmcxr is "
+                    f"started).{how}"
+                )
+        language = tuning.language_instructions
+        if language is not None and not language.is_file() and todo.intersection(s.name for s in tuning.stages):
+            raise UserError(
+                f"the language instructions {language} do not exist. Set tuning.language_instructions to a JSONL file with "
+                f"instruction, input (or context) and response in each line, or to null for the shipped set."
+            )
+        pretrained = self.recipe.image_tokenizer.pretrained
+        if "image_tokenizer" in todo and pretrained is not None and not Path(pretrained).is_dir():
+            raise UserError(
+                f"the image tokenizer {pretrained} does not exist. Set image_tokenizer.pretrained to its folder, or to null "
+                "to train one."
+            )
 
     def _studies(self) -> None:
         source = self.recipe.source
@@ -430,6 +467,8 @@ class Run:
         names = [stage.name for stage in stages]
         if only is not None and only not in names:
             raise UserError(f"no stage is called {only!r}. Stages: {', '.join(names)}.")
+        todo = {s.name for s in stages if only in (None, s.name) and not self.is_done(s, wanted[s.name])}
+        self._check_inputs(todo)
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.folder / "recipe.yaml") as temporary:
             libraries = {
