@@ -11,7 +11,8 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -43,7 +44,7 @@ from llmcxr.instructions.language import SHIPPED, LanguageTask, load_instruction
 from llmcxr.instructions.mixture import TaskItems
 from llmcxr.instructions.report_to_cxr import ReportToCxrTask
 from llmcxr.instructions.templates import build_template
-from llmcxr.instructions.vqa import questions_of, read_questions, write_questions
+from llmcxr.instructions.vqa import QuestionAnswer, questions_of, read_questions, write_questions
 from llmcxr.recipe import Recipe
 from llmcxr.sources import table
 from llmcxr.sources.phantom import source as phantom
@@ -74,6 +75,34 @@ class Stage:
     after: tuple[str, ...]
     outputs: tuple[str, ...]  # below the run folder
     run: Callable[[], None]
+
+
+def tasks_of(
+    recipe: Recipe,
+    stage: StageSettings,
+    split: Split,
+    studies: Sequence[Study],
+    codes: Mapping[str, np.ndarray],
+    questions: Sequence[QuestionAnswer],
+) -> tuple[dict[Task, TaskItems], Counter[str]]:
+    """Items of every task of a tuning stage for the patients of a split, and the studies left out, by reason.
+
+    Of the language instructions every tenth is kept for validation.
+    """
+    cohort = select_cohort([s for s in studies if s.split == split], stage.cohort)
+    part = stage.cohort.sections
+    pairs = [ImageReport(s.image_id, codes[s.image_id], report_text(s, part)) for s in cohort.studies]
+    pairs = [pair for pair in pairs if pair.report]
+    own_codes = {s.image_id: codes[s.image_id] for s in cohort.studies}
+    turns = load_instructions(recipe.tuning.language_instructions or SHIPPED)
+    own = [t for i, t in enumerate(turns) if (i % 10 == 0) == (split != "train")]
+    tasks: dict[Task, TaskItems] = {
+        "language": LanguageTask(own),
+        "report_to_cxr": ReportToCxrTask(pairs),
+        "cxr_to_report": CxrToReportTask(pairs),
+        "cxr_vqa": CxrVqaTask(questions, own_codes, recipe.tuning.questions_per_image, stage.conversations),
+    }
+    return tasks, cohort.dropped
 
 
 class Run:
@@ -314,23 +343,12 @@ class Run:
 
     def _tasks(self, stage: StageSettings, split: Split) -> dict[Task, TaskItems]:
         """Items of every task for the patients of a split; language instructions keep every tenth for validation."""
-        cohort = select_cohort([s for s in self.studies if s.split == split], stage.cohort)
-        if split == "train":
-            for reason, count in cohort.dropped.items():
-                print(f"    left out of {stage.name}, {count}: {reason}")
-        part = stage.cohort.sections
-        pairs = [ImageReport(s.image_id, self.codes[s.image_id], report_text(s, part)) for s in cohort.studies]
-        pairs = [pair for pair in pairs if pair.report]
-        codes = {s.image_id: self.codes[s.image_id] for s in cohort.studies}
-        turns = load_instructions(self.recipe.tuning.language_instructions or SHIPPED)
-        own = [t for i, t in enumerate(turns) if (i % 10 == 0) == (split != "train")]
         questions = read_questions(self.folder / "vqa.jsonl")
-        return {
-            "language": LanguageTask(own),
-            "report_to_cxr": ReportToCxrTask(pairs),
-            "cxr_to_report": CxrToReportTask(pairs),
-            "cxr_vqa": CxrVqaTask(questions, codes, self.recipe.tuning.questions_per_image, stage.conversations),
-        }
+        tasks, dropped = tasks_of(self.recipe, stage, split, self.studies, self.codes, questions)
+        if split == "train":
+            for reason, count in dropped.items():
+                print(f"    left out of {stage.name}, {count}: {reason}")
+        return tasks
 
     def _rows(self, tokenizer: PreTrainedTokenizerBase, text_rows: torch.Tensor) -> torch.Tensor:
         """Starts of the image rows [K, d]."""
@@ -460,6 +478,11 @@ class Run:
         record = self.record(stage.name)
         same = record.get("fingerprint") == wanted and record.get("finished", False)
         return bool(same) and all((self.folder / output).exists() for output in stage.outputs)
+
+    def has(self, name: str) -> bool:
+        """Whether the named stage is done with this recipe's settings."""
+        stage = next(stage for stage in self.stages() if stage.name == name)
+        return self.is_done(stage, self._fingerprints()[name])
 
     def run(self, only: str | None = None) -> None:
         """Run all stages, or the named one (the stages before it must be done). `UserError` for an unknown name."""
