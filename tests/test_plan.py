@@ -15,6 +15,7 @@ from PIL import Image
 
 from llmcxr import plan as planning
 from llmcxr.cli import main
+from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings, load_settings
 from llmcxr.instructions.templates import build_template
 from llmcxr.instructions.vqa import questions_of
@@ -58,7 +59,7 @@ SIZE = ModelSize(
 def test_shapes_have_the_published_number_of_parameters(name, published, toy_vocabulary):
     config, _ = planning.find_config(name)
     toy_vocabulary.first_id = config.vocab_size
-    size = size_of(build_tunable(config, toy_vocabulary, TuningSettings(method="full"), META))
+    size = size_of(build_tunable(config, toy_vocabulary, TuningSettings(method="full", max_tokens=256), META))
     tables = 1 if config.tie_word_embeddings else 2
     assert size.parameters - tables * K * size.width == published
     assert size.trained == size.parameters + tables * K * size.width  # the image rows lie over the table
@@ -72,7 +73,7 @@ def test_the_stand_in_shape_is_used_only_where_nothing_better_is_there(tmp_path)
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("neox", False), ("gpt2", True), ("qwen3", False)])
 def test_counts_are_those_of_the_real_model_and_optimizer(kind, tied, method, toy_vocabulary):
-    settings = TuningSettings(method=method, lora_rank=3)
+    settings = TuningSettings(method=method, lora_rank=3, max_tokens=256)
     model = build_model(kind, 340, tied).to(torch.bfloat16)
     size = size_of(build_tunable(model.config, toy_vocabulary, settings, META))
     real = TunableModel(model, toy_vocabulary, torch.zeros(K, 32), settings)
@@ -94,10 +95,12 @@ def test_counts_are_those_of_the_real_model_and_optimizer(kind, tied, method, to
 def test_matrices_by_hand(toy_vocabulary):
     config = build_model("llama", 340).config  # width 32, 4 heads, 2 of keys and values, inner width 48, 2 layers
     layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48
-    size = size_of(build_tunable(config, toy_vocabulary, TuningSettings(method="full"), META))
+    size = size_of(build_tunable(config, toy_vocabulary, TuningSettings(method="full", max_tokens=256), META))
     assert (size.matrices, size.trained_matrices) == (2 * layer, 2 * layer)
     adapters = 5 * (32 + 32 + 32 + 16 + 32 + 16 + 32 + 32 + 2 * (32 + 48) + 48 + 32)
-    size = size_of(build_tunable(config, toy_vocabulary, TuningSettings(lora_rank=5), META), quantised=True)
+    size = size_of(
+        build_tunable(config, toy_vocabulary, TuningSettings(lora_rank=5, max_tokens=256), META), quantised=True
+    )
     assert (size.matrices, size.trained_matrices) == (2 * (layer + adapters), 2 * adapters)
     assert (size.rows, size.image_rows, size.attention_width) == (len(toy_vocabulary.tokenizer), K, 2 * 32)
     tables, norms = 2 * size.rows * 32 * 2, 5 * 32 * 2
@@ -138,7 +141,7 @@ def test_operations_by_hand():
 @pytest.mark.parametrize("kind", ["llama", "neox", "gpt2"])
 def test_activations_are_what_autograd_keeps(kind, method, toy_vocabulary):
     """One and two layers on 32 tokens foretell seven layers on 3 x 64."""
-    settings = TuningSettings(method=method, lora_rank=3)
+    settings = TuningSettings(method=method, lora_rank=3, max_tokens=256)
     config = build_model(kind, 340).config
     foretold = planning.activation_bytes(_deeper(config), settings, toy_vocabulary)
     tunable = build_tunable(_deeper(config), toy_vocabulary, settings, CPU)
@@ -249,8 +252,11 @@ def test_hours(recipe_path):
     recipe = load_settings(Recipe, recipe_path)
     one = plan(recipe, PlanOptions(rate=100.0))
     assert one.stages[0].hours == pytest.approx(one.stages[0].tokens / 100 / 3600)
-    four = plan(recipe, PlanOptions(rate=100.0, devices=4))
-    assert four.stages[0].hours == pytest.approx(one.stages[0].hours / 4) and four.sharded is not None
+    two = plan(recipe, PlanOptions(rate=100.0, devices=2))
+    assert two.stages[0].hours == pytest.approx(one.stages[0].hours / 2) and two.sharded is not None
+    assert two.stages[0].steps == one.stages[0].steps, "the batches of a step are shared"
+    with pytest.raises(UserError, match="tuning.batches_per_step=3"):
+        plan(recipe, PlanOptions(devices=3))
     by_rate = plan(recipe, PlanOptions(tflops=2.0, utilisation=0.5))
     assert by_rate.stages[0].hours == pytest.approx(by_rate.stages[0].flops / 1e12 / 3600)
     assert one.paper_tokens == pytest.approx(377_000 * 5 / 0.8 * one.stages[0].tokens / 300)
@@ -265,8 +271,9 @@ def test_the_command_line(recipe_path, capsys):
     assert "Assumptions" not in text, "everything is on disk"
     assert main(["plan", str(recipe_path)]) == 0
     assert "--rate TOKENS_PER_SECOND, --measure, or --tflops" in capsys.readouterr().out
-    assert main(["plan", str(recipe_path), "llm=no/model"]) == 2
-    assert "'no/model' could not be loaded" in capsys.readouterr().err
+    empty = recipe_path.parent / "data"
+    assert main(["plan", str(recipe_path), f"llm={empty}"]) == 2
+    assert f"'{empty}' could not be loaded" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["plan", str(recipe_path), "--rate", "0"])
 

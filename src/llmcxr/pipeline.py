@@ -39,7 +39,7 @@ from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import train_image_tokenizer
 from llmcxr.instructions.cxr_to_report import CxrToReportTask, ImageReport
 from llmcxr.instructions.cxr_vqa import CxrVqaTask
-from llmcxr.instructions.example import Task
+from llmcxr.instructions.example import Task, Turn
 from llmcxr.instructions.language import SHIPPED, LanguageTask, load_instructions
 from llmcxr.instructions.mixture import TaskItems
 from llmcxr.instructions.report_to_cxr import ReportToCxrTask
@@ -77,6 +77,12 @@ class Stage:
     run: Callable[[], None]
 
 
+def instructions_of(recipe: Recipe, split: Split) -> list[Turn]:
+    """Language instructions; every tenth is kept from training."""
+    turns = load_instructions(recipe.tuning.language_instructions or SHIPPED)
+    return [turn for i, turn in enumerate(turns) if (i % 10 == 0) == (split != "train")]
+
+
 def tasks_of(
     recipe: Recipe,
     stage: StageSettings,
@@ -85,19 +91,14 @@ def tasks_of(
     codes: Mapping[str, np.ndarray],
     questions: Sequence[QuestionAnswer],
 ) -> tuple[dict[Task, TaskItems], Counter[str]]:
-    """Items of every task of a tuning stage for the patients of a split, and the studies left out, by reason.
-
-    Of the language instructions every tenth is kept for validation.
-    """
+    """Items of every task of a tuning stage for the patients of a split, and the studies left out, by reason."""
     cohort = select_cohort([s for s in studies if s.split == split], stage.cohort)
     part = stage.cohort.sections
     pairs = [ImageReport(s.image_id, codes[s.image_id], report_text(s, part)) for s in cohort.studies]
     pairs = [pair for pair in pairs if pair.report]
     own_codes = {s.image_id: codes[s.image_id] for s in cohort.studies}
-    turns = load_instructions(recipe.tuning.language_instructions or SHIPPED)
-    own = [t for i, t in enumerate(turns) if (i % 10 == 0) == (split != "train")]
     tasks: dict[Task, TaskItems] = {
-        "language": LanguageTask(own),
+        "language": LanguageTask(instructions_of(recipe, split)),
         "report_to_cxr": ReportToCxrTask(pairs),
         "cxr_to_report": CxrToReportTask(pairs),
         "cxr_vqa": CxrVqaTask(questions, own_codes, recipe.tuning.questions_per_image, stage.conversations),

@@ -95,7 +95,7 @@ for _name, _width, _inner, _layers, _heads in (
 class PlanOptions:
     """What the recipe does not say. Rates are those of one device."""
 
-    devices: int = 1  # data-parallel processes, each with its own batches
+    devices: int = 1  # data-parallel processes, which share the batches of each step
     rate: float | None = None  # tokens a second, no padding counted
     measure: bool = False  # time the real step here
     tflops: float | None = None  # dense bfloat16 matrix rate, 10^12 operations a second
@@ -491,10 +491,16 @@ def _hours(options: PlanOptions, rate: float | None) -> Callable[[float, float],
 def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 1024) -> Plan:  # noqa: B008 (frozen)
     """Plan of the tuning stages of `recipe`; about `sample` examples of each are drawn and rendered.
 
-    `UserError` where the LLM's configuration cannot be had, or where a task of a mixture has no data.
+    `UserError` where the LLM's configuration cannot be had, where a task of a mixture has no data, or where
+    the batches of a step cannot be shared by the devices.
     """
     tuning, architecture = recipe.tuning, recipe.image_tokenizer.architecture
     notes: list[str] = []
+    if tuning.batches_per_step % options.devices:
+        raise UserError(
+            f"tuning.batches_per_step is {tuning.batches_per_step}: {options.devices} devices need a multiple of their number, "
+            f"e.g. tuning.batches_per_step={options.devices * math.ceil(tuning.batches_per_step / options.devices)}."
+        )
     config, origin = find_config(recipe.llm)
     tokenizer, own = find_tokenizer(recipe.llm)
     template_source = copy.deepcopy(tokenizer)
@@ -581,7 +587,7 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
                 image_tokens=round(float(lengths.image.sum()) * scale),
                 supervised=round(float((lengths.inside + lengths.outside).sum()) * scale),
                 padded=round(padded * scale),
-                steps=math.ceil(batches * scale / tuning.batches_per_step / options.devices),
+                steps=math.ceil(batches * scale / tuning.batches_per_step),
                 too_long=round(too_long * scale),
                 flops=flops,
                 hours=hours(tokens, flops),
@@ -657,7 +663,15 @@ def plan_text(plan: Plan) -> str:
     rows = [head]
     for s in plan.stages:
         numbers = (s.examples, s.tokens, s.image_tokens, s.tokens - s.image_tokens, s.supervised, s.padded)
-        rows.append([s.name, *map(_count, numbers), f"{s.steps:,}", f"{s.flops / 1e15:,.1f}", _time(s.hours)])
+        rows.append(
+            [
+                s.name,
+                *map(_count, numbers),
+                f"{s.steps:,}",
+                f"{s.flops / 1e15:,.{1 if s.flops >= 1e16 else 3}f}",
+                _time(s.hours),
+            ]
+        )
     lines += ["", "Tuning", *_columns(rows)]
     for s in plan.stages:
         parts = [
