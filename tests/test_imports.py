@@ -21,6 +21,7 @@ ORDER = (
     "serving",
     "recipe",
     "pipeline",
+    "plan",
     "cli",
     "__main__",
 )

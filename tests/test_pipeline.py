@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,41 @@ def test_a_changed_setting_starts_what_depends_on_it(copied, override, expected,
     for name in STAGES:  # which stages run is decided before they do anything
         monkeypatch.setattr(Run, f"_{name}" if hasattr(Run, f"_{name}") else "_tune", lambda *_: None)
     assert copied(override) == expected
+
+
+def test_changed_contents_of_model_folders_are_noticed(copied, tiny, tmp_path, monkeypatch):
+    for name in STAGES:
+        monkeypatch.setattr(Run, f"_{name}" if hasattr(Run, f"_{name}") else "_tune", lambda *_: None)
+    llm, images = tmp_path / "llm", tmp_path / "image_tokenizer"
+    shutil.copytree(tiny / "llm", llm)
+    shutil.copytree(copied.folder / "image_tokenizer", images)
+    run = partial(copied, f"llm={llm}", f"image_tokenizer.pretrained={images}")
+    run()  # the stages do nothing, but their records are written
+    for stage in ("image_tokenizer", "codes", "stage1", "stage2", "model", "evaluation"):
+        (copied.folder / stage).mkdir(exist_ok=True)
+    assert run() == []
+    weights = llm / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    assert run() == ["stage1", "stage2", "model", "evaluation"]
+    for stage in ("stage1", "stage2", "model", "evaluation"):
+        (copied.folder / stage).mkdir(exist_ok=True)
+    weights = images / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    assert run() == ["image_tokenizer", "codes", "stage1", "stage2", "model", "evaluation"]
+
+
+def test_missing_inputs_are_said_before_anything_runs(tiny, tmp_path, capsys):
+    def error(*overrides: str) -> str:
+        assert main(["run", str(tiny / "recipe.yaml"), f"runs={tmp_path}", *overrides]) == 2
+        assert not (tmp_path / "tiny" / "recipe.yaml").exists()
+        return capsys.readouterr().err
+
+    table = ["source.kind=table", "source.table.path=no/studies.csv", "source.access=Apply at the archive."]
+    assert "the table no/studies.csv does not exist" in (said := error(*table))
+    assert said.endswith("Apply at the archive.\n")
+    assert "the folder of the images, no/files, does not exist" in error(*table, "source.table.images=no/files")
+    assert "no/dolly.jsonl do not exist" in error("tuning.language_instructions=no/dolly.jsonl")
+    assert "no/tokenizer does not exist" in error("image_tokenizer.pretrained=no/tokenizer")
 
 
 def test_a_lost_output_is_made_again(copied):

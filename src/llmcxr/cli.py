@@ -65,6 +65,18 @@ def _settings(arguments: argparse.Namespace) -> None:
             print(f"{key}: {default}\n    {about}")
 
 
+def _plan(arguments: argparse.Namespace) -> None:
+    from llmcxr.foundation.settings import load_settings
+    from llmcxr.plan import PlanOptions, plan, plan_text
+    from llmcxr.recipe import Recipe
+
+    names = ("devices", "rate", "measure", "tflops", "utilisation", "images")
+    options = {name: getattr(arguments, name) for name in names}
+    words = tuple(arguments.words) if arguments.words else None
+    recipe = load_settings(Recipe, arguments.recipe, arguments.overrides)
+    print(plan_text(plan(recipe, PlanOptions(**options, words=words))))
+
+
 def _preview(arguments: argparse.Namespace) -> None:
     from llmcxr.sources.phantom.contact_sheet import contact_sheet, finding_sheet
 
@@ -124,6 +136,20 @@ def _chat(arguments: argparse.Namespace) -> None:
             return
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} should be at least 1")
+    return value
+
+
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} should be above 0")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llmcxr", description=f"Teach a text-only LLM to read and write chest radiographs. {NOTICE}"
@@ -149,6 +175,45 @@ def _parser() -> argparse.ArgumentParser:
         help="settings that replace the file's; `llmcxr settings` lists them",
     )
     run.add_argument("--stage", help="run only this stage, e.g. image_tokenizer")
+
+    plan = add(
+        "plan",
+        _plan,
+        "tokens, steps, memory, disk and hours that tuning by a recipe takes, without running it or loading weights. What is "
+        "not on disk (data, the LLM's tokenizer) is replaced by assumptions, which are printed",
+    )
+    plan.add_argument("recipe", type=Path, help="YAML file, e.g. recipes/mimic-cxr-paper.yaml")
+    plan.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that replace the file's")
+    plan.add_argument("--devices", type=_positive, default=1, help="data-parallel devices (default: 1)")
+    speed = plan.add_mutually_exclusive_group()
+    speed.add_argument(
+        "--rate", type=_above_zero, metavar="TOKENS_PER_SECOND", help="speed of one device, no padding counted"
+    )
+    speed.add_argument(
+        "--measure",
+        action="store_true",
+        help="time the real step (forward, backward, optimiser) on this device for about 20 seconds, with random weights of "
+        "the LLM's shape",
+    )
+    speed.add_argument(
+        "--tflops", type=_above_zero, help="bfloat16 matrix rate of one device, e.g. about 700 as measured on an H100"
+    )
+    plan.add_argument(
+        "--utilisation", type=_above_zero, default=0.45, help="share of --tflops that is reached (default: %(default)s)"
+    )
+    plan.add_argument(
+        "--images",
+        type=_positive,
+        default=377_110,
+        help="images of a source that is not on disk (default: MIMIC-CXR-JPG's)",
+    )
+    plan.add_argument(
+        "--words",
+        type=_positive,
+        nargs=2,
+        metavar=("FINDINGS", "IMPRESSION"),
+        help="words of reports that are not on disk (default: 32 11 for the phantom, 50 20 for a table)",
+    )
 
     settings = add("settings", _settings, "list every setting of a recipe with its default and meaning")
     settings.add_argument("prefix", nargs="?", default="", help="only those whose key contains this")

@@ -11,7 +11,8 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -27,7 +28,7 @@ from llmcxr import __version__
 from llmcxr.evaluation.evaluate import Cases, Evaluation, Results, save_results, shortfalls
 from llmcxr.evaluation.judge import Judge
 from llmcxr.evaluation.page import PageContent, write_page
-from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, write_json
+from llmcxr.foundation.artifacts import atomic_path, fingerprint, folder_fingerprint, read_json, write_json
 from llmcxr.foundation.devices import core_count, pick_device
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import settings_to_dict
@@ -44,7 +45,7 @@ from llmcxr.instructions.mixture import TaskItems
 from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.report_to_cxr import ReportToCxrTask
 from llmcxr.instructions.templates import build_template
-from llmcxr.instructions.vqa import LIST_QUESTION, questions_of, read_questions, write_questions
+from llmcxr.instructions.vqa import LIST_QUESTION, QuestionAnswer, questions_of, read_questions, write_questions
 from llmcxr.recipe import Recipe
 from llmcxr.sources import table
 from llmcxr.sources.phantom import source as phantom
@@ -76,6 +77,35 @@ class Stage:
     after: tuple[str, ...]
     outputs: tuple[str, ...]  # below the run folder
     run: Callable[[], None]
+
+
+def instructions_of(recipe: Recipe, split: Split) -> list[Turn]:
+    """Language instructions; every tenth is kept from training."""
+    turns = load_instructions(recipe.tuning.language_instructions or SHIPPED)
+    return [turn for i, turn in enumerate(turns) if (i % 10 == 0) == (split != "train")]
+
+
+def tasks_of(
+    recipe: Recipe,
+    stage: StageSettings,
+    split: Split,
+    studies: Sequence[Study],
+    codes: Mapping[str, np.ndarray],
+    questions: Sequence[QuestionAnswer],
+) -> tuple[dict[Task, TaskItems], Counter[str]]:
+    """Items of every task of a tuning stage for the patients of a split, and the studies left out, by reason."""
+    cohort = select_cohort([s for s in studies if s.split == split], stage.cohort)
+    part = stage.cohort.sections
+    pairs = [ImageReport(s.image_id, codes[s.image_id], report_text(s, part)) for s in cohort.studies]
+    pairs = [pair for pair in pairs if pair.report]
+    own_codes = {s.image_id: codes[s.image_id] for s in cohort.studies}
+    tasks: dict[Task, TaskItems] = {
+        "language": LanguageTask(instructions_of(recipe, split)),
+        "report_to_cxr": ReportToCxrTask(pairs),
+        "cxr_to_report": CxrToReportTask(pairs),
+        "cxr_vqa": CxrVqaTask(questions, own_codes, recipe.tuning.questions_per_image, stage.conversations),
+    }
+    return tasks, cohort.dropped
 
 
 class Run:
@@ -149,7 +179,7 @@ class Run:
             Stage(
                 "image_tokenizer",
                 "learns to write a radiograph as a small grid of codes, and to paint it again from them",
-                r.image_tokenizer,
+                self._with_content(r.image_tokenizer, r.image_tokenizer.pretrained),
                 ("studies", "clinical_features"),
                 ("image_tokenizer",),
                 self._image_tokenizer,
@@ -175,9 +205,10 @@ class Run:
         shared = dataclasses.replace(r.tuning, stages=[])
         language = r.tuning.language_instructions or SHIPPED
         content = fingerprint(language) if language.exists() else ""
+        llm = self._with_content(r.llm, r.llm)
         if r.tuning.alignment.steps:
             about = "the first layers of the language model learn which findings the codes show"
-            result.append(Stage("alignment", about, (r.llm, shared), before, ("alignment",), self._align))
+            result.append(Stage("alignment", about, (llm, shared), before, ("alignment",), self._align))
             before = ("alignment",)
         for index, stage in enumerate(r.tuning.stages):
             about = (
@@ -185,7 +216,7 @@ class Run:
                 if index == 0
                 else "the same on selected data"
             )
-            settings = (r.llm, shared, stage, content)
+            settings = (llm, shared, stage, content)
             result.append(Stage(stage.name, about, settings, before, (stage.name,), lambda i=index: self._tune(i)))  # type: ignore[misc]
             before = (stage.name,)
         result += [
@@ -208,6 +239,42 @@ class Run:
             ),
         ]
         return result
+
+    def _with_content(self, settings: Any, folder: str | None) -> Any:
+        """`settings`, with the fingerprint of the model in `folder` where they name one that is on disk."""
+        if folder is None or not Path(folder).is_dir():
+            return settings
+        return settings, folder_fingerprint(Path(folder), self.folder / ".stages" / "model_hashes")
+
+    def _check_inputs(self, todo: set[str]) -> None:
+        """`UserError` for the user's files that a stage of `todo` needs and that are not there: said before hours are spent
+        on the stages before it."""
+        source, tuning = self.recipe.source, self.recipe.tuning
+        how = f"\n{source.access.strip()}" if source.access else ""
+        if "studies" in todo and source.kind == "table" and source.table is not None:
+            path, images = source.table.path.expanduser(), source.table.images
+            if images is not None and not images.expanduser().is_dir():
+                raise UserError(
+                    f"the folder of the images, {images}, does not exist. Set source.table.images to where they are "
+                    f"(relative to where llmcxr is started).{how}"
+                )
+            if not path.is_file():
+                raise UserError(
+                    f"the table {path} does not exist. Set source.table.path to it (relative to where llmcxr is "
+                    f"started).{how}"
+                )
+        language = tuning.language_instructions
+        if language is not None and not language.is_file() and todo.intersection(s.name for s in tuning.stages):
+            raise UserError(
+                f"the language instructions {language} do not exist. Set tuning.language_instructions to a JSONL file with "
+                f"instruction, input (or context) and response in each line, or to null for the shipped set."
+            )
+        pretrained = self.recipe.image_tokenizer.pretrained
+        if "image_tokenizer" in todo and pretrained is not None and not Path(pretrained).is_dir():
+            raise UserError(
+                f"the image tokenizer {pretrained} does not exist. Set image_tokenizer.pretrained to its folder, or to null "
+                "to train one."
+            )
 
     def _studies(self) -> None:
         source = self.recipe.source
@@ -283,23 +350,12 @@ class Run:
 
     def _tasks(self, stage: StageSettings, split: Split) -> dict[Task, TaskItems]:
         """Items of every task for the patients of a split; language instructions keep every tenth for validation."""
-        cohort = select_cohort([s for s in self.studies if s.split == split], stage.cohort)
-        if split == "train":
-            for reason, count in cohort.dropped.items():
-                print(f"    left out of {stage.name}, {count}: {reason}")
-        part = stage.cohort.sections
-        pairs = [ImageReport(s.image_id, self.codes[s.image_id], report_text(s, part)) for s in cohort.studies]
-        pairs = [pair for pair in pairs if pair.report]
-        codes = {s.image_id: self.codes[s.image_id] for s in cohort.studies}
-        turns = load_instructions(self.recipe.tuning.language_instructions or SHIPPED)
-        own = [t for i, t in enumerate(turns) if (i % 10 == 0) == (split != "train")]
         questions = read_questions(self.folder / "vqa.jsonl")
-        return {
-            "language": LanguageTask(own),
-            "report_to_cxr": ReportToCxrTask(pairs),
-            "cxr_to_report": CxrToReportTask(pairs),
-            "cxr_vqa": CxrVqaTask(questions, codes, self.recipe.tuning.questions_per_image, stage.conversations),
-        }
+        tasks, dropped = tasks_of(self.recipe, stage, split, self.studies, self.codes, questions)
+        if split == "train":
+            for reason, count in dropped.items():
+                print(f"    left out of {stage.name}, {count}: {reason}")
+        return tasks
 
     def _rows(self, tokenizer: PreTrainedTokenizerBase, text_rows: torch.Tensor) -> torch.Tensor:
         """Starts of the image rows [K, d]."""
@@ -442,12 +498,19 @@ class Run:
         same = record.get("fingerprint") == wanted and record.get("finished", False)
         return bool(same) and all((self.folder / output).exists() for output in stage.outputs)
 
+    def has(self, name: str) -> bool:
+        """Whether the named stage is done with this recipe's settings."""
+        stage = next(stage for stage in self.stages() if stage.name == name)
+        return self.is_done(stage, self._fingerprints()[name])
+
     def run(self, only: str | None = None) -> None:
         """Run all stages, or the named one (the stages before it must be done). `UserError` for an unknown name."""
         stages, wanted = self.stages(), self._fingerprints()
         names = [stage.name for stage in stages]
         if only is not None and only not in names:
             raise UserError(f"no stage is called {only!r}. Stages: {', '.join(names)}.")
+        todo = {s.name for s in stages if only in (None, s.name) and not self.is_done(s, wanted[s.name])}
+        self._check_inputs(todo)
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.folder / "recipe.yaml") as temporary:
             libraries = {

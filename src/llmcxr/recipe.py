@@ -22,6 +22,7 @@ class SourceSettings:
     kind: Literal["phantom", "table"] = setting("phantom", "phantom: simulated radiographs; table: your own files")
     phantom: PhantomSettings = setting(PhantomSettings(), "used where kind is phantom")
     table: TableSettings | None = setting(None, "used where kind is table")
+    access: str = setting("", "how to get the data; said where they are missing")
 
     def faults(self) -> list[str]:
         """Impossible combinations."""

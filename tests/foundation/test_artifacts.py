@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, write_json
+from llmcxr.foundation import artifacts
+from llmcxr.foundation.artifacts import atomic_path, fingerprint, folder_fingerprint, read_json, write_json
 from llmcxr.foundation.errors import UserError
 
 
@@ -99,3 +101,32 @@ def test_fingerprint_sees_values_contents_and_borders(tmp_path):
 @given(st.lists(st.text(), min_size=1, max_size=4), st.lists(st.text(), min_size=1, max_size=4))
 def test_equal_fingerprints_mean_equal_values(a, b):
     assert (fingerprint(*a) == fingerprint(*b)) == (a == b)
+
+
+def test_a_folder_is_known_by_what_loaders_read(tmp_path):
+    folder, memo = tmp_path / "llm", tmp_path / "run" / "hashes"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(1000))
+    first = folder_fingerprint(folder, memo)
+    (folder / "README.md").write_text("words")
+    (folder / ".lock.json").write_text("{}")
+    assert folder_fingerprint(folder, memo) == first, "no loader reads these"
+    shutil.copytree(folder, tmp_path / "copy")
+    os.utime(tmp_path / "copy" / "config.json", (1, 1))
+    assert folder_fingerprint(tmp_path / "copy", memo) == first, "the same model elsewhere"
+    (folder / "model.safetensors").write_bytes(bytes(999) + b"1")
+    second = folder_fingerprint(folder, memo)
+    (folder / "config.json").rename(folder / "other.json")
+    third = folder_fingerprint(folder, memo)
+    assert len({first, second, third}) == 3
+
+
+def test_weights_that_did_not_change_are_not_read_again(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    first = folder_fingerprint(tmp_path, tmp_path / "memo")
+    reads = []
+    real = artifacts.fingerprint
+    monkeypatch.setattr(artifacts, "fingerprint", lambda *parts: reads.extend(parts) or real(*parts))
+    assert folder_fingerprint(tmp_path, tmp_path / "memo") == first
+    assert not [part for part in reads if isinstance(part, Path)]

@@ -74,3 +74,30 @@ def fingerprint(*parts: Any) -> str:
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
         digest.update(b"\0")
     return digest.hexdigest()[:12]
+
+
+# What loaders of models read; a folder may hold much else (optimizer states, logs, pictures).
+_MODEL_FILES = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".jinja"}
+
+
+def folder_fingerprint(folder: Path, memo: Path) -> str:
+    """Twelve hex digits that identify the model in `folder`: names and contents of the files that loaders read.
+
+    Weights are many gigabytes, so `memo` (a JSON file, made where missing) keeps each file's hash, and a file whose size and
+    time of change are the same is not read again. Moving or copying the folder does not change the result.
+    Raises `UserError` where a file cannot be read.
+    """
+    known: dict[str, Any] = read_json(memo) if memo.exists() else {}
+    now: dict[str, Any] = {}
+    try:
+        files = sorted(p for p in folder.iterdir() if p.suffix in _MODEL_FILES and p.name[0] != "." and p.is_file())
+        for path in files:
+            state = path.stat()
+            key, same = str(path.resolve()), [state.st_size, state.st_mtime_ns]
+            entry = known.get(key)
+            now[key] = entry if entry and entry[:2] == same else [*same, fingerprint(path)]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error}). Check the folder and its permissions.") from error
+    if any(known.get(key) != entry for key, entry in now.items()):
+        write_json(memo, known | now)
+    return fingerprint([(path.name, now[str(path.resolve())][2]) for path in files])

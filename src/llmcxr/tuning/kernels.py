@@ -154,8 +154,10 @@ def use_training_kernels(model: PreTrainedModel) -> Callable[[], None]:
     """Put the kernels of this module into `model`, where they compute the same; returns what takes them out again.
 
     Attention is replaced where the model takes torch's (`sdpa`), and falls back to it by itself off the CPU, without
-    gradients, and wherever a mask, a window or a cap is in play.
+    gradients, and wherever a mask, a window or a cap is in play. A model without weights (meta device) stays as it is.
     """
+    if model.device.type == "meta":
+        return lambda: None
     replaced: list[Any] = []
     for module in model.modules():
         if _eps(module) is not None:

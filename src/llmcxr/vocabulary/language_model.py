@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from llmcxr.foundation.assets import ASSETS, fetch
 from llmcxr.foundation.errors import UserError
@@ -30,6 +38,15 @@ def _problem(name: str, error: Exception) -> UserError:
         f"the language model {name!r} could not be loaded: {lines[0]}\nGive an asset ({', '.join(models)}), the folder of a "
         "Hugging Face checkpoint, or a hub id (needs a connection, or the hub's cache)."
     )
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """Configuration of `name`: an asset, a folder, or a hub id. No weights are read."""
+    location, extra = _location(name)
+    try:
+        return AutoConfig.from_pretrained(location, **extra)
+    except (OSError, ValueError, KeyError) as error:
+        raise _problem(name, error) from error
 
 
 def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:

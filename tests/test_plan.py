@@ -1,0 +1,306 @@
+"""The plan against what really happens: the tuned toy models, the trainer's own batches, and sums by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import build_model, build_tokenizer
+from PIL import Image
+
+from llmcxr import plan as planning
+from llmcxr.cli import main
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import build_settings, load_settings
+from llmcxr.instructions.templates import build_template
+from llmcxr.instructions.vqa import questions_of
+from llmcxr.pipeline import tasks_of
+from llmcxr.plan import Lengths, ModelSize, PlanOptions, build_tunable, device_memory, flops_of, plan, size_of
+from llmcxr.recipe import Recipe
+from llmcxr.sources.table import collect
+from llmcxr.tuning.settings import TuningSettings
+from llmcxr.tuning.trainer import Stage
+from llmcxr.tuning.tunable import MasterAdamW, TunableModel
+from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
+
+META, CPU = torch.device("meta"), torch.device("cpu")
+K = 16
+SIZE = ModelSize(
+    parameters=0,
+    trained=0,
+    matrices=1000,
+    trained_matrices=300,
+    rows=50,
+    image_rows=16,
+    width=8,
+    layers=4,
+    attention_width=20,
+    weight_bytes=8000,
+    gradient_bytes=600,
+    step_gradient_bytes=1200,
+    optimizer_bytes=3600,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("databricks/dolly-v2-3b", 2_775_086_080),  # pythia-2.8b's 2,775,208,960 with 24 rows fewer, twice
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-1.7B", 1_720_574_976),
+        ("Qwen/Qwen3-4B", 4_022_468_096),
+    ],
+)
+def test_shapes_have_the_published_number_of_parameters(name, published, toy_vocabulary):
+    config, _ = planning.find_config(name)
+    toy_vocabulary.first_id = config.vocab_size
+    size = size_of(build_tunable(config, toy_vocabulary, TuningSettings(method="full", max_tokens=256), META))
+    tables = 1 if config.tie_word_embeddings else 2
+    assert size.parameters - tables * K * size.width == published
+    assert size.trained == size.parameters + tables * K * size.width  # the image rows lie over the table
+
+
+def test_the_stand_in_shape_is_used_only_where_nothing_better_is_there(tmp_path):
+    build_model("neox", 340).config.save_pretrained(tmp_path)
+    assert planning.find_config(str(tmp_path))[0].hidden_size == 32
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("neox", False), ("gpt2", True), ("qwen3", False)])
+def test_counts_are_those_of_the_real_model_and_optimizer(kind, tied, method, toy_vocabulary):
+    settings = TuningSettings(method=method, lora_rank=3, max_tokens=256)
+    model = build_model(kind, 340, tied).to(torch.bfloat16)
+    size = size_of(build_tunable(model.config, toy_vocabulary, settings, META))
+    real = TunableModel(model, toy_vocabulary, torch.zeros(K, 32), settings)
+    trainable = list(real.trainable().values())
+    assert size.trained == sum(p.numel() for p in trainable)
+    assert size.weight_bytes == sum(p.nbytes for p in {id(p): p for p in real.model.parameters()}.values())
+    optimizer = MasterAdamW(real, 0.0)
+    ids = torch.tensor([[1, 2, toy_vocabulary.first_id, toy_vocabulary.first_id + 3]])
+    real.model(input_ids=ids, use_cache=False).logits.float().square().mean().backward()
+    assert size.gradient_bytes == sum(cast(torch.Tensor, p.grad).nbytes for p in trainable)
+    optimizer.step({"body": 1e-3, "rows": 1e-3}, 1.0)
+    masters = [master for p, master in optimizer._pairs if master is not p]
+    moments = [v for state in optimizer.optimizer.state.values() for k, v in state.items() if k != "step"]
+    assert size.optimizer_bytes == sum(t.nbytes for t in masters + moments)
+    assert size.step_gradient_bytes == 4 * size.trained
+    assert size.parameters == sum(p.numel() for p in {id(p): p for p in real.merge().parameters()}.values())
+
+
+def test_matrices_by_hand(toy_vocabulary):
+    config = build_model("llama", 340).config  # width 32, 4 heads, 2 of keys and values, inner width 48, 2 layers
+    layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48
+    size = size_of(build_tunable(config, toy_vocabulary, TuningSettings(method="full", max_tokens=256), META))
+    assert (size.matrices, size.trained_matrices) == (2 * layer, 2 * layer)
+    adapters = 5 * (32 + 32 + 32 + 16 + 32 + 16 + 32 + 32 + 2 * (32 + 48) + 48 + 32)
+    size = size_of(
+        build_tunable(config, toy_vocabulary, TuningSettings(lora_rank=5, max_tokens=256), META), quantised=True
+    )
+    assert (size.matrices, size.trained_matrices) == (2 * (layer + adapters), 2 * adapters)
+    assert (size.rows, size.image_rows, size.attention_width) == (len(toy_vocabulary.tokenizer), K, 2 * 32)
+    tables, norms = 2 * size.rows * 32 * 2, 5 * 32 * 2
+    four_bits = 2 * layer * (0.5 + 1 / 64 + 4 / (64 * 256))
+    assert size.weight_bytes == round(four_bits + 2 * adapters * 2 + tables + norms + 2 * K * 32 * 4)
+
+
+def test_memory_by_hand():
+    memory = device_memory(SIZE, tokens=100, token_bytes=64.0, inside=30, outside=7, all_rows=False)
+    activations = 100 * 64 + 10 * (7 * 50 + 30 * 16) + 6 * 50 * 8
+    assert memory == planning.Memory(8000, 3600, 600, 1200, activations)
+    assert memory.peak == 8000 + 3600 + 600 + activations
+    assert (
+        dataclasses.replace(memory, activations=500).peak == 8000 + 3600 + 1200
+    )  # then the optimiser's step is larger
+    sharded = device_memory(SIZE, 100, 64.0, 30, 7, all_rows=True, shards=4)
+    assert sharded.weights == 8000 // 4 + 2 * 8000 // 4 and sharded.optimizer == 900 and sharded.gradients == 150
+    assert sharded.activations == 100 * 64 + 10 * 37 * 50 + 6 * 50 * 8
+
+
+def test_operations_by_hand():
+    lengths = Lengths(
+        tokens=np.array([10, 4]),
+        image=np.array([5, 0]),
+        inside=np.array([4, 0]),
+        outside=np.array([2, 3]),
+        language=np.array([False, True]),
+    )
+    body = 14 * (4 * 1000 + 2 * 300) + 6 * (100 + 16) * 20
+    head = 6 * 8 * (5 * 50 + 4 * 16)
+    assert flops_of(SIZE, TuningSettings(), lengths) == body + head
+    assert flops_of(SIZE, TuningSettings(image_softmax="all_rows"), lengths) == body + 6 * 8 * 9 * 50
+    anchor = 4 * 2 * 1000 + 2 * 16 * 20 + 2 * 8 * 3 * 50
+    assert flops_of(SIZE, TuningSettings(language_loss="base_model"), lengths) == body + head + anchor
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["llama", "neox", "gpt2"])
+def test_activations_are_what_autograd_keeps(kind, method, toy_vocabulary):
+    """One and two layers on 32 tokens foretell seven layers on 3 x 64."""
+    settings = TuningSettings(method=method, lora_rank=3, max_tokens=256)
+    config = build_model(kind, 340).config
+    foretold = planning.activation_bytes(_deeper(config), settings, toy_vocabulary)
+    stock = build_tunable(_deeper(config), toy_vocabulary, settings, META).model.to_empty(device="cpu")
+    assert foretold == pytest.approx(_kept(stock), rel=0.03)
+    on_cpu = build_tunable(_deeper(config), toy_vocabulary, settings, CPU).model
+    assert _kept(on_cpu) <= foretold * 1.03, "the kernels for CPUs keep no more"
+
+
+def _kept(model: Any) -> float:
+    """Bytes a token that autograd keeps."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def pack(t):
+        if t.untyped_storage().data_ptr() not in own:
+            kept[t.untyped_storage().data_ptr()] = t
+        return t
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        model.base_model(input_ids=torch.zeros(3, 64, dtype=torch.long), use_cache=False)
+    return sum(t.untyped_storage().nbytes() for t in kept.values()) / (3 * 64)
+
+
+def _deeper(config: Any) -> Any:
+    config.num_hidden_layers = 7
+    return config
+
+
+# --- tokens of a run whose data are on disk
+
+
+@pytest.fixture
+def recipe_path(tmp_path) -> Path:
+    """A table of 20 images, and an LLM folder with a configuration and tokenizer only: there are no weights to load."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lines = ["file,split,impression,effusion"]
+    for i in range(20):
+        Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(folder / f"{i}.png")
+        text = f"The heart is normal. {'No effusion. ' * (i % 5)}"
+        lines.append(f"{i}.png,{'train' if i < 16 else 'validate'},{text},{i % 2}")
+    (folder / "t.csv").write_text("\n".join(lines))
+    build_model("llama", 340, True).config.save_pretrained(tmp_path / "llm")
+    build_tokenizer().save_pretrained(tmp_path / "llm")
+    table = {
+        "path": str(folder / "t.csv"),
+        "image_column": "file",
+        "split_column": "split",
+        "impression_column": "impression",
+        "label_columns": ["effusion"],
+    }
+    stage = {"conversations": {"presence": 1}, "cohort": {"sections": "impression"}}
+    recipe = {
+        "name": "toy",
+        "runs": str(tmp_path / "runs"),
+        "device": "cpu",
+        "llm": str(tmp_path / "llm"),
+        "source": {"kind": "table", "table": table},
+        "image_tokenizer": {
+            "architecture": {"image_size": 32, "stem_stride": 8, "channels": [32], "codebook_size": K, "code_dim": 8}
+        },
+        "tuning": {
+            "template": "chat",
+            "system_prompt": "",
+            "lora_rank": 2,
+            "max_tokens": 300,
+            "tokens_per_batch": 500,
+            "batches_per_step": 2,
+            "stages": [
+                {"name": "one", "examples": 300, **stage},
+                {"name": "two", "examples": 60, "mixture": {"cxr_vqa": 1}, **stage},
+            ],
+        },
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path / "r.yaml"
+
+
+def test_tokens_and_steps_are_the_trainers(recipe_path, tmp_path):
+    recipe = load_settings(Recipe, recipe_path)
+    planned = plan(recipe).stages[0]
+    assert recipe.source.table is not None
+    studies = collect(recipe.source.table, tmp_path).studies
+    codes = {s.image_id: np.arange(16, dtype=np.uint16) for s in studies}
+    vocabulary = ImageVocabulary.grow(build_tokenizer(), K)
+    model = build_model("llama", 340, True)
+    tunable = TunableModel(model, vocabulary, torch.zeros(K, 32), recipe.tuning)
+    stage = recipe.tuning.stages[0]
+    questions = questions_of([s for s in studies if s.split == "train"], recipe.vqa_seed)
+    items, _ = tasks_of(recipe, stage, "train", studies, codes, questions)
+    template = build_template("chat", vocabulary.tokenizer, "")
+    trainer = Stage(tunable, template, recipe.tuning, stage, items, {}, tmp_path / "one", CPU)
+    batches = [batch for _, _, batch in trainer._batches(0, 0)]
+    assert planned.tokens == sum(b.tokens for b in batches)
+    assert planned.padded == sum(b.ids.numel() for b in batches)
+    assert planned.supervised == sum(int(b.supervised.sum()) for b in batches)
+    first = vocabulary.first_id
+    assert planned.image_tokens == sum(int(((b.ids >= first) & (b.ids < first + K)).sum()) for b in batches)
+    assert planned.steps == -(-len(batches) // 2)
+    assert planned.too_long == sum(trainer.too_long.values()) > 0
+    assert planned.tasks == trainer.mixture.counts() and sum(planned.tasks.values()) == 300
+    assert planned.epochs["cxr_to_report"] == planned.tasks["cxr_to_report"] / 16
+
+
+def test_a_sample_foretells_the_whole(recipe_path):
+    recipe = load_settings(Recipe, recipe_path, ["tuning.stages=[{examples: 6000, cohort: {sections: impression}}]"])
+    whole, sampled = (plan(recipe, sample=n).stages[0] for n in (6000, 1024))
+    for name in ("tokens", "image_tokens", "supervised", "padded", "steps", "flops"):
+        assert getattr(sampled, name) == pytest.approx(getattr(whole, name), rel=0.03), name
+
+
+def test_hours(recipe_path):
+    recipe = load_settings(Recipe, recipe_path)
+    one = plan(recipe, PlanOptions(rate=100.0))
+    assert one.stages[0].hours == pytest.approx(one.stages[0].tokens / 100 / 3600)
+    two = plan(recipe, PlanOptions(rate=100.0, devices=2))
+    assert two.stages[0].hours == pytest.approx(one.stages[0].hours / 2) and two.sharded is not None
+    assert two.stages[0].steps == one.stages[0].steps, "the batches of a step are shared"
+    with pytest.raises(UserError, match="tuning.batches_per_step=3"):
+        plan(recipe, PlanOptions(devices=3))
+    by_rate = plan(recipe, PlanOptions(tflops=2.0, utilisation=0.5))
+    assert by_rate.stages[0].hours == pytest.approx(by_rate.stages[0].flops / 1e12 / 3600)
+    assert one.paper_tokens == pytest.approx(377_000 * 5 / 0.8 * one.stages[0].tokens / 300)
+    assert plan(recipe).stages[0].hours is None
+
+
+def test_the_command_line(recipe_path, capsys):
+    assert main(["plan", str(recipe_path), "--rate", "50", "tuning.seed=3"]) == 0
+    text = capsys.readouterr().out
+    for words in ("Plan of toy, on 1 device", "one", "two", "as given: 50 tokens/s", "377,000 images x 5 epochs"):
+        assert words in text
+    assert "Assumptions" not in text, "everything is on disk"
+    assert main(["plan", str(recipe_path)]) == 0
+    assert "--rate TOKENS_PER_SECOND, --measure, or --tflops" in capsys.readouterr().out
+    empty = recipe_path.parent / "data"
+    assert main(["plan", str(recipe_path), f"llm={empty}"]) == 2
+    assert f"'{empty}' could not be loaded" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["plan", str(recipe_path), "--rate", "0"])
+
+
+@pytest.mark.parametrize("override", ["tuning.language_loss=base_model", "tuning.method=full"])
+def test_measured_here(recipe_path, capsys, monkeypatch, override):
+    real = planning.measure_rate
+    monkeypatch.setattr(planning, "measure_rate", lambda *arguments: real(*arguments, seconds=0.2))
+    assert main(["plan", str(recipe_path), "--measure", override]) == 0
+    text = capsys.readouterr().out
+    assert "measured here (cpu): " in text and " min" in text
+
+
+def test_assumptions_are_said(recipe_path, capsys):
+    overrides = ["source.table.path=no.csv", "tuning.language_instructions=no.jsonl"]
+    assert main(["plan", str(recipe_path), *overrides, "--words", "10", "40", "--images", "1000"]) == 0
+    text = capsys.readouterr().out
+    assert "no.csv is not there: assumed 1,000 images" in text and "no.jsonl is not there" in text
+    assert "assumed 10 words of findings and 40 of impression" in text
+    recipe = build_settings(Recipe, yaml.safe_load(recipe_path.read_text()))
+    recipe = dataclasses.replace(recipe, source=build_settings(type(recipe.source), {"kind": "phantom"}))
+    notes: list[str] = []
+    studies, images, real = planning.find_studies(recipe, PlanOptions(), notes)
+    assert images == 2600 and not real and len(studies[0].findings_text.split()) == 32 and "32 words" in notes[0]
