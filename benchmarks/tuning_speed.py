@@ -10,6 +10,7 @@ Shapes: T tokens of an example, d width, V rows of the table, K image rows, P ma
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -55,6 +56,7 @@ class Plan:
 # ---------------------------------------------------------------------------------------------------- model, examples
 
 
+@functools.cache
 def load_vocabulary() -> Any:
     """The text tokenizer of the embedded model with K image tokens."""
     from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -86,6 +88,7 @@ def image_rows(model: Any) -> Any:
     return random_rows(table_of(model).detach().cpu(), K, seed=0)
 
 
+@functools.cache
 def task_items() -> dict[Any, Any]:
     """Items of the four tasks: reports of Indiana University with their tags' findings, and synthetic codes [256]."""
     from llmcxr.foundation.assets import fetch
@@ -150,6 +153,7 @@ def build_stage(plan: Plan, method: str, folder: Path, dtype: Any, examples: int
     return Stage(tunable, template, settings, stage, task_items(), {}, folder, torch.device(plan.device))
 
 
+@functools.cache
 def render_examples(plan: Plan) -> list[Any]:
     """The examples that a stage of this plan draws, rendered."""
     from llmcxr.instructions.mixture import Mixture
