@@ -28,7 +28,7 @@ from llmcxr.evaluation.evaluate import Cases, Evaluation, Results, save_results,
 from llmcxr.evaluation.judge import Judge
 from llmcxr.evaluation.page import PageContent, write_page
 from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, write_json
-from llmcxr.foundation.devices import core_count, pick_device
+from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.generation.llm_cxr import LlmCxr
@@ -52,7 +52,9 @@ from llmcxr.studies.radiographs import load_all
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Split, Study, known_findings, label_matrix, read_manifest, write_manifest
 from llmcxr.tuning.model_folder import ModelInfo, save_model
+from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.settings import StageSettings
+from llmcxr.tuning.trackers import check_tracker
 from llmcxr.tuning.trainer import Stage as TuningStage
 from llmcxr.tuning.trainer import load_stage
 from llmcxr.tuning.tunable import TunableModel
@@ -74,6 +76,7 @@ class Stage:
     after: tuple[str, ...]
     outputs: tuple[str, ...]  # below the run folder
     run: Callable[[], None]
+    everywhere: bool = False  # run by all processes together, not by the main one while the others wait
 
 
 class Run:
@@ -82,7 +85,8 @@ class Run:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.folder = Path(recipe.runs) / recipe.name
-        self.device = pick_device(recipe.device)
+        self.processes = Processes(recipe.device)
+        self.device = self.processes.device
 
     # --- what stages read
 
@@ -170,7 +174,8 @@ class Run:
             ),
         ]
         before: tuple[str, ...] = ("codes", "vqa")
-        shared = dataclasses.replace(r.tuning, stages=[])
+        # Where curves are shown and how often state is saved change no result.
+        shared = dataclasses.replace(r.tuning, stages=[], logging="none", checkpoint_minutes=0.0)
         language = r.tuning.language_instructions or SHIPPED
         content = fingerprint(language) if language.exists() else ""
         for index, stage in enumerate(r.tuning.stages):
@@ -180,7 +185,8 @@ class Run:
                 else "the same on selected data"
             )
             settings = (r.llm, shared, stage, content)
-            result.append(Stage(stage.name, about, settings, before, (stage.name,), lambda i=index: self._tune(i)))  # type: ignore[misc]
+            tune: Callable[[], None] = lambda i=index: self._tune(i)  # type: ignore[misc] # noqa: E731
+            result.append(Stage(stage.name, about, settings, before, (stage.name,), tune, everywhere=True))
             before = (stage.name,)
         result += [
             Stage("model", "the tuned model as an ordinary checkpoint", None, before, ("model",), self._model),
@@ -278,7 +284,7 @@ class Run:
     def _tasks(self, stage: StageSettings, split: Split) -> dict[Task, TaskItems]:
         """Items of every task for the patients of a split; language instructions keep every tenth for validation."""
         cohort = select_cohort([s for s in self.studies if s.split == split], stage.cohort)
-        if split == "train":
+        if split == "train" and self.processes.main:
             for reason, count in cohort.dropped.items():
                 print(f"    left out of {stage.name}, {count}: {reason}")
         part = stage.cohort.sections
@@ -323,7 +329,7 @@ class Run:
             load_stage(tunable, self.folder / tuning.stages[index - 1].name)
         template = build_template(tuning.template, tunable.vocabulary.tokenizer, tuning.system_prompt)
         train, unseen = self._tasks(stage, "train"), self._tasks(stage, "validate")
-        TuningStage(tunable, template, tuning, stage, train, unseen, self.folder / stage.name, self.device).run()
+        TuningStage(tunable, template, tuning, stage, train, unseen, self.folder / stage.name, self.processes).run()
 
     def _model(self) -> None:
         tuning = self.recipe.tuning
@@ -430,6 +436,23 @@ class Run:
         names = [stage.name for stage in stages]
         if only is not None and only not in names:
             raise UserError(f"no stage is called {only!r}. Stages: {', '.join(names)}.")
+        check_tracker(self.recipe.tuning.logging)
+        self.processes.on_main(self._write_recipe)
+        for number, stage in enumerate(stages, 1):
+            done = self.processes.from_main(self.processes.main and self.is_done(stage, wanted[stage.name]))
+            if only is not None and stage.name != only:
+                before = names.index(stage.name) < names.index(only) and stage.name in _ancestors(stages, only)
+                if before and not done:
+                    raise self.processes.fault(
+                        f"stage {only} needs {stage.name}, which is not done. Run it first, or `llmcxr run` without a stage."
+                    )
+                continue
+            if self.processes.main:
+                print(f"[{number}/{len(stages)}] {stage.name}: {stage.about}{' (done)' * done}", flush=True)
+            if not done:
+                self._start(stage, wanted[stage.name])
+
+    def _write_recipe(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.folder / "recipe.yaml") as temporary:
             libraries = {
@@ -439,41 +462,36 @@ class Run:
             resolved = settings_to_dict(self.recipe)
             header = f"# llmcxr {__version__}; " + ", ".join(f"{k} {v}" for k, v in libraries.items())
             temporary.write_text(header + "\n" + yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-        for number, stage in enumerate(stages, 1):
-            if only is not None and stage.name != only:
-                if (
-                    names.index(stage.name) < names.index(only)
-                    and stage.name in _ancestors(stages, only)
-                    and not self.is_done(stage, wanted[stage.name])
-                ):
-                    raise UserError(
-                        f"stage {only} needs {stage.name}, which is not done. Run it first, or `llmcxr run` without a stage."
-                    )
-                continue
-            head = f"[{number}/{len(stages)}] {stage.name}: {stage.about}"
-            if self.is_done(stage, wanted[stage.name]):
-                print(f"{head} (done)", flush=True)
-                continue
-            print(head, flush=True)
-            self._start(stage, wanted[stage.name])
 
     def _start(self, stage: Stage, wanted: str) -> None:
-        record = self.record(stage.name)
-        if record.get("fingerprint") != wanted:  # what is there, half done or not, belongs to other settings
-            for output in stage.outputs:
-                path = self.folder / output
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            record = {"fingerprint": wanted, "finished": False, "seconds": 0.0}
+        """Run a stage and keep its record: tuning on all processes, anything else on the main one."""
         path = self.folder / ".stages" / f"{stage.name}.json"
-        write_json(path, record | {"finished": False})
-        begin = time.monotonic()
-        try:
-            stage.run()
-        finally:
-            record["seconds"] = record.get("seconds", 0.0) + time.monotonic() - begin
+        record: dict[str, Any] = {}
+
+        def begin() -> None:
+            record.update(self.record(stage.name))
+            if record.get("fingerprint") != wanted:  # what is there, half done or not, belongs to other settings
+                for output in stage.outputs:
+                    old = self.folder / output
+                    shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+                record.update({"fingerprint": wanted, "seconds": 0.0})
             write_json(path, record | {"finished": False})
-        write_json(path, record | {"finished": True})
-        print(f"    {record['seconds']:.0f} s", flush=True)
+
+        def end(finished: bool) -> None:
+            record["seconds"] = record.get("seconds", 0.0) + time.monotonic() - clock
+            write_json(path, record | {"finished": finished})
+
+        self.processes.on_main(begin)
+        clock = time.monotonic()
+        try:
+            stage.run() if stage.everywhere else self.processes.on_main(stage.run)
+        except BaseException:
+            if self.processes.main:
+                end(False)
+            raise
+        if self.processes.main:
+            end(True)
+            print(f"    {record['seconds']:.0f} s", flush=True)
 
 
 def _ancestors(stages: list[Stage], name: str) -> set[str]:

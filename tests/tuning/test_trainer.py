@@ -17,12 +17,12 @@ from llmcxr.instructions.language import LanguageTask
 from llmcxr.instructions.report_to_cxr import ReportToCxrTask
 from llmcxr.instructions.templates import build_template
 from llmcxr.tuning import trainer
+from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.settings import StageSettings, TuningSettings
 from llmcxr.tuning.trainer import Stage, load_stage
 from llmcxr.tuning.tunable import TunableModel
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
-CPU = torch.device("cpu")
 K = 8
 rng = np.random.default_rng(0)
 PAIRS = [ImageReport(f"i{k}", rng.integers(0, K, 4).astype(np.uint16), f"The heart is {k % 3}.") for k in range(12)]
@@ -42,6 +42,7 @@ SETTINGS = TuningSettings(
     evaluations=2,
     evaluation_examples=3,
     checkpoint_minutes=0.0,
+    logging="none",
     task_loss_weights={"report_to_cxr": 0.5},
     stages=[STAGE],
 )
@@ -66,7 +67,7 @@ def stage(folder, settings=SETTINGS, pairs=PAIRS, dtype=torch.float32) -> Stage:
     rows = 0.2 * torch.randn(K, 32, generator=torch.Generator().manual_seed(1))
     tunable = TunableModel(model, vocabulary, rows, settings)
     template = build_template("chat", vocabulary.tokenizer)
-    return Stage(tunable, template, settings, settings.stages[0], tasks(pairs), tasks(PAIRS[:2]), folder, CPU)
+    return Stage(tunable, template, settings, settings.stages[0], tasks(pairs), tasks(PAIRS[:2]), folder, Processes("cpu"))
 
 
 def variants():
@@ -139,14 +140,14 @@ def test_the_whole_mixture_is_seen_once_and_the_long_are_counted(tmp_path):
     long = sum(e.image_id == "long" for e in wanted)
     assert 3 <= long <= 20
     seen = []
-    original = one._losses
+    original = one._losses_of
 
     def watch(batch):
         if one.tunable.model.training:
             seen.extend(zip(batch.tasks, batch.image_ids, strict=True))
         return original(batch)
 
-    one._losses = watch
+    one._losses_of = watch
     one.run()
     assert sorted(seen) == sorted((e.task, e.image_id) for e in wanted if e.image_id != "long")
     summary = json.loads((tmp_path / "summary.json").read_text())
