@@ -62,9 +62,14 @@ def tasks(pairs):
     }
 
 
-def stage(folder, settings=SETTINGS, pairs=PAIRS, dtype=torch.float32, processes=None, kind="llama", **extra) -> Stage:
+def stage(
+    folder, settings=SETTINGS, pairs=PAIRS, dtype=torch.float32, processes=None, kind="llama", dropout=0.0
+) -> Stage:
     vocabulary = ImageVocabulary.grow(build_tokenizer(), K)
-    model = build_model(kind, vocabulary.first_id, True, **extra).to(dtype)
+    model = build_model(kind, vocabulary.first_id, True).to(dtype)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
     rows = 0.2 * torch.randn(K, 32, generator=torch.Generator().manual_seed(1))
     tunable = TunableModel(model, vocabulary, rows, settings)
     template = build_template("chat", vocabulary.tokenizer)
@@ -132,8 +137,8 @@ def _one(function, arguments, environment, queue) -> None:
     processes.close()
 
 
-def run_stage(processes: Processes | None, folder: Path, settings=SETTINGS, dtype=torch.float32, **extra) -> None:
-    stage(folder, settings, dtype=dtype, processes=processes, **extra).run()
+def run_stage(processes: Processes | None, folder: Path, settings=SETTINGS, dtype=torch.float32) -> None:
+    stage(folder, settings, dtype=dtype, processes=processes).run()
 
 
 def full(**changes) -> TuningSettings:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -44,13 +44,12 @@ class Processes:
             return
         if device not in ("auto", "cpu", "cuda"):
             raise UserError(f"device {device!r} is one device, but a launcher started several processes. Give auto.")
-        if _asked("ACCELERATE_USE_DEEPSPEED") and device == "cpu":
-            raise UserError("DeepSpeed needs a GPU. Give device=auto, or another configuration.")
-        self._accelerator = Accelerator(cpu=device == "cpu")
+        constant = DistributedDataParallelKwargs(broadcast_buffers=False)  # buffers of language models never change
+        self._accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[constant])
         self.count, self.rank = self._accelerator.num_processes, self._accelerator.process_index
         self.device = self._accelerator.device
         # Waiting goes over the CPU, without the short time limit that finds a hang in the training itself.
-        self._waiting = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self._waiting = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_PATIENCE))
 
     @property
     def main(self) -> bool:

@@ -28,19 +28,19 @@ class Tracker:
     def __init__(self, name: TrackerName, folder: Path, step: int) -> None:
         """`folder` is the stage's, `runs/RUN/STAGE`; what an interrupted process logged after `step` is superseded."""
         check_tracker(name)
-        self._folder, self._tracker = folder, None
+        self._folder = folder
+        self._tracker: Any = None
         if name == "none":
             return
         title = f"{folder.resolve().parent.name}/{folder.name}"
-        first: Any = "llmcxr"  # project or experiment
-        options: dict[str, Any] = {
-            "tensorboard": {"logging_dir": str(folder), "purge_step": step + 1},
-            "wandb": {"name": title, "dir": str(folder)},
-            "mlflow": {"run_name": title},
-            "trackio": {"name": title},
-        }[name]
+        options: dict[str, dict[str, Any]] = {
+            "tensorboard": {"run_name": "logs", "logging_dir": str(folder), "purge_step": step + 1},
+            "wandb": {"run_name": "llmcxr", "name": title, "dir": str(folder)},
+            "mlflow": {"experiment_name": "llmcxr", "run_name": title},
+            "trackio": {"run_name": "llmcxr", "name": title},
+        }
         folder.mkdir(parents=True, exist_ok=True)
-        self._tracker = LOGGER_TYPE_TO_CLASS[name]("logs" if name == "tensorboard" else first, **options)
+        self._tracker = LOGGER_TYPE_TO_CLASS[name](**options[name])
         self._tracker.start()
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -49,7 +49,9 @@ class Tracker:
             try:
                 self._tracker.log(values, step=step)
             except OSError as error:
-                raise UserError(f"cannot write logs in {self._folder}: {error}. Free disk space, then run again.") from error
+                raise UserError(
+                    f"cannot write logs in {self._folder}: {error}. Free disk space, then run again."
+                ) from error
 
     def close(self) -> None:
         """Write what is left."""

@@ -45,16 +45,20 @@ _WINDOW = 512  # examples that are rendered and sorted by length together
 class _Losses(nn.Module):
     """Losses of a batch as one module, whose forward uses every weight: what DDP and FSDP2 join across processes."""
 
-    def __init__(self, tunable: TunableModel, settings: TuningSettings) -> None:
+    def __init__(self, tunable: TunableModel, settings: TuningSettings, sharded: bool) -> None:
         super().__init__()
         self.model, self._tunable, self._settings = cast(nn.Module, tunable.model), tunable, settings
+        self._sharded = sharded
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """`losses` float32 [N] and `rows` int64 [N] of `token_losses`."""
         base_states = None
         language = [row for row, task in enumerate(batch.tasks) if task == "language"]
-        if self._settings.language_loss == "base_model" and language and torch.is_grad_enabled():
-            base_states = self._tunable.base_states(batch.ids[language])
+        if self._settings.language_loss == "base_model" and torch.is_grad_enabled():
+            if language:
+                base_states = self._tunable.base_states(batch.ids[language])
+            elif self._sharded:  # processes gather each layer's shards together: all must pass the layers equally often
+                self._tunable.base_states(batch.ids[:1])
         result = token_losses(
             self._tunable.model, batch, self._tunable.vocabulary, self._settings.image_softmax, base_states
         )
@@ -105,7 +109,7 @@ class Stage:
         for overlay in tunable.image_rows:  # the start of the rows is computed: the last digits may differ by machine
             processes.same(overlay.rows.data)
         layers = list(getattr(tunable.model, "_no_split_modules", None) or [])
-        self.losses = processes.prepare(_Losses(tunable, settings), layers, tunable.model.dtype)
+        self.losses = processes.prepare(_Losses(tunable, settings, processes.sharded), layers, tunable.model.dtype)
 
     def _render(self, mixture: Mixture, index: int) -> RenderedExample | None:
         rendered = render(mixture[index], self.template, self.tunable.vocabulary)
@@ -142,12 +146,16 @@ class Stage:
         if batches:
             yield place[0], place[1], batches
 
-    def _share(self, batches: Sequence[Batch]) -> Iterator[tuple[int, bool, Batch]]:
-        """(number, idle, batch) for this process: all have equally many, so that they meet; idle ones count for nothing."""
-        for first in range(0, len(batches), self.processes.count):
+    def _share(self, batches: Sequence[Batch]) -> Iterator[tuple[int, bool, bool, Batch]]:
+        """(number, idle, last, batch) for this process.
+
+        All processes have equally many, so that they meet; where there is none left, an idle one repeats the first batch.
+        """
+        count = self.processes.count
+        for first in range(0, len(batches), count):
             number = first + self.processes.rank
             idle = number >= len(batches)
-            yield number, idle, batches[0 if idle else number]
+            yield number, idle, first + count >= len(batches), batches[0 if idle else number]
 
     def _rates(self, progress: float) -> dict[str, float]:
         """Learning rates at `progress` (share of the examples seen)."""
@@ -180,7 +188,7 @@ class Stage:
         """Mean loss of a response token on unseen patients, by task."""
         self.losses.eval()
         table = torch.zeros(len(self.evaluation), 1 + 2 * len(TASKS), device=self.device)
-        for number, idle, batch in self._share(self.evaluation):
+        for number, idle, _, batch in self._share(self.evaluation):
             _, row = self._losses_of(batch)
             if not idle:
                 table[number] = row
@@ -193,10 +201,10 @@ class Stage:
         Returns float64 [batches, 1 + 2 tasks] as `_losses_of` gives it for the whole step, and the main process's `flag`.
         """
         table = torch.zeros(len(batches) + 1, 1 + 2 * len(TASKS), device=self.device)
-        for number, idle, batch in self._share(batches):
+        for number, idle, last, batch in self._share(batches):
             # A model's dropout, if it has any, depends on the place in training alone, not on what ran before.
             torch.manual_seed(int(stream(self.seed, "dropout", step, number).integers(2**62)))
-            with self.processes.accumulate(self.losses, number + self.processes.count >= len(batches)):
+            with self.processes.accumulate(self.losses, last):
                 loss, row = self._losses_of(batch)
                 (loss * 0.0 if idle else loss).backward()
             if not idle:

@@ -130,7 +130,8 @@ class MasterAdamW:
         """Masters and moments, whole on the main process (all processes must call)."""
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {
-            index: {key: whole(value) for key, value in moments.items()} for index, moments in optimizer["state"].items()
+            index: {key: whole(value) for key, value in moments.items()}
+            for index, moments in optimizer["state"].items()
         }
         return {"masters": [whole(master.detach()) for _, master in self._pairs], "optimizer": optimizer}
 
