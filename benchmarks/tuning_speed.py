@@ -127,9 +127,8 @@ def task_items() -> dict[Any, Any]:
 
 def build_stage(plan: Plan, method: str, folder: Path, dtype: Any, examples: int = 0) -> Any:
     """Our tuning stage over the plan's examples, ready to run."""
-    import torch
-
     from llmcxr.instructions.templates import build_template
+    from llmcxr.tuning.processes import Processes
     from llmcxr.tuning.settings import StageSettings, TuningSettings
     from llmcxr.tuning.trainer import Stage
     from llmcxr.tuning.tunable import TunableModel
@@ -146,11 +145,12 @@ def build_stage(plan: Plan, method: str, folder: Path, dtype: Any, examples: int
         batches_per_step=max(1, round(plan.examples_per_step * mean_length(plan) / plan.tokens_per_batch)),
         evaluations=examples,  # of no example: one record of tokens and seconds a step
         checkpoint_minutes=1e9,
+        logging="none",
         stages=[stage],
     )
     model = load_model(plan, dtype)
     tunable = TunableModel(model, vocabulary, image_rows(model), settings)
-    return Stage(tunable, template, settings, stage, task_items(), {}, folder, torch.device(plan.device))
+    return Stage(tunable, template, settings, stage, task_items(), {}, folder, Processes(plan.device))
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from llmcxr.pipeline import tasks_of
 from llmcxr.plan import Lengths, ModelSize, PlanOptions, build_tunable, device_memory, flops_of, plan, size_of
 from llmcxr.recipe import Recipe
 from llmcxr.sources.table import collect
+from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.settings import TuningSettings
 from llmcxr.tuning.trainer import Stage
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel
@@ -234,7 +235,7 @@ def test_tokens_and_steps_are_the_trainers(recipe_path, tmp_path):
     questions = questions_of([s for s in studies if s.split == "train"], recipe.vqa_seed)
     items, _ = tasks_of(recipe, stage, "train", studies, codes, questions)
     template = build_template("chat", vocabulary.tokenizer, "")
-    trainer = Stage(tunable, template, recipe.tuning, stage, items, {}, tmp_path / "one", CPU)
+    trainer = Stage(tunable, template, recipe.tuning, stage, items, {}, tmp_path / "one", Processes("cpu"))
     batches = [batch for _, _, batch in trainer._batches(0, 0)]
     assert planned.tokens == sum(b.tokens for b in batches)
     assert planned.padded == sum(b.ids.numel() for b in batches)

@@ -33,8 +33,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
     run = Run(load_settings(Recipe, arguments.recipe, arguments.overrides))
     run.run(arguments.stage)
+    run.processes.close()
     summary = run.folder / "evaluation" / "summary.json"
-    if arguments.stage in (None, "evaluation") and summary.exists():
+    if run.processes.main and arguments.stage in (None, "evaluation") and summary.exists():
         print("\n" + score_table(json.loads(summary.read_text())))
         print(f"\nResults page: {(run.folder / 'evaluation' / 'report.html').resolve()}")
         test = next((s for s in run.studies if s.split == "test"), None)

@@ -29,7 +29,7 @@ from llmcxr.evaluation.evaluate import Cases, Evaluation, Results, save_results,
 from llmcxr.evaluation.judge import Judge
 from llmcxr.evaluation.page import PageContent, write_page
 from llmcxr.foundation.artifacts import atomic_path, fingerprint, folder_fingerprint, read_json, write_json
-from llmcxr.foundation.devices import core_count, pick_device
+from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.generation.llm_cxr import LlmCxr
@@ -55,7 +55,9 @@ from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Split, Study, known_findings, label_matrix, read_manifest, write_manifest
 from llmcxr.tuning.alignment import align
 from llmcxr.tuning.model_folder import ModelInfo, save_model
+from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.settings import StageSettings
+from llmcxr.tuning.trackers import check_tracker
 from llmcxr.tuning.trainer import Stage as TuningStage
 from llmcxr.tuning.trainer import load_stage
 from llmcxr.tuning.tunable import TunableModel
@@ -77,6 +79,7 @@ class Stage:
     after: tuple[str, ...]
     outputs: tuple[str, ...]  # below the run folder
     run: Callable[[], None]
+    everywhere: bool = False  # run by all processes together, not by the main one while the others wait
 
 
 def instructions_of(recipe: Recipe, split: Split) -> list[Turn]:
@@ -114,7 +117,8 @@ class Run:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.folder = Path(recipe.runs) / recipe.name
-        self.device = pick_device(recipe.device)
+        self.processes = Processes(recipe.device)
+        self.device = self.processes.device
 
     # --- what stages read
 
@@ -202,7 +206,8 @@ class Run:
             ),
         ]
         before: tuple[str, ...] = ("codes", "vqa")
-        shared = dataclasses.replace(r.tuning, stages=[])
+        # Where curves are shown and how often state is saved change no result.
+        shared = dataclasses.replace(r.tuning, stages=[], logging="none", checkpoint_minutes=0.0)
         language = r.tuning.language_instructions or SHIPPED
         content = fingerprint(language) if language.exists() else ""
         llm = self._with_content(r.llm, r.llm)
@@ -217,7 +222,8 @@ class Run:
                 else "the same on selected data"
             )
             settings = (llm, shared, stage, content)
-            result.append(Stage(stage.name, about, settings, before, (stage.name,), lambda i=index: self._tune(i)))  # type: ignore[misc]
+            tune: Callable[[], None] = lambda i=index: self._tune(i)  # type: ignore[misc] # noqa: E731
+            result.append(Stage(stage.name, about, settings, before, (stage.name,), tune, everywhere=True))
             before = (stage.name,)
         result += [
             Stage("model", "the tuned model as an ordinary checkpoint", None, before, ("model",), self._model),
@@ -241,15 +247,20 @@ class Run:
         return result
 
     def _with_content(self, settings: Any, folder: str | None) -> Any:
-        """`settings`, with the fingerprint of the model in `folder` where they name one that is on disk."""
-        if folder is None or not Path(folder).is_dir():
+        """`settings`, with the fingerprint of the model in `folder` where they name one that is on disk.
+
+        Only the main process compares fingerprints, so the others read no weights for them.
+        """
+        if folder is None or not self.processes.main or not Path(folder).is_dir():
             return settings
         return settings, folder_fingerprint(Path(folder), self.folder / ".stages" / "model_hashes")
 
     def _check_inputs(self, todo: set[str]) -> None:
-        """`UserError` for the user's files that a stage of `todo` needs and that are not there: said before hours are spent
-        on the stages before it."""
+        """`UserError` for the user's files and packages that a stage of `todo` needs and that are not there: said before
+        hours are spent on the stages before it."""
         source, tuning = self.recipe.source, self.recipe.tuning
+        if todo.intersection(s.name for s in tuning.stages):
+            check_tracker(tuning.logging)
         how = f"\n{source.access.strip()}" if source.access else ""
         if "studies" in todo and source.kind == "table" and source.table is not None:
             path, images = source.table.path.expanduser(), source.table.images
@@ -352,7 +363,7 @@ class Run:
         """Items of every task for the patients of a split; language instructions keep every tenth for validation."""
         questions = read_questions(self.folder / "vqa.jsonl")
         tasks, dropped = tasks_of(self.recipe, stage, split, self.studies, self.codes, questions)
-        if split == "train":
+        if split == "train" and self.processes.main:
             for reason, count in dropped.items():
                 print(f"    left out of {stage.name}, {count}: {reason}")
         return tasks
@@ -397,7 +408,7 @@ class Run:
             load_stage(tunable, self.folder / before[-1])
         template = build_template(tuning.template, tunable.vocabulary.tokenizer, tuning.system_prompt)
         train, unseen = self._tasks(stage, "train"), self._tasks(stage, "validate")
-        TuningStage(tunable, template, tuning, stage, train, unseen, self.folder / stage.name, self.device).run()
+        TuningStage(tunable, template, tuning, stage, train, unseen, self.folder / stage.name, self.processes).run()
 
     def _model(self) -> None:
         tuning = self.recipe.tuning
@@ -505,12 +516,34 @@ class Run:
 
     def run(self, only: str | None = None) -> None:
         """Run all stages, or the named one (the stages before it must be done). `UserError` for an unknown name."""
-        stages, wanted = self.stages(), self._fingerprints()
+        stages = self.stages()
         names = [stage.name for stage in stages]
         if only is not None and only not in names:
-            raise UserError(f"no stage is called {only!r}. Stages: {', '.join(names)}.")
-        todo = {s.name for s in stages if only in (None, s.name) and not self.is_done(s, wanted[s.name])}
-        self._check_inputs(todo)
+            raise self.processes.fault(f"no stage is called {only!r}. Stages: {', '.join(names)}.")
+        wanted: dict[str, str] = {}  # fingerprints, on the main process
+
+        def prepare() -> None:
+            wanted.update(self._fingerprints())
+            todo = {s.name for s in stages if only in (None, s.name) and not self.is_done(s, wanted[s.name])}
+            self._check_inputs(todo)
+            self._write_recipe()
+
+        self.processes.on_main(prepare)
+        for number, stage in enumerate(stages, 1):
+            done = self.processes.from_main(self.processes.main and self.is_done(stage, wanted[stage.name]))
+            if only is not None and stage.name != only:
+                before = names.index(stage.name) < names.index(only) and stage.name in _ancestors(stages, only)
+                if before and not done:
+                    raise self.processes.fault(
+                        f"stage {only} needs {stage.name}, which is not done. Run it first, or `llmcxr run` without a stage."
+                    )
+                continue
+            if self.processes.main:
+                print(f"[{number}/{len(stages)}] {stage.name}: {stage.about}{' (done)' * done}", flush=True)
+            if not done:
+                self._start(stage, wanted.get(stage.name, ""))
+
+    def _write_recipe(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.folder / "recipe.yaml") as temporary:
             libraries = {
@@ -520,41 +553,36 @@ class Run:
             resolved = settings_to_dict(self.recipe)
             header = f"# llmcxr {__version__}; " + ", ".join(f"{k} {v}" for k, v in libraries.items())
             temporary.write_text(header + "\n" + yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-        for number, stage in enumerate(stages, 1):
-            if only is not None and stage.name != only:
-                if (
-                    names.index(stage.name) < names.index(only)
-                    and stage.name in _ancestors(stages, only)
-                    and not self.is_done(stage, wanted[stage.name])
-                ):
-                    raise UserError(
-                        f"stage {only} needs {stage.name}, which is not done. Run it first, or `llmcxr run` without a stage."
-                    )
-                continue
-            head = f"[{number}/{len(stages)}] {stage.name}: {stage.about}"
-            if self.is_done(stage, wanted[stage.name]):
-                print(f"{head} (done)", flush=True)
-                continue
-            print(head, flush=True)
-            self._start(stage, wanted[stage.name])
 
     def _start(self, stage: Stage, wanted: str) -> None:
-        record = self.record(stage.name)
-        if record.get("fingerprint") != wanted:  # what is there, half done or not, belongs to other settings
-            for output in stage.outputs:
-                path = self.folder / output
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            record = {"fingerprint": wanted, "finished": False, "seconds": 0.0}
+        """Run a stage and keep its record: tuning on all processes, anything else on the main one."""
         path = self.folder / ".stages" / f"{stage.name}.json"
-        write_json(path, record | {"finished": False})
-        begin = time.monotonic()
-        try:
-            stage.run()
-        finally:
-            record["seconds"] = record.get("seconds", 0.0) + time.monotonic() - begin
+        record: dict[str, Any] = {}
+
+        def begin() -> None:
+            record.update(self.record(stage.name))
+            if record.get("fingerprint") != wanted:  # what is there, half done or not, belongs to other settings
+                for output in stage.outputs:
+                    old = self.folder / output
+                    shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+                record.update({"fingerprint": wanted, "seconds": 0.0})
             write_json(path, record | {"finished": False})
-        write_json(path, record | {"finished": True})
-        print(f"    {record['seconds']:.0f} s", flush=True)
+
+        def end(finished: bool) -> None:
+            record["seconds"] = record.get("seconds", 0.0) + time.monotonic() - clock
+            write_json(path, record | {"finished": finished})
+
+        self.processes.on_main(begin)
+        clock = time.monotonic()
+        try:
+            stage.run() if stage.everywhere else self.processes.on_main(stage.run)
+        except BaseException:
+            if self.processes.main:
+                end(False)
+            raise
+        if self.processes.main:
+            end(True)
+            print(f"    {record['seconds']:.0f} s", flush=True)
 
 
 def _ancestors(stages: list[Stage], name: str) -> set[str]:

@@ -1,7 +1,10 @@
-"""Training state on disk: one file, written atomically, read with the safe loader only."""
+"""Training state on disk: one file, written atomically, read with the safe loader only; the one before is kept beside it."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +17,66 @@ from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
 
 
+def _previous(path: Path) -> Path:
+    return path.with_name(path.name + ".previous")
+
+
+def _remove_half_written(path: Path) -> None:
+    """What killed processes left of their temporary files beside `path`."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain values). The last good file survives a kill or a full disk."""
+    """Write `state` (tensors and plain values). The last good file survives a kill, a power cut or a full disk.
+
+    Needs room for two files: the one before the last makes way for the new one.
+    """
+    _remove_half_written(path)
+    if path.exists():
+        _previous(path).unlink(missing_ok=True)
     with atomic_path(path) as temporary:
         try:
             torch.save(state, temporary)
         except RuntimeError as error:  # torch reports a full disk as RuntimeError
             raise OSError(str(error)) from error
+        with open(temporary, "rb+") as stream:
+            os.fsync(stream.fileno())  # else a power cut may leave the new name on an empty file
+        if path.exists():
+            os.replace(path, _previous(path))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state in `path`, or None where there is none yet. A broken file is an error that names it."""
-    if not path.exists():
-        return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler and zip reader raise many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"checkpoint {path} cannot be read ({reason}). Delete it to start this stage anew.") from error
+    """The last state saved as `path`, or None where there is none yet.
+
+    A broken file is passed over for the one before (this is said); `UserError` names it where no other is left.
+    """
+    files = [file for file in (path, _previous(path)) if file.exists()]
+    fault: UserError | None = None
+    for file in files:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # the unpickler and zip reader raise many kinds
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            fault = fault or UserError(
+                f"checkpoint {file} cannot be read ({reason}). Delete it to start this stage anew."
+            )
+            fault.__cause__ = error
+            continue
+        if fault is not None:
+            print(f"{path} cannot be read: going on from the checkpoint before it.", file=sys.stderr)
+            path.unlink(missing_ok=True)  # else the next save would make the good one give way
+        return state
+    if fault is not None:
+        raise fault
+    return None
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove the checkpoint at the end of its training, the one before, and what kills left half written."""
+    path.unlink(missing_ok=True)
+    _previous(path).unlink(missing_ok=True)
+    _remove_half_written(path)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

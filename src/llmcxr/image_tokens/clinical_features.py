@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
-from llmcxr.foundation.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from llmcxr.foundation.checkpoints import load_checkpoint, load_weights, remove_checkpoint, save_checkpoint
 from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
@@ -224,7 +224,7 @@ def train_classifier(
                     "step": step + 1,
                 },
             )
-    checkpoint.unlink(missing_ok=True)
+    remove_checkpoint(checkpoint)
     network.eval().requires_grad_(False)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from llmcxr.foundation.artifacts import write_json
-from llmcxr.foundation.checkpoints import load_checkpoint, save_checkpoint
+from llmcxr.foundation.checkpoints import load_checkpoint, remove_checkpoint, save_checkpoint
 from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
@@ -219,7 +219,7 @@ def train_image_tokenizer(
     tokenizer = trainer.tokenizer.eval().requires_grad_(False)
     tokenizer.save_pretrained(folder)
     write_json(folder / "curves.json", curve)
-    checkpoint.unlink(missing_ok=True)
+    remove_checkpoint(checkpoint)
     return tokenizer
 
 

@@ -9,6 +9,7 @@ Shapes: N images, B images of a step, T tokens of a prompt, F findings, d width 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from llmcxr.foundation.artifacts import atomic_path, write_json
-from llmcxr.foundation.checkpoints import load_checkpoint, save_checkpoint
+from llmcxr.foundation.checkpoints import load_checkpoint, remove_checkpoint, save_checkpoint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.tuning.settings import AlignmentSettings
@@ -67,7 +68,7 @@ def align(
 
     Saves `weights.safetensors` (all that is tuned later, as a stage does) and `curves.json`; resumes from its checkpoint.
     """
-    model = tunable.model.to(device)
+    model = tunable.model.to(device)  # type: ignore[arg-type]
     torch.manual_seed(settings.seed)
     head = nn.Linear(model.get_input_embeddings().weight.shape[1], labels.shape[1]).to(device)
     nn.init.zeros_(head.weight)
@@ -89,22 +90,25 @@ def align(
             rows = stream(settings.seed, "alignment", step).choice(
                 len(ids), min(settings.batch_size, len(ids)), replace=False
             )
+            # A model's dropout, if it has any, depends on the step alone, not on what ran before.
+            torch.manual_seed(int(stream(settings.seed, "alignment dropout", step).integers(2**62)))
             own = target[rows].to(device)
             known = ~own.isnan()
             losses = F.binary_cross_entropy_with_logits(
                 findings_logits(model, head, ids[rows].to(device)), own.nan_to_num(), reduction="none"
             )
             loss = (losses * known).sum() / known.sum().clamp(min=1)
-            if not torch.isfinite(loss):
-                raise UserError(f"alignment: the loss is {loss.item()} at step {step}; lower its learning_rate.")
             loss.backward()
             for p in trained:  # the rows of an untied output head take no part yet
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             progress = step / settings.steps
             factor = min(1.0, (progress + 1e-3) / _WARMUP, 0.1 + 0.9 * (1 - progress) / _DECAY)
-            optimizer.step(
-                {"body": settings.learning_rate * factor, "rows": 2 * settings.learning_rate * factor}, divisor=1.0
-            )
+            rate = settings.learning_rate * factor
+            norm = optimizer.step({"body": rate, "rows": 2 * rate}, divisor=1.0)
+            if not math.isfinite(norm):  # as it is where the loss is not finite
+                raise UserError(
+                    f"alignment: loss {loss.item()} and gradient norm {norm} at step {step}; lower its learning_rate."
+                )
             head_optimizer.step()
             head_optimizer.zero_grad(set_to_none=True)
             if step % 10 == 0:
@@ -116,4 +120,4 @@ def align(
     with atomic_path(folder / "weights.safetensors") as temporary:
         save_file(tunable.state(), temporary)
     write_json(folder / "curves.json", curve)
-    checkpoint.unlink(missing_ok=True)
+    remove_checkpoint(checkpoint)

@@ -12,6 +12,7 @@ from llmcxr.instructions.example import TASKS
 from llmcxr.instructions.templates import TemplateName
 from llmcxr.studies.cohort import CohortSettings
 from llmcxr.tuning.objective import ImageSoftmax
+from llmcxr.tuning.trackers import TrackerName
 from llmcxr.vocabulary.growing import RowStart
 from llmcxr.vocabulary.reader import ReaderSettings
 
@@ -100,15 +101,23 @@ class TuningSettings:
         "answers",
         "'answers' as in the paper, or 'base_model' (LoRA only): stay close to the base model's own distribution",
     )
+    loss: Literal["response", "sequence"] = setting(
+        "response", "learn the responses only, or every token of an example after its first (the paper's ablation)"
+    )
     questions_per_image: int = setting(4, "most questions asked on one reading of an image; the paper asks 1")
     language_instructions: Path | None = setting(None, "JSONL with instruction, input, response; null: the shipped set")
     max_tokens: int = setting(1024, "longer examples are left out and counted; an image is never cut")
     tokens_per_batch: int = setting(2048, "padded tokens computed at once")
-    batches_per_step: int = setting(1, "batches accumulated for one optimiser step")
+    batches_per_step: int = setting(
+        1, "batches of one optimiser step, over all processes: a multiple of their number; each accumulates its share"
+    )
     weight_decay: float = setting(0.0, "AdamW")
     evaluations: int = setting(6, "evaluations on unseen patients in each stage")
     evaluation_examples: int = setting(16, "examples of each task in them")
     checkpoint_minutes: float = setting(5.0, "time between checkpoints")
+    logging: TrackerName = setting(
+        "tensorboard", "tensorboard (in STAGE/logs), wandb, mlflow, trackio (if installed), or none"
+    )
     stages: list[StageSettings] = setting([StageSettings()], "in order; each begins where the one before ended")
     seed: int = setting(0, "mixture, wording, batches and start of new weights")
 
@@ -125,6 +134,8 @@ class TuningSettings:
             faults.append(
                 "language_loss: base_model needs method: lora (the base model is the model without its adapters)"
             )
+        if self.batches_per_step < 1:
+            faults.append(f"batches_per_step: {self.batches_per_step} should be at least 1")
         if self.max_tokens > self.tokens_per_batch:
             faults.append(f"max_tokens: {self.max_tokens} exceeds tokens_per_batch ({self.tokens_per_batch})")
         return faults

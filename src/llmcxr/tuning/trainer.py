@@ -1,36 +1,73 @@
-"""The training loop of one stage.
+"""The training loop of one stage, on one process or many.
+
+A step is `batches_per_step` batches over all processes. Every process knows them all, so each knows what the step's loss is
+divided by, and takes its own share of the work. Batch n of step s is the same, with the same dropout, in any number of
+processes and after any number of kills.
 
 Shapes: see objective.py.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from llmcxr.foundation.artifacts import atomic_path, write_json
-from llmcxr.foundation.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from llmcxr.foundation.checkpoints import load_checkpoint, load_weights, remove_checkpoint, save_checkpoint
 from llmcxr.foundation.errors import UserError
-from llmcxr.instructions.example import Task
+from llmcxr.foundation.randomness import stream
+from llmcxr.instructions.example import TASKS, Task
 from llmcxr.instructions.mixture import Mixture, TaskItems
 from llmcxr.instructions.rendering import RenderedExample, render
 from llmcxr.instructions.templates import Template
 from llmcxr.tuning.batches import Batch, collate, plan_batches
 from llmcxr.tuning.objective import token_losses
+from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.settings import StageSettings, TuningSettings
+from llmcxr.tuning.trackers import Tracker
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 
 _DECAY = 1 / 3  # share of a stage at its end over which the learning rates fall
 _WINDOW = 512  # examples that are rendered and sorted by length together
+
+
+class _Losses(nn.Module):
+    """Losses of a batch as one module, whose forward uses every weight: what DDP and FSDP2 join across processes."""
+
+    def __init__(self, tunable: TunableModel, settings: TuningSettings, sharded: bool) -> None:
+        super().__init__()
+        self.model, self._tunable, self._settings = cast(nn.Module, tunable.model), tunable, settings
+        self._sharded = sharded
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """`losses` float32 [N] and `rows` int64 [N] of `token_losses`."""
+        base_states = None
+        language = [row for row, task in enumerate(batch.tasks) if task == "language"]
+        if self._settings.language_loss == "base_model" and torch.is_grad_enabled():
+            if language:
+                base_states = self._tunable.base_states(batch.ids[language])
+            elif self._sharded:  # processes gather each layer's shards together: all must pass the layers equally often
+                self._tunable.base_states(batch.ids[:1])
+        result = token_losses(
+            self._tunable.model, batch, self._tunable.vocabulary, self._settings.image_softmax, base_states
+        )
+        return result.losses, result.rows
+
+
+def _means(sums: np.ndarray) -> dict[Task, float]:
+    """Mean loss of a token by task, from sums and counts [2, tasks]; tasks without tokens are left out."""
+    return {task: total / count for task, total, count in zip(TASKS, *sums.tolist(), strict=True) if count}
 
 
 class Stage:
@@ -45,25 +82,34 @@ class Stage:
         train: Mapping[Task, TaskItems],
         unseen: Mapping[Task, TaskItems],
         folder: Path,
-        device: torch.device,
+        processes: Processes,
     ) -> None:
         """`train` and `unseen` map tasks to items of training and of validation patients."""
+        if settings.batches_per_step % processes.count:
+            raise processes.fault(
+                f"tuning.batches_per_step is {settings.batches_per_step}: {processes.count} processes need a multiple of "
+                f"their number, e.g. tuning.batches_per_step={processes.count}."
+            )
         self.tunable, self.template, self.settings, self.stage = tunable, template, settings, stage
-        self.folder, self.device = folder, device
+        self.folder, self.processes, self.device = folder, processes, processes.device
         self.seed = settings.seed * 1000 + [s.name for s in settings.stages].index(stage.name)
         weights = cast(dict[Task, float], stage.mixture)
         self.mixture = Mixture(train, weights, stage.examples, self.seed)
         self.too_long: Counter[str] = Counter()
         self.curve: list[dict[str, Any]] = []
-        self.evaluation: dict[Task, list[Batch]] = {}
+        self.evaluation: list[Batch] = []
         for task in self.mixture.counts():
             if task in unseen and len(unseen[task]):
                 items = Mixture(unseen, {task: 1.0}, settings.evaluation_examples, seed=0)
                 rendered = [r for i in range(len(items)) if (r := self._render(items, i)) is not None]
                 plan = plan_batches(np.array([len(r.ids) for r in rendered]), settings.tokens_per_batch, 0)
-                self.evaluation[task] = [collate([rendered[i] for i in group]) for group in plan]
+                self.evaluation += [collate([rendered[i] for i in group]) for group in plan]
         self.too_long.clear()
         self.too_long_before = Counter(self.too_long)
+        for overlay in tunable.image_rows:  # the start of the rows is computed: the last digits may differ by machine
+            processes.same(overlay.rows.data)
+        layers = list(getattr(tunable.model, "_no_split_modules", None) or [])
+        self.losses = processes.prepare(_Losses(tunable, settings, processes.sharded), layers, tunable.model.dtype)
 
     def _render(self, mixture: Mixture, index: int) -> RenderedExample | None:
         rendered = render(mixture[index], self.template, self.tunable.vocabulary)
@@ -80,12 +126,36 @@ class Stage:
             rendered = [r for i in indices if (r := self._render(self.mixture, i)) is not None]
             if not rendered:
                 continue
+            if self.settings.loss == "sequence":
+                rendered = [replace(r, supervised=np.arange(len(r.ids)) > 0) for r in rendered]
             plan = plan_batches(
                 np.array([len(r.ids) for r in rendered]), self.settings.tokens_per_batch, self.seed + first
             )
             for number, group in enumerate(plan):
                 if first > window * _WINDOW or number >= done:
                     yield first // _WINDOW, number + 1, collate([rendered[i] for i in group])
+
+    def _steps(self, window: int, done: int) -> Iterator[tuple[int, int, list[Batch]]]:
+        """(window, batches of it done after this step, the step's batches over all processes)."""
+        batches: list[Batch] = []
+        for place in self._batches(window, done):
+            batches.append(place[2])
+            if len(batches) == self.settings.batches_per_step:
+                yield place[0], place[1], batches
+                batches = []
+        if batches:
+            yield place[0], place[1], batches
+
+    def _share(self, batches: Sequence[Batch]) -> Iterator[tuple[int, bool, bool, Batch]]:
+        """(number, idle, last, batch) for this process.
+
+        All processes have equally many, so that they meet; where there is none left, an idle one repeats the first batch.
+        """
+        count = self.processes.count
+        for first in range(0, len(batches), count):
+            number = first + self.processes.rank
+            idle = number >= len(batches)
+            yield number, idle, first + count >= len(batches), batches[0 if idle else number]
 
     def _rates(self, progress: float) -> dict[str, float]:
         """Learning rates at `progress` (share of the examples seen)."""
@@ -94,110 +164,150 @@ class Stage:
         factor = min(1.0, rise, fall)
         return {"body": self.stage.learning_rate * factor, "rows": self.stage.rows_learning_rate * factor}
 
-    def _losses(self, batch: Batch) -> tuple[torch.Tensor, float, dict[Task, tuple[float, int]]]:
-        """Weighted sum of token losses, sum of weights, and (sum, count) of unweighted token losses by task."""
-        base_states = None
-        language = [row for row, task in enumerate(batch.tasks) if task == "language"]
-        if self.settings.language_loss == "base_model" and language and torch.is_grad_enabled():
-            base_states = self.tunable.base_states(batch.ids[language])
-        result = token_losses(
-            self.tunable.model, batch, self.tunable.vocabulary, self.settings.image_softmax, base_states
-        )
-        weight = torch.tensor([self.settings.task_loss_weights.get(t, 1.0) for t in batch.tasks], device=self.device)[
-            result.rows
-        ]
-        sums: defaultdict[Task, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
-        values, rows = result.losses.detach().cpu().numpy(), result.rows.cpu().numpy()
-        for row, task in enumerate(batch.tasks):
-            own = values[rows == row]
-            sums[task] = (sums[task][0] + float(own.sum()), sums[task][1] + len(own))
-        return (result.losses * weight).sum(), float(weight.sum()), dict(sums)
+    def _task_weights(self, batch: Batch) -> Tensor:
+        return torch.tensor([self.settings.task_loss_weights.get(task, 1.0) for task in batch.tasks])
+
+    def _divisor(self, batches: Sequence[Batch]) -> float:
+        """Supervised tokens of a step over all processes, each with its task's weight."""
+        return sum(float((b.supervised[:, 1:].sum(1) * self._task_weights(b)).sum()) for b in batches) or 1.0
+
+    def _losses_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Weighted sum of token losses, and float32 [1 + 2 tasks]: the same, then unweighted sums and counts by task."""
+        losses, rows = self.losses(batch.to(self.device))
+        weighted = (losses * self._task_weights(batch).to(self.device)[rows]).sum()
+        own = torch.tensor([[task == name for name in TASKS] for task in batch.tasks], device=self.device)[rows].float()
+        sums = (losses.detach()[:, None] * own).sum(0)
+        return weighted, torch.cat([weighted.detach()[None], sums, own.sum(0)])
+
+    def _gather(self, table: Tensor) -> np.ndarray:
+        """Rows that the processes filled, together, as float64."""
+        return self.processes.sum(table).cpu().double().numpy()
 
     @torch.no_grad()
     def evaluate(self) -> dict[Task, float]:
         """Mean loss of a response token on unseen patients, by task."""
-        self.tunable.model.eval()
-        result = {}
-        for task, batches in self.evaluation.items():
-            parts = [self._losses(batch.to(self.device))[2][task] for batch in batches]
-            result[task] = sum(p[0] for p in parts) / max(1, sum(p[1] for p in parts))
-        self.tunable.model.train()
-        return result
+        self.losses.eval()
+        table = torch.zeros(len(self.evaluation), 1 + 2 * len(TASKS), device=self.device)
+        for number, idle, _, batch in self._share(self.evaluation):
+            _, row = self._losses_of(batch)
+            if not idle:
+                table[number] = row
+        self.losses.train()
+        return _means(self._gather(table)[:, 1:].sum(0).reshape(2, -1))
+
+    def _gradients(self, step: int, batches: Sequence[Batch], flag: bool) -> tuple[np.ndarray, bool]:
+        """Add the gradients of this process's share of a step.
+
+        Returns float64 [batches, 1 + 2 tasks] as `_losses_of` gives it for the whole step, and the main process's `flag`.
+        """
+        table = torch.zeros(len(batches) + 1, 1 + 2 * len(TASKS), device=self.device)
+        for number, idle, last, batch in self._share(batches):
+            # A model's dropout, if it has any, depends on the place in training alone, not on what ran before.
+            torch.manual_seed(int(stream(self.seed, "dropout", step, number).integers(2**62)))
+            with self.processes.accumulate(self.losses, last):
+                loss, row = self._losses_of(batch)
+                (loss * 0.0 if idle else loss).backward()
+            if not idle:
+                table[number] = row
+        table[-1, 0] = float(flag and self.processes.main)
+        result = self._gather(table)
+        return result[:-1], bool(result[-1, 0])
+
+    def _check(self, step: int, batches: Sequence[Batch], losses: Sequence[float], norm: float = 0.0) -> None:
+        """End the run, on all processes, where a loss or the gradient is not finite."""
+        bad = [n for n, loss in enumerate(losses) if not math.isfinite(loss)]
+        if bad or not math.isfinite(norm):
+            what = f"loss is {losses[bad[0]]}" if bad else f"norm of the gradient is {norm}"
+            images = [i for n in bad or range(len(batches)) for i in batches[n].image_ids if i]
+            raise self.processes.fault(
+                f"{self.stage.name}: the {what} at step {step} on the images {images}. "
+                "Nothing was updated; lower the learning rates and run again."
+            )
 
     def run(self) -> None:
         """Train to the end of the stage, from the last checkpoint where there is one, and save weights and curves."""
-        model, settings = cast(nn.Module, self.tunable.model).to(self.device), self.settings
-        model.train()
+        settings, processes = self.settings, self.processes
+        self.losses.train()
         optimizer = MasterAdamW(self.tunable, settings.weight_decay)
         checkpoint = self.folder / "checkpoint.pt"
         position: dict[str, Any] = {"window": 0, "done": 0, "seen": 0, "tokens": 0, "step": 0, "seconds": 0.0}
+        sums = np.zeros((2, len(TASKS)))  # of the train loss since the last evaluation
         if saved := load_checkpoint(checkpoint):
             optimizer.load_state(saved["optimizer"])
             position, self.curve, self.too_long = saved["position"], saved["curve"], Counter(saved["too_long"])
+            sums = np.array(saved["sums"])
         else:
             self.curve.append({"step": 0, "tokens": 0, "seconds": 0.0, "train": {}, "unseen": self.evaluate()})
         total = len(self.mixture)
-        next_evaluation = (len(self.curve)) * total / settings.evaluations
+        tracker = Tracker(settings.logging if processes.main else "none", self.folder, position["step"])
         last_save, clock = time.monotonic(), time.monotonic()
-        sums: defaultdict[Task, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
-        pending, weight_sum = 0, 0.0
-        bar = tqdm(total=total, initial=position["seen"], desc=self.stage.name, unit="example", smoothing=0.05)
-        for window, done, batch in self._batches(position["window"], position["done"]):
-            loss, weight, by_task = self._losses(batch.to(self.device))
-            if not torch.isfinite(loss):
-                raise UserError(
-                    f"{self.stage.name}: the loss is {loss.item()} at step {position['step']} on the images "
-                    f"{[i for i in batch.image_ids if i]}. Nothing was updated; lower the learning rates and run again."
-                )
-            loss.backward()
-            pending, weight_sum = pending + 1, weight_sum + weight
-            for task, (value, count) in by_task.items():
-                sums[task] = (sums[task][0] + value, sums[task][1] + count)
-            position["seen"] += len(batch.tasks)
-            position["tokens"] += batch.tokens
-            bar.update(len(batch.tasks))
-            if pending < settings.batches_per_step and position["seen"] + sum(self.too_long.values()) < total:
-                continue
-            optimizer.step(self._rates(position["seen"] / total), weight_sum)
-            pending, weight_sum = 0, 0.0
-            position |= {"window": window, "done": done, "step": position["step"] + 1}
+        bar = tqdm(
+            total=total,
+            initial=position["seen"],
+            desc=self.stage.name,
+            unit="example",
+            smoothing=0.05,
+            disable=not processes.main,
+        )
+
+        def evaluate() -> None:
+            record = {k: position[k] for k in ("step", "tokens", "seconds")}
+            self.curve.append(record | {"train": _means(sums), "unseen": self.evaluate()})
+            sums[:] = 0
+            shown = {f"{k}/{t}": v for k in ("train", "unseen") for t, v in self.curve[-1][k].items()}
+            tracker.log(shown, position["step"])
+            bar.set_postfix({t: f"{v:.2f}" for t, v in self.curve[-1]["unseen"].items()})
+
+        for window, done, batches in self._steps(position["window"], position["done"]):
+            save = time.monotonic() - last_save > settings.checkpoint_minutes * 60
+            table, save = self._gradients(position["step"], batches, save)
+            self._check(position["step"], batches, table[:, 0].tolist())
+            seen, tokens = sum(len(b.tasks) for b in batches), sum(b.tokens for b in batches)
+            rates, divisor = self._rates((position["seen"] + seen) / total), self._divisor(batches)
+            norm = optimizer.step(rates, divisor / processes.count)  # DDP and FSDP2 average over the processes
+            self._check(position["step"], batches, table[:, 0].tolist(), norm)
+            sums += table[:, 1:].sum(0).reshape(2, -1)
             now = time.monotonic()
-            position["seconds"] += now - clock
-            clock = now
-            if position["seen"] >= next_evaluation:
-                train = {task: value / max(1, count) for task, (value, count) in sums.items()}
-                record = {k: position[k] for k in ("step", "tokens", "seconds")}
-                self.curve.append(record | {"train": train, "unseen": self.evaluate()})
-                sums.clear()
-                next_evaluation += total / settings.evaluations
-                clock = time.monotonic()  # evaluation is not training time
-                bar.set_postfix({t: f"{v:.2f}" for t, v in self.curve[-1]["unseen"].items()})
-            if time.monotonic() - last_save > settings.checkpoint_minutes * 60:
+            position |= {
+                "window": window,
+                "done": done,
+                "seen": position["seen"] + seen,
+                "tokens": position["tokens"] + tokens,
+                "step": position["step"] + 1,
+                "seconds": position["seconds"] + now - clock,
+            }
+            bar.update(seen)
+            shown = {"loss": float(table[:, 0].sum()) / divisor, "gradient_norm": norm, "tokens": position["tokens"]}
+            tracker.log(shown | {f"learning_rate/{k}": v for k, v in rates.items()}, position["step"])
+            if position["seen"] >= len(self.curve) * total / settings.evaluations:
+                evaluate()
+            if save:
                 state = {
                     "optimizer": optimizer.state(),
                     "position": position,
+                    "sums": sums.tolist(),
                     "curve": self.curve,
                     "too_long": dict(self.too_long_before),
                 }
-                save_checkpoint(checkpoint, state)
+                processes.on_main(lambda state=state: save_checkpoint(checkpoint, state))  # type: ignore[misc]
                 last_save = time.monotonic()
+            clock = time.monotonic()  # neither evaluation nor saving is training time
         bar.close()
-        if pending:  # all examples after these were too long
-            optimizer.step(self._rates(1.0), weight_sum)
-            position["step"] += 1
         if self.curve[-1]["step"] < position["step"]:
-            train = {task: value / max(1, count) for task, (value, count) in sums.items()}
-            self.curve.append(
-                {k: position[k] for k in ("step", "tokens", "seconds")} | {"train": train, "unseen": self.evaluate()}
-            )
+            evaluate()
+        tracker.close()
+        weights = self.tunable.state()
+        processes.on_main(lambda: self._finish(weights, position))
+
+    def _finish(self, weights: dict[str, Tensor], position: dict[str, Any]) -> None:
         with atomic_path(self.folder / "weights.safetensors") as temporary:
-            save_file(self.tunable.state(), temporary)
+            save_file(weights, temporary)
         write_json(self.folder / "curves.json", self.curve)
         write_json(
             self.folder / "summary.json",
             {"too_long": dict(self.too_long), "examples": self.mixture.counts(), **position},
         )
-        checkpoint.unlink(missing_ok=True)
+        remove_checkpoint(self.folder / "checkpoint.pt")
 
 
 def load_stage(tunable: TunableModel, folder: Path) -> None:

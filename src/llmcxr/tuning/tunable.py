@@ -6,16 +6,19 @@ the optimizer, since bfloat16 would lose small updates. (Autocast over float32 a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.tuning.kernels import use_training_kernels
+from llmcxr.tuning.processes import parted_like, whole
 from llmcxr.tuning.settings import TuningSettings
 from llmcxr.vocabulary.growing import fold_image_rows, grow_language_model, overlay_image_rows
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -44,6 +47,7 @@ class TunableModel:
         self.image_rows = overlay_image_rows(model, vocabulary)
         for overlay in self.image_rows:
             overlay.requires_grad_(True)
+        self._dtypes = {name: p.dtype for name, p in self.trainable().items()}
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of all that is trained, each once."""
@@ -56,8 +60,10 @@ class TunableModel:
             yield name, "rows" if id(p) in rows else "body", p
 
     def state(self) -> dict[str, Tensor]:
-        """What was trained, as a state dict."""
-        return {name: p.detach().clone().contiguous() for name, p in self.trainable().items()}
+        """What was trained, as a state dict, on the main process (FSDP2 keeps float32 shards of what is bfloat16 elsewhere)."""
+        return {
+            name: whole(p.detach()).to(self._dtypes[name]).clone().contiguous() for name, p in self.trainable().items()
+        }
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor], origin: str) -> None:
@@ -100,7 +106,10 @@ class MasterAdamW:
         )
 
     def step(self, rates: dict[str, float], divisor: float, clip: float = 1.0) -> float:
-        """Divide the summed gradients by `divisor`, clip their norm, update; returns the norm before clipping."""
+        """Divide the summed gradients by `divisor`, clip their norm, update; returns the norm before clipping.
+
+        A norm that is not finite updates nothing.
+        """
         for group, name in zip(self.optimizer.param_groups, self._names, strict=True):
             group["lr"] = rates[name]
         for p, master in self._pairs:
@@ -109,23 +118,35 @@ class MasterAdamW:
             grad = p.grad.float().div_(divisor)
             p.grad = None
             master.grad = grad
-        norm = torch.nn.utils.clip_grad_norm_([master for _, master in self._pairs], clip)
-        self.optimizer.step()
+        total = torch.nn.utils.clip_grad_norm_([master for _, master in self._pairs], clip)
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
+        if math.isfinite(norm):
+            self.optimizer.step()
         with torch.no_grad():
             for p, master in self._pairs:
                 if master is not p:
                     p.copy_(master)
                 master.grad = None
-        return float(norm)
+        return norm
 
     def state(self) -> dict[str, Any]:
-        """Masters and moments."""
-        return {"masters": [master.detach() for _, master in self._pairs], "optimizer": self.optimizer.state_dict()}
+        """Masters and moments, whole on the main process (all processes must call)."""
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {
+            index: {key: whole(value) for key, value in moments.items()}
+            for index, moments in optimizer["state"].items()
+        }
+        return {"masters": [whole(master.detach()) for _, master in self._pairs], "optimizer": optimizer}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
         """Load what `state` gave."""
         for (p, master), saved in zip(self._pairs, state["masters"], strict=True):
-            master.copy_(saved)
-            p.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
+            master.copy_(parted_like(saved, master))
+            p.copy_(master)
+        flat = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {
+            index: {k: parted_like(v, flat[index]) if v.ndim else v for k, v in own.items()}
+            for index, own in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict(state["optimizer"] | {"state": moments})

@@ -1,0 +1,164 @@
+"""The processes that tune one model together: one, or as many as `accelerate launch` or torchrun started.
+
+Every process plans all batches and computes its share of each step; the recipe alone says what a step is. So the number of
+processes changes the order of sums, and nothing else. The weights are copied to every process (DDP), or each process
+holds a part of every weight (FSDP2, where Accelerate's configuration asks for it).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from llmcxr.foundation.devices import pick_device
+from llmcxr.foundation.errors import UserError
+
+_PATIENCE = timedelta(days=30)  # how long processes wait for a stage that the main process runs alone
+
+
+def _asked(name: str) -> bool:
+    return os.environ.get(name, "false").lower() == "true"
+
+
+class Processes:
+    """Rank, number and device of this process, and what all of them do together."""
+
+    def __init__(self, device: str = "auto") -> None:
+        """Joins the others where a launcher started several. `device` as for `pick_device`; with several, auto or cpu."""
+        self.count, self.rank = 1, 0
+        self._accelerator: Accelerator | None = None
+        if "RANK" not in os.environ:  # no launcher
+            self.device = pick_device(device)
+            return
+        if device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"device {device!r} is one device, but a launcher started several processes. Give auto.")
+        constant = DistributedDataParallelKwargs(broadcast_buffers=False)  # buffers of language models never change
+        self._accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[constant])
+        self.count, self.rank = self._accelerator.num_processes, self._accelerator.process_index
+        self.device = self._accelerator.device
+        # Waiting goes over the CPU, without the short time limit that finds a hang in the training itself.
+        self._waiting = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_PATIENCE))
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes files, prints, and runs what is not tuning."""
+        return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of every weight."""
+        return self._accelerator is not None and _asked("ACCELERATE_USE_FSDP")
+
+    # --- what all do together
+
+    def from_main(self, flag: bool) -> bool:
+        """The main process's `flag`, on every process, once the main process gets here."""
+        if self._accelerator is None:
+            return flag
+        value = torch.tensor(int(flag))
+        dist.broadcast(value, 0, group=self._waiting)
+        return bool(value)
+
+    def on_main(self, function: Callable[[], None]) -> None:
+        """Run `function` on the main process while the others wait. Where it fails, the others end as well (exit code 2)."""
+        if self.main:
+            try:
+                function()
+            except BaseException:
+                self.from_main(False)
+                raise
+        if not self.from_main(True):
+            raise SystemExit(2)
+
+    def fault(self, message: str) -> BaseException:
+        """What to raise for a fault that all processes find: the main process says it, the others just end."""
+        return UserError(message) if self.main else SystemExit(2)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of `values` over all processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+    def same(self, tensor: Tensor) -> None:
+        """Give `tensor` (on the CPU) the main process's values, in place."""
+        if self._accelerator is not None:
+            dist.broadcast(tensor, 0, group=self._waiting)
+
+    # --- the model
+
+    def prepare(self, module: nn.Module, layers: list[str], dtype: torch.dtype) -> nn.Module:
+        """Move `module` to the device and join it to those of the other processes. Call it, not the one given.
+
+        `layers` are class names of the layers that are sharded one by one; `dtype` is the precision of the products.
+        """
+        module = module.to(self.device)
+        if self.sharded:
+            self._shard(module, layers, dtype)
+        elif self._accelerator is not None:
+            return self._accelerator.prepare_model(module)
+        return module
+
+    def _shard(self, module: nn.Module, layers: list[str], dtype: torch.dtype) -> None:
+        plugin = FullyShardedDataParallelPlugin()  # what Accelerate's configuration says, from the environment
+        faults = []
+        if plugin.fsdp_version != 2:
+            faults.append("fsdp_version should be 2")
+        if plugin.cpu_ram_efficient_loading:
+            faults.append("fsdp_cpu_ram_efficient_loading should be false")
+        if _asked("FSDP_OFFLOAD_PARAMS"):
+            faults.append("fsdp_offload_params should be false")
+        if faults:
+            raise self.fault(f"Accelerate's configuration: {'; '.join(faults)} (see recipes/accelerate/fsdp2.yaml).")
+        for p in module.parameters():
+            if p.requires_grad:
+                p.data = p.data.float()  # the shards are the float32 masters; products are in `dtype`
+        options: dict[str, Any] = {
+            "mesh": init_device_mesh(self.device.type, (self.count,)),
+            "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
+        }
+        for part in list(module.modules()):
+            if type(part).__name__ in layers:
+                fully_shard(part, reshard_after_forward=cast(bool, plugin.reshard_after_forward), **options)
+        fully_shard(module, **options)
+
+    def accumulate(self, module: nn.Module, last: bool) -> AbstractContextManager:
+        """Around forward and backward of one batch: gradients are shared with the `last` batch of a step.
+
+        With FSDP2 they are shared with every batch: a whole gradient on each process is what it is there to avoid.
+        """
+        if last or self.sharded or self._accelerator is None:
+            return nullcontext()
+        return self._accelerator.no_sync(module)
+
+    def close(self) -> None:
+        """Leave the others."""
+        if self._accelerator is not None:
+            dist.destroy_process_group()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor; where each process holds a part, all must call: the main one gets it whole, on the CPU, others get none."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full = tensor.full_tensor()
+    return full.cpu() if dist.get_rank() == 0 else full.new_empty(0)
+
+
+def parted_like(value: Tensor, target: Tensor) -> Tensor:
+    """A whole `value` in the parts in which the processes hold `target`."""
+    if not isinstance(target, DTensor):
+        return value
+    return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)

@@ -1,0 +1,178 @@
+"""Two processes give what one gives.
+
+Tolerances, in float32: what DDP and FSDP2 add up in another order differs by 1e-7; losses agree to 1e-5 relative, weights
+to 1e-5. In bfloat16, FSDP2 reduces gradients in float32, where one process keeps them in bfloat16: 2e-2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from toy_stage import SETTINGS, STAGE, WINDOW, full, run_stage, stage, together
+
+from llmcxr.tuning import trainer
+from llmcxr.tuning.processes import Processes
+
+DDP: dict[str, str] = {}
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+MODES = {"ddp": DDP, "fsdp2": FSDP2}
+# 4 batches a step: each process accumulates two, and in the last step, of three, one process idles for one.
+ODD = {"batches_per_step": 4, "stages": [dataclasses.replace(STAGE, examples=42)]}
+CASES = {
+    "lora": dataclasses.replace(SETTINGS, **ODD),
+    "full": full(**ODD),
+    "base_model": dataclasses.replace(SETTINGS, language_loss="base_model", **ODD),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    monkeypatch.setattr(trainer, "_WINDOW", WINDOW)
+
+
+def check_equal(one, two, loss=1e-5, weight=1e-5):
+    curves = [json.loads((folder / "curves.json").read_text()) for folder in (one, two)]
+    assert [(r["step"], r["tokens"]) for r in curves[0]] == [(r["step"], r["tokens"]) for r in curves[1]]
+    for key in ("train", "unseen"):
+        for a, b in zip(*curves, strict=True):
+            assert b[key] == pytest.approx(a[key], rel=loss), key
+    weights = [load_file(folder / "weights.safetensors") for folder in (one, two)]
+    torch.testing.assert_close(weights[1], weights[0], rtol=weight, atol=weight)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_weights_are_those_of_one_process(case, tmp_path):
+    settings = CASES[case]
+    one = stage(tmp_path / "one", settings)
+    counts = [len(batches) for _, _, batches in one._steps(0, 0)]
+    assert counts[0] == 4 and counts[-1] % 2 == 1, counts
+    one.too_long.clear()
+    one.run()
+    for name, environment in MODES.items():
+        assert together(run_stage, tmp_path / name, settings, **environment) == [(0, ""), (0, "")]
+        check_equal(tmp_path / "one", tmp_path / name)
+
+
+def test_sharded_bfloat16(tmp_path):
+    stage(tmp_path / "one", full(), dtype=torch.bfloat16).run()
+    assert together(run_stage, tmp_path / "two", full(), torch.bfloat16, **FSDP2) == [(0, ""), (0, "")]
+    check_equal(tmp_path / "one", tmp_path / "two", 2e-2, 2e-2)
+    weights = load_file(tmp_path / "two" / "weights.safetensors")
+    assert {p.dtype for n, p in weights.items() if "image" not in n and not n.endswith("rows")} == {torch.bfloat16}
+
+
+def save_gradients(processes: Processes, folder, settings) -> None:
+    one = stage(folder, settings, processes=processes)
+    _, _, batches = next(one._steps(0, 0))
+    one.losses.train()
+    one._gradients(0, batches, False)
+    divisor = one._divisor(batches) / processes.count
+    save_file({n: p.grad / divisor for n, p in one.tunable.trainable().items()}, folder / f"{processes.rank}")
+
+
+def test_the_gradient_of_a_step_over_two_processes(tmp_path):
+    """Two processes, one batch each, of different lengths and task weights, against one process with both in one batch."""
+    stages = [dataclasses.replace(STAGE, examples=9)]
+    wide = full(tokens_per_batch=100_000, max_tokens=100_000, batches_per_step=1, stages=stages)
+    split = full(tokens_per_batch=500, batches_per_step=2, stages=stages)
+    one = stage(tmp_path, wide)
+    _, _, (batch,) = next(one._steps(0, 0))
+    _, _, halves = next(stage(tmp_path, split)._steps(0, 0))
+    assert len(halves) == 2 and sum(h.tokens for h in halves) == batch.tokens
+    assert halves[0].supervised.sum() != halves[1].supervised.sum(), "else a mean of means would do"
+    one._gradients(0, [batch], False)
+    expected = {n: p.grad / one._divisor([batch]) for n, p in one.tunable.trainable().items()}
+    assert together(save_gradients, tmp_path, split) == [(0, ""), (0, "")]
+    for rank in "01":
+        torch.testing.assert_close(load_file(tmp_path / rank), expected, rtol=1e-4, atol=1e-6)
+
+
+def run_killed(processes: Processes, folder, settings, batches: int) -> None:
+    real, calls = trainer.token_losses, 0
+
+    def dies(model, *rest):
+        nonlocal calls
+        calls += model.training
+        if calls > batches:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(model, *rest)
+
+    trainer.token_losses = dies
+    run_stage(processes, folder, settings)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_in_two_processes_and_resumed_in_two_or_one(mode, tmp_path):
+    """A checkpoint belongs to the training, not to a number of processes."""
+    stage(tmp_path / "one", full()).run()
+    results = together(run_killed, tmp_path / "two", full(), 3, **MODES[mode])
+    assert [code for code, _ in results] == [-signal.SIGKILL] * 2
+    assert (tmp_path / "two" / "checkpoint.pt").exists()
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "checkpoint.pt").write_bytes((tmp_path / "two" / "checkpoint.pt").read_bytes())
+    assert together(run_stage, tmp_path / "two", full(), **MODES[mode]) == [(0, ""), (0, "")]
+    check_equal(tmp_path / "one", tmp_path / "two")
+    stage(tmp_path / "again", full()).run()
+    check_equal(tmp_path / "one", tmp_path / "again")
+
+
+def run_broken(processes: Processes, folder, settings) -> None:
+    real, calls = trainer.token_losses, 0
+
+    def breaks(model, *rest):
+        nonlocal calls
+        result = real(model, *rest)
+        calls += model.training
+        if calls == 2 and processes.rank == 1:
+            return type(result)(result.losses * float("nan"), result.rows)
+        return result
+
+    trainer.token_losses = breaks
+    run_stage(processes, folder, settings)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_loss_that_is_not_finite_in_one_process_ends_all_and_names_its_images(mode, tmp_path):
+    (code, message), other = together(run_broken, tmp_path, full(), **MODES[mode])
+    assert code == 2 and other == (2, ""), "the main process says it, the other just ends"
+    _, _, batches = list(stage(tmp_path, full())._steps(0, 0))[1]
+    images = [i for i in batches[1].image_ids if i]
+    assert "stage1: the loss is nan at step 1 on the images" in message and str(images) in message
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_a_step_must_have_batches_for_all(tmp_path):
+    settings = dataclasses.replace(SETTINGS, batches_per_step=3)
+    (code, message), other = together(run_stage, tmp_path, settings)
+    assert code == 2 and "tuning.batches_per_step is 3: 2 processes need a multiple" in message and other == (2, "")
+
+
+def main_alone(processes: Processes, folder, breaks: bool) -> None:
+    def write() -> None:
+        (folder / f"{processes.rank}").touch()
+        if breaks:
+            from llmcxr.foundation.errors import UserError
+
+            raise UserError("the table has no rows")
+
+    processes.on_main(write)
+    assert (folder / "0").exists(), "nobody goes on before the main process is done"
+    assert processes.from_main(processes.main) and not processes.from_main(not processes.main)
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_what_the_main_process_does_alone(breaks, tmp_path):
+    expected = [(2, "the table has no rows"), (2, "")] if breaks else [(0, ""), (0, "")]
+    assert together(main_alone, tmp_path, breaks) == expected
+    assert [p.name for p in tmp_path.iterdir()] == ["0"]
+
+
+def test_configurations_that_cannot_work_are_said(tmp_path):
+    old = together(run_stage, tmp_path, full(), ACCELERATE_USE_FSDP="true", FSDP_VERSION="1")
+    assert "fsdp_version should be 2 (see recipes" in old[0][1] and old[1] == (2, "")
