@@ -7,7 +7,10 @@ with the real LLM, and its model is then used through the command line.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -264,6 +267,31 @@ def test_a_kill_on_the_command_line_exits_130(tiny, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(pipeline.phantom, "collect", killed)
     assert main(["run", str(tiny / "recipe.yaml"), f"runs={tmp_path}"]) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+def test_several_processes_share_tuning_and_the_main_one_does_the_rest(copied, tiny):
+    """`accelerate launch` with the shipped configuration on two CPU processes, against one process."""
+    shipped = Path(__file__).parents[1] / "recipes" / "accelerate" / "fsdp2.yaml"
+    overrides = ["vqa_seed=1", "tuning.batches_per_step=2"]
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(shipped), "--num_processes", "2"]
+    recipe = ["-m", "llmcxr", "run", str(tiny / "recipe.yaml"), f"runs={copied.folder.parent}", *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, *command, *recipe], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    starts = [line for line in result.stdout.splitlines() if line.startswith("[") and "(done)" not in line]
+    expected = ["[5/10] vqa", "[6/10] stage1", "[7/10] stage2", "[8/10] model", "[10/10] evaluation"]
+    assert [line.split(":")[0] for line in starts] == expected, "each said once"
+    check_summary(copied.folder)
+    assert not [p for p in copied.folder.rglob(".*") if p.name != ".stages"]
+    # What two processes made is what one process makes: the run is done for it, and a stage made again agrees.
+    assert copied(*overrides) == []
+    from safetensors.torch import load_file
+
+    two = load_file(copied.folder / "stage1" / "weights.safetensors")
+    shutil.rmtree(copied.folder / "stage1")
+    assert copied(*overrides, stage="stage1") == ["stage1"]
+    one = load_file(copied.folder / "stage1" / "weights.safetensors")
+    torch.testing.assert_close(two, one, rtol=2e-2, atol=2e-2)
 
 
 @pytest.fixture(scope="session")

@@ -178,7 +178,7 @@ class Plan:
     size: ModelSize
     stages: list[StagePlan]
     memory: Memory
-    sharded: Memory | None  # FSDP2 or ZeRO-3 over the devices
+    sharded: Memory | None  # FSDP2 over the devices
     disk: dict[str, int]
     host_bytes: int
     paper_tokens: float
@@ -687,7 +687,7 @@ def plan_text(plan: Plan) -> str:
 
     kinds = [("each holds all" if devices > 1 else "", plan.memory)]
     if plan.sharded is not None:
-        kinds.append(("sharded (FSDP2, ZeRO-3)", plan.sharded))
+        kinds.append(("sharded (FSDP2)", plan.sharded))
     rows = [["", "weights", "optimizer", "gradients", "activations", "peak"]]
     for name, m in kinds:
         values = (m.weights, m.optimizer, max(m.gradients, m.step_gradients), m.activations, m.peak)

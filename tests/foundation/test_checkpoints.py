@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llmcxr.foundation.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from llmcxr.foundation.checkpoints import load_checkpoint, load_weights, remove_checkpoint, save_checkpoint
 from llmcxr.foundation.errors import UserError
 
 
@@ -68,6 +68,26 @@ def test_a_full_disk_keeps_the_last_good_one(tmp_path, monkeypatch):
         save_checkpoint(tmp_path / "c.pt", {"step": 2})
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "c.pt") == {"step": 1}
+
+
+def test_a_torn_file_gives_way_to_the_one_before_and_stays_away(tmp_path, capsys):
+    path = tmp_path / "c.pt"
+    for step in (1, 2, 3):
+        save_checkpoint(path, {"step": step, "x": torch.zeros(100)})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.pt", "c.pt.previous"]
+    path.write_bytes(path.read_bytes()[:300])
+    assert load_checkpoint(path)["step"] == 2
+    assert "going on from the checkpoint before it" in capsys.readouterr().err
+    save_checkpoint(path, {"step": 4})
+    path.write_bytes(b"")
+    assert load_checkpoint(path)["step"] == 2, "the torn one did not take its place"
+    (tmp_path / "c.pt.previous").write_bytes(b"")
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"c\.pt cannot be read"):
+        load_checkpoint(path)
+    (tmp_path / ".c.pt.killed").mkdir()
+    remove_checkpoint(path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_missing_cut_off_or_whole(tmp_path):

@@ -10,9 +10,11 @@ import dataclasses
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file, save_file
 from toy_stage import SETTINGS, STAGE, WINDOW, full, run_stage, stage, together
 
@@ -176,3 +178,12 @@ def test_what_the_main_process_does_alone(breaks, tmp_path):
 def test_configurations_that_cannot_work_are_said(tmp_path):
     old = together(run_stage, tmp_path, full(), ACCELERATE_USE_FSDP="true", FSDP_VERSION="1")
     assert "fsdp_version should be 2 (see recipes" in old[0][1] and old[1] == (2, "")
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_shipped_configurations_are_accelerates(name):
+    path = Path(__file__).parents[2] / "recipes" / "accelerate" / f"{name}.yaml"
+    config = load_config_from_file(str(path))  # refuses unknown keys
+    assert config.distributed_type == {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}[name] and config.mixed_precision == "no"
+    if name == "fsdp2":
+        assert config.fsdp_config["fsdp_version"] == 2 and not config.fsdp_config["fsdp_cpu_ram_efficient_loading"]

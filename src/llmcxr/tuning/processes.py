@@ -44,6 +44,11 @@ class Processes:
             return
         if device not in ("auto", "cpu", "cuda"):
             raise UserError(f"device {device!r} is one device, but a launcher started several processes. Give auto.")
+        if _asked("ACCELERATE_USE_DEEPSPEED"):
+            raise UserError(
+                "DeepSpeed is not supported; FSDP2 shards weights, gradients and moments as ZeRO-3 does. "
+                "Launch with recipes/accelerate/fsdp2.yaml."
+            )
         constant = DistributedDataParallelKwargs(broadcast_buffers=False)  # buffers of language models never change
         self._accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[constant])
         self.count, self.rank = self._accelerator.num_processes, self._accelerator.process_index
