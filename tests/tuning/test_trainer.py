@@ -26,7 +26,8 @@ CPU = torch.device("cpu")
 K = 8
 rng = np.random.default_rng(0)
 PAIRS = [ImageReport(f"i{k}", rng.integers(0, K, 4).astype(np.uint16), f"The heart is {k % 3}.") for k in range(12)]
-LONG = [ImageReport("long", PAIRS[0].codes, "The lungs are clear. " * 40)]
+LONG = [ImageReport("long", PAIRS[0].codes, "The lungs are clear, " * 40)]  # one sentence: cannot be cut
+SENTENCES = [ImageReport("sentences", PAIRS[0].codes, "The lungs are clear. " * 40)]
 STAGE = StageSettings(
     examples=40,
     mixture={"language": 0.2, "report_to_cxr": 0.4, "cxr_to_report": 0.4},
@@ -70,7 +71,7 @@ def stage(folder, settings=SETTINGS, pairs=PAIRS, dtype=torch.float32) -> Stage:
 
 
 def variants():
-    mixed = [*PAIRS[:9], *LONG, *LONG, *LONG]
+    mixed = [*PAIRS[:9], *LONG, *LONG, *SENTENCES]
     full = dataclasses.replace(SETTINGS, method="full")
     return {
         "lora": (SETTINGS, PAIRS, torch.float32),
@@ -134,8 +135,13 @@ def test_a_stage_learns_and_its_weights_load(tmp_path):
 
 
 def test_the_whole_mixture_is_seen_once_and_the_long_are_counted(tmp_path):
-    one = stage(tmp_path, SETTINGS, [*PAIRS[:9], *LONG, *LONG, *LONG])
+    one = stage(tmp_path, SETTINGS, [*PAIRS[:8], *LONG, *LONG, *SENTENCES, *SENTENCES])
     wanted = [one.mixture[i] for i in range(len(one.mixture))]
+    counts = {}
+    for e in wanted:
+        if what := {"long": "left out", "sentences": "cut"}.get(e.image_id):
+            counts[f"{e.task}, {what}"] = counts.get(f"{e.task}, {what}", 0) + 1
+    assert len(counts) == 4
     long = sum(e.image_id == "long" for e in wanted)
     assert 3 <= long <= 20
     seen = []
@@ -150,7 +156,7 @@ def test_the_whole_mixture_is_seen_once_and_the_long_are_counted(tmp_path):
     one.run()
     assert sorted(seen) == sorted((e.task, e.image_id) for e in wanted if e.image_id != "long")
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert sum(summary["too_long"].values()) == long and summary["seen"] == 40 - long
+    assert summary["too_long"] == counts and summary["seen"] == 40 - long
 
 
 def test_a_step_weighs_tokens_by_task(tmp_path):

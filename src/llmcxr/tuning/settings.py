@@ -84,7 +84,11 @@ class TuningSettings:
     )
     questions_per_image: int = setting(4, "most questions asked on one reading of an image; the paper asks 1")
     language_instructions: Path | None = setting(None, "JSONL with instruction, input, response; null: the shipped set")
-    max_tokens: int = setting(1024, "longer examples are left out and counted; an image is never cut")
+    max_tokens: int = setting(
+        1024,
+        "longest example; a longer report is cut at the end of a sentence, any other example left out, both counted; "
+        "an image is never cut",
+    )
     tokens_per_batch: int = setting(2048, "padded tokens computed at once")
     batches_per_step: int = setting(1, "batches accumulated for one optimiser step")
     weight_decay: float = setting(0.0, "AdamW")

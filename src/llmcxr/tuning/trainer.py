@@ -22,7 +22,7 @@ from llmcxr.foundation.checkpoints import load_checkpoint, load_weights, save_ch
 from llmcxr.foundation.errors import UserError
 from llmcxr.instructions.example import Task
 from llmcxr.instructions.mixture import Mixture, TaskItems
-from llmcxr.instructions.rendering import RenderedExample, render
+from llmcxr.instructions.rendering import RenderedExample, fit
 from llmcxr.instructions.templates import Template
 from llmcxr.tuning.batches import Batch, collate, plan_batches
 from llmcxr.tuning.objective import token_losses
@@ -66,10 +66,10 @@ class Stage:
         self.too_long_before = Counter(self.too_long)
 
     def _render(self, mixture: Mixture, index: int) -> RenderedExample | None:
-        rendered = render(mixture[index], self.template, self.tunable.vocabulary)
-        if len(rendered.ids) > self.settings.max_tokens:
-            self.too_long[rendered.task] += 1
-            return None
+        example = mixture[index]
+        rendered = fit(example, self.template, self.tunable.vocabulary, self.settings.max_tokens)
+        if rendered is None or rendered.cut:
+            self.too_long[f"{example.task}, {'left out' if rendered is None else 'cut'}"] += 1
         return rendered
 
     def _batches(self, window: int, done: int) -> Iterator[tuple[int, int, Batch]]:
@@ -156,7 +156,8 @@ class Stage:
             position["seen"] += len(batch.tasks)
             position["tokens"] += batch.tokens
             bar.update(len(batch.tasks))
-            if pending < settings.batches_per_step and position["seen"] + sum(self.too_long.values()) < total:
+            left_out = sum(count for what, count in self.too_long.items() if what.endswith("left out"))
+            if pending < settings.batches_per_step and position["seen"] + left_out < total:
                 continue
             optimizer.step(self._rates(position["seen"] / total), weight_sum)
             pending, weight_sum = 0, 0.0

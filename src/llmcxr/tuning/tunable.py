@@ -26,7 +26,16 @@ class TunableModel:
     def __init__(
         self, model: PreTrainedModel, vocabulary: ImageVocabulary, rows: Tensor, settings: TuningSettings
     ) -> None:
-        """`rows` [K, d] are the starts of the image rows; `model` is changed in place."""
+        """`rows` [K, d] are the starts of the image rows; `model` is changed in place.
+
+        `UserError` where examples may be longer than the model's context.
+        """
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and settings.max_tokens > positions:
+            raise UserError(
+                f"tuning.max_tokens: {settings.max_tokens} exceeds the {positions} positions of the language model. "
+                f"Set tuning.max_tokens={positions} or less."
+            )
         torch.manual_seed(settings.seed)  # start of the adapters
         grow_language_model(model, vocabulary, rows)
         self.vocabulary = vocabulary
