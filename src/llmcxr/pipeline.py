@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmcxr import __version__
 from llmcxr.evaluation.evaluate import Cases, Evaluation, Results, save_results, shortfalls
@@ -38,11 +38,11 @@ from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import train_image_tokenizer
 from llmcxr.instructions.cxr_to_report import CxrToReportTask, ImageReport
 from llmcxr.instructions.cxr_vqa import CxrVqaTask
-from llmcxr.instructions.example import Task
+from llmcxr.instructions.example import Task, Turn
 from llmcxr.instructions.language import SHIPPED, LanguageTask, load_instructions
 from llmcxr.instructions.mixture import TaskItems
 from llmcxr.instructions.report_to_cxr import ReportToCxrTask
-from llmcxr.instructions.templates import build_template
+from llmcxr.instructions.templates import Template, build_template
 from llmcxr.instructions.vqa import questions_of, read_questions, write_questions
 from llmcxr.recipe import Recipe
 from llmcxr.sources import table
@@ -51,6 +51,7 @@ from llmcxr.studies.cohort import check_splits, select_cohort
 from llmcxr.studies.radiographs import load_all
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Split, Study, known_findings, label_matrix, read_manifest, write_manifest
+from llmcxr.tuning.forgetting import LanguageCheck
 from llmcxr.tuning.model_folder import ModelInfo, save_model
 from llmcxr.tuning.settings import StageSettings
 from llmcxr.tuning.trainer import Stage as TuningStage
@@ -275,8 +276,13 @@ class Run:
         write_questions(self.folder / "vqa.jsonl", questions)
         print(f"    {len(questions)} questions")
 
+    def _instructions(self, split: Split) -> list[Turn]:
+        """Language instructions: every tenth is kept from training."""
+        turns = load_instructions(self.recipe.tuning.language_instructions or SHIPPED)
+        return [turn for i, turn in enumerate(turns) if (i % 10 == 0) == (split != "train")]
+
     def _tasks(self, stage: StageSettings, split: Split) -> dict[Task, TaskItems]:
-        """Items of every task for the patients of a split; language instructions keep every tenth for validation."""
+        """Items of every task for the patients of a split."""
         cohort = select_cohort([s for s in self.studies if s.split == split], stage.cohort)
         if split == "train":
             for reason, count in cohort.dropped.items():
@@ -285,11 +291,9 @@ class Run:
         pairs = [ImageReport(s.image_id, self.codes[s.image_id], report_text(s, part)) for s in cohort.studies]
         pairs = [pair for pair in pairs if pair.report]
         codes = {s.image_id: self.codes[s.image_id] for s in cohort.studies}
-        turns = load_instructions(self.recipe.tuning.language_instructions or SHIPPED)
-        own = [t for i, t in enumerate(turns) if (i % 10 == 0) == (split != "train")]
         questions = read_questions(self.folder / "vqa.jsonl")
         return {
-            "language": LanguageTask(own),
+            "language": LanguageTask(self._instructions(split)),
             "report_to_cxr": ReportToCxrTask(pairs),
             "cxr_to_report": CxrToReportTask(pairs),
             "cxr_vqa": CxrVqaTask(questions, codes, self.recipe.tuning.questions_per_image, stage.conversations),
@@ -308,26 +312,42 @@ class Run:
         labels = label_matrix(studies, self.findings)
         return reader_rows(codebook, codes, labels, words, text_rows, tuning.reader, tuning.seed)
 
-    def _tunable(self) -> TunableModel:
+    def _base(self) -> tuple[PreTrainedModel, ImageVocabulary, torch.Tensor]:
+        """The base model, its vocabulary with the image tokens, and the starts of their rows [K, d]."""
         tokenizer = load_text_tokenizer(self.recipe.llm)
         model = load_language_model(self.recipe.llm, torch.bfloat16)
         rows = self._rows(tokenizer, table_of(model).detach()[: len(tokenizer)])
         vocabulary = ImageVocabulary.grow(tokenizer, len(rows))
-        return TunableModel(model, vocabulary, rows, self.recipe.tuning)
+        return model, vocabulary, rows
 
     def _tune(self, index: int) -> None:
         tuning = self.recipe.tuning
-        stage = tuning.stages[index]
-        tunable = self._tunable()
-        if index:
-            load_stage(tunable, self.folder / tuning.stages[index - 1].name)
-        template = build_template(tuning.template, tunable.vocabulary.tokenizer, tuning.system_prompt)
+        stage, folder = tuning.stages[index], self.folder / tuning.stages[index].name
+        model, vocabulary, rows = self._base()
+        template = build_template(tuning.template, vocabulary.tokenizer, tuning.system_prompt)
+        check = LanguageCheck(vocabulary, template, self._instructions("validate"), tuning.max_tokens)
+        before = self.folder / tuning.stages[index - 1].name if index else None
+        trace = read_json(before / "summary.json").get("language", []) if before else []
+        trace = trace or check.extend([], "base", model.to(self.device))  # type: ignore[arg-type]
+        tunable = TunableModel(model, vocabulary, rows, tuning)
+        if before:
+            load_stage(tunable, before)
+        if (folder / "summary.json").exists():  # trained, and stopped before language was measured
+            load_stage(tunable, folder)
+        else:
+            self._train(tunable, template, stage, folder)
+        trace = check.extend(trace, stage.name, tunable.model.to(self.device))  # type: ignore[arg-type]
+        last = trace[-1]
+        print(f"    language: perplexity {last['perplexity']:.2f}, {last['perplexity_ratio']:.3f} of the base model's")
+        write_json(folder / "summary.json", read_json(folder / "summary.json") | {"language": trace})
+
+    def _train(self, tunable: TunableModel, template: Template, stage: StageSettings, folder: Path) -> None:
         train, unseen = self._tasks(stage, "train"), self._tasks(stage, "validate")
-        TuningStage(tunable, template, tuning, stage, train, unseen, self.folder / stage.name, self.device).run()
+        TuningStage(tunable, template, self.recipe.tuning, stage, train, unseen, folder, self.device).run()
 
     def _model(self) -> None:
         tuning = self.recipe.tuning
-        tunable = self._tunable()
+        tunable = TunableModel(*self._base(), tuning)
         load_stage(tunable, self.folder / tuning.stages[-1].name)
         info = ModelInfo(
             base=self.recipe.llm,
@@ -355,6 +375,8 @@ class Run:
         cases = Cases(test, images, self.codes, train, read_questions(self.folder / "vqa.jsonl"), self.findings)
         judge = Judge.load(self.folder / "judge").to(self.device)
         results = Evaluation(model, judge, cases, self.recipe.llm, self.recipe.evaluation).run()
+        last = self.folder / self.recipe.tuning.stages[-1].name / "summary.json"
+        results.summary["language"]["trace"] = read_json(last).get("language", [])
         save_results(self.folder / "evaluation", results)
         self._page(results)
 
