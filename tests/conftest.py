@@ -73,10 +73,10 @@ def build_tokenizer(*added: AddedToken, size: int = 340) -> PreTrainedTokenizerF
     return tokenizer
 
 
-def build_model(kind: str, rows: int, tied: bool = False, seed: int = 0, **extra):
-    """A random float32 causal LM with two layers and `rows` rows in its table."""
+def build_model(kind: str, rows: int, tied: bool = False, seed: int = 0, width: int = 32, **extra):
+    """A random float32 causal LM with two layers and `rows` rows of `width` in its table."""
     torch.manual_seed(seed)
-    wide = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    wide = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": width, "intermediate_size": 3 * width // 2}
     common = {"vocab_size": rows, "tie_word_embeddings": tied, "max_position_embeddings": 2048} | extra
     # A window shorter than the tests' examples, and caps that bite.
     gemma = {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 20.0}
@@ -91,7 +91,9 @@ def build_model(kind: str, rows: int, tied: bool = False, seed: int = 0, **extra
         "llama": lambda: LlamaConfig(**wide, num_key_value_heads=2, **common),
         "qwen3": lambda: Qwen3Config(**wide, num_key_value_heads=2, head_dim=8, **common),
         "phi": lambda: PhiConfig(**wide, **common),
-        "gpt2": lambda: GPT2Config(n_embd=32, n_layer=2, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **common),
+        "gpt2": lambda: GPT2Config(
+            n_embd=width, n_layer=2, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **common
+        ),
         "gemma2": lambda: Gemma2Config(
             **wide, **gemma, **layers, attn_logit_softcapping=5.0, attn_implementation="eager", **common
         ),

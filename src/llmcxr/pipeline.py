@@ -52,6 +52,7 @@ from llmcxr.studies.radiographs import load_all
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Split, Study, known_findings, label_matrix, read_manifest, write_manifest
 from llmcxr.tuning.forgetting import LanguageCheck
+from llmcxr.tuning.four_bit import bitsandbytes
 from llmcxr.tuning.model_folder import ModelInfo, save_model
 from llmcxr.tuning.settings import StageSettings
 from llmcxr.tuning.trainer import Stage as TuningStage
@@ -452,6 +453,8 @@ class Run:
         names = [stage.name for stage in stages]
         if only is not None and only not in names:
             raise UserError(f"no stage is called {only!r}. Stages: {', '.join(names)}.")
+        if self.recipe.tuning.method == "qlora":
+            bitsandbytes()  # before hours of other stages, not after them
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.folder / "recipe.yaml") as temporary:
             libraries = {

@@ -62,8 +62,9 @@ class StageSettings:
 class TuningSettings:
     """Instruction tuning."""
 
-    method: Literal["lora", "full"] = setting(
-        "lora", "'full' as in the paper, or low-rank adapters on all linear layers"
+    method: Literal["lora", "qlora", "full"] = setting(
+        "lora",
+        "'full' as in the paper, low-rank adapters on all linear layers, or those over frozen 4-bit weights (qlora)",
     )
     lora_rank: int = setting(64, "rank of the adapters (their scale alpha equals it)")
     row_start: RowStart = setting(
@@ -80,7 +81,7 @@ class TuningSettings:
     )
     language_loss: Literal["answers", "base_model"] = setting(
         "answers",
-        "'answers' as in the paper, or 'base_model' (LoRA only): stay close to the base model's own distribution",
+        "'answers' as in the paper, or 'base_model' (adapters only): stay close to the base model's own distribution",
     )
     questions_per_image: int = setting(4, "most questions asked on one reading of an image; the paper asks 1")
     language_instructions: Path | None = setting(None, "JSONL with instruction, input, response; null: the shipped set")
@@ -107,9 +108,9 @@ class TuningSettings:
             for t in self.task_loss_weights
             if t not in TASKS
         ]
-        if self.language_loss == "base_model" and self.method != "lora":
+        if self.language_loss == "base_model" and self.method == "full":
             faults.append(
-                "language_loss: base_model needs method: lora (the base model is the model without its adapters)"
+                "language_loss: base_model needs method: lora or qlora (the base model is the model without its adapters)"
             )
         if self.max_tokens > self.tokens_per_batch:
             faults.append(f"max_tokens: {self.max_tokens} exceeds tokens_per_batch ({self.tokens_per_batch})")
