@@ -155,6 +155,12 @@ def check_summary(folder: Path) -> dict:
         assert 0 <= low <= high <= 1 and 0 <= mid <= 1
     assert summary["image"]["valid"] == 1
     assert summary["language"]["perplexity_ratio"] > 0
+    trace = summary["language"]["trace"]
+    assert trace[0]["after"] == "base" and trace[0]["perplexity_ratio"] == 1
+    assert trace[0]["perplexity"] == pytest.approx(summary["language"]["perplexity_base"], rel=1e-3)
+    # The merged model is the last stage's, but for rounding.
+    assert trace[-1]["perplexity"] == pytest.approx(summary["language"]["perplexity"], rel=0.02)
+    assert all(entry["instruction_loss"] > 0 for entry in trace)
     return summary
 
 
@@ -171,6 +177,23 @@ def test_what_a_run_leaves(tiny):
     assert kept["tuning"]["lora_rank"] == 2 and kept["name"] == "tiny"
     assert not list(folder.rglob("checkpoint.pt")), "finished stages leave no checkpoints"
     assert not [p for p in folder.rglob(".*") if p.name != ".stages"], "nothing half written stays"
+
+
+def test_language_is_measured_before_between_and_after_the_stages(tiny, copied, monkeypatch):
+    folder = tiny / "runs" / "tiny"
+    one, two = (json.loads((folder / f"stage{k}" / "summary.json").read_text()) for k in (1, 2))
+    assert [e["after"] for e in one["language"]] == ["base", "stage1"]
+    assert two["language"][:2] == one["language"] and two["language"][2]["after"] == "stage2"
+    page = (folder / "evaluation" / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="row">stage2</th>' in page
+    # Stopped between training and measuring: what was trained is kept, and measured.
+    record = copied.folder / ".stages" / "stage2.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"finished": False}))
+    summary = copied.folder / "stage2" / "summary.json"
+    summary.write_text(json.dumps({k: v for k, v in two.items() if k != "language"}))
+    monkeypatch.setattr(pipeline.TuningStage, "run", None)
+    assert copied(stage="stage2") == ["stage2"]
+    assert json.loads(summary.read_text()) == two
 
 
 def test_stage2_goes_on_from_stage1(tiny):

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmcxr import __version__
 from llmcxr.evaluation.evaluate import Cases, Evaluation, Results, save_results, shortfalls
@@ -44,7 +44,7 @@ from llmcxr.instructions.language import SHIPPED, LanguageTask, load_instruction
 from llmcxr.instructions.mixture import TaskItems
 from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.report_to_cxr import ReportToCxrTask
-from llmcxr.instructions.templates import build_template
+from llmcxr.instructions.templates import Template, build_template
 from llmcxr.instructions.vqa import LIST_QUESTION, QuestionAnswer, questions_of, read_questions, write_questions
 from llmcxr.recipe import Recipe
 from llmcxr.sources import table
@@ -54,6 +54,8 @@ from llmcxr.studies.radiographs import load_all
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Split, Study, known_findings, label_matrix, read_manifest, write_manifest
 from llmcxr.tuning.alignment import align
+from llmcxr.tuning.forgetting import LanguageCheck
+from llmcxr.tuning.four_bit import bitsandbytes
 from llmcxr.tuning.model_folder import ModelInfo, save_model
 from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.settings import StageSettings
@@ -261,6 +263,13 @@ class Run:
         source, tuning = self.recipe.source, self.recipe.tuning
         if todo.intersection(s.name for s in tuning.stages):
             check_tracker(tuning.logging)
+        if tuning.method == "qlora" and todo.intersection([*self._trainings(), "model"]):
+            bitsandbytes()
+            if self.processes.sharded:
+                raise UserError(
+                    "tuning.method: qlora does not go with FSDP2, which shards weights that are not packed. Set "
+                    "tuning.method=lora, or launch with recipes/accelerate/ddp.yaml."
+                )
         how = f"\n{source.access.strip()}" if source.access else ""
         if "studies" in todo and source.kind == "table" and source.table is not None:
             path, images = source.table.path.expanduser(), source.table.images
@@ -360,7 +369,7 @@ class Run:
         print(f"    {len(questions)} questions")
 
     def _tasks(self, stage: StageSettings, split: Split) -> dict[Task, TaskItems]:
-        """Items of every task for the patients of a split; language instructions keep every tenth for validation."""
+        """Items of every task for the patients of a split."""
         questions = read_questions(self.folder / "vqa.jsonl")
         tasks, dropped = tasks_of(self.recipe, stage, split, self.studies, self.codes, questions)
         if split == "train" and self.processes.main:
@@ -381,39 +390,81 @@ class Run:
         labels = label_matrix(studies, self.findings)
         return reader_rows(codebook, codes, labels, words, text_rows, tuning.reader, tuning.seed)
 
-    def _tunable(self) -> TunableModel:
-        tokenizer = load_text_tokenizer(self.recipe.llm)
-        model = load_language_model(self.recipe.llm, torch.bfloat16)
-        rows = self._rows(tokenizer, table_of(model).detach()[: len(tokenizer)])
-        vocabulary = ImageVocabulary.grow(tokenizer, len(rows))
-        return TunableModel(model, vocabulary, rows, self.recipe.tuning)
+    def _base(self) -> tuple[PreTrainedModel, ImageVocabulary]:
+        """The base model, not yet grown, and its vocabulary with the image tokens."""
+        vocabulary = ImageVocabulary.grow(load_text_tokenizer(self.recipe.llm), len(self.image_tokenizer.codebook))
+        return load_language_model(self.recipe.llm, torch.bfloat16), vocabulary
+
+    def _tunable(self, after: str | None = None) -> TunableModel:
+        """The model as it is tuned; with what the training `after` saved, which is all that is trained, rows included."""
+        model, vocabulary = self._base()
+        text_rows = table_of(model).detach()[: vocabulary.first_id]
+        if after is None:
+            return TunableModel(model, vocabulary, self._rows(vocabulary.tokenizer, text_rows), self.recipe.tuning)
+        tunable = TunableModel(model, vocabulary, torch.zeros(vocabulary.size, text_rows.shape[1]), self.recipe.tuning)
+        load_stage(tunable, self.folder / after)
+        return tunable
+
+    def _template(self, vocabulary: ImageVocabulary) -> Template:
+        return build_template(self.recipe.tuning.template, vocabulary.tokenizer, self.recipe.tuning.system_prompt)
+
+    def _trainings(self) -> list[str]:
+        """Names of what trains the language model, in order."""
+        tuning = self.recipe.tuning
+        return ["alignment"] * bool(tuning.alignment.steps) + [stage.name for stage in tuning.stages]
 
     def _align(self) -> None:
-        tuning, tunable = self.recipe.tuning, self._tunable()
         if not self.findings:
             raise UserError("no label is known, so nothing can be aligned. Set tuning.alignment.steps to 0.")
-        template = build_template(tuning.template, tunable.vocabulary.tokenizer, tuning.system_prompt)
+        tunable = self._tunable()
+        template = self._template(tunable.vocabulary)
         studies = [s for s in self.studies if s.split == "train"]
         turns = [(Turn(LIST_QUESTION, self.codes[s.image_id], None),) for s in studies]
         prompts = np.array([render_prompt(t, template, tunable.vocabulary) for t in turns])
         labels = label_matrix(studies, self.findings)
-        align(tunable, prompts, labels, tuning.alignment, self.folder / "alignment", self.device)
+        align(tunable, prompts, labels, self.recipe.tuning.alignment, self.folder / "alignment", self.device)
 
     def _tune(self, index: int) -> None:
-        tuning = self.recipe.tuning
-        stage = tuning.stages[index]
-        tunable = self._tunable()
-        before = ["alignment"] * bool(tuning.alignment.steps) + [s.name for s in tuning.stages[:index]]
-        if before:
-            load_stage(tunable, self.folder / before[-1])
-        template = build_template(tuning.template, tunable.vocabulary.tokenizer, tuning.system_prompt)
+        stage = self.recipe.tuning.stages[index]
+        folder = self.folder / stage.name
+        # Trained, and stopped before language was measured?
+        trained = (folder / "summary.json").exists() and not (folder / "checkpoint.pt").exists()
+        if not self.processes.from_main(trained):
+            self._train(stage, folder)
+        self.processes.on_main(lambda: self._measure_language(stage, folder))
+
+    def _train(self, stage: StageSettings, folder: Path) -> None:
+        before = self._trainings()[: self._trainings().index(stage.name)]
+        tunable = self._tunable(before[-1] if before else None)
+        template = self._template(tunable.vocabulary)
         train, unseen = self._tasks(stage, "train"), self._tasks(stage, "validate")
-        TuningStage(tunable, template, tuning, stage, train, unseen, self.folder / stage.name, self.processes).run()
+        TuningStage(tunable, template, self.recipe.tuning, stage, train, unseen, folder, self.processes).run()
+
+    def _measure_language(self, stage: StageSettings, folder: Path) -> None:
+        """Add what language became to the stage's summary: from saved weights, so that a model in parts is no matter."""
+        tuning = self.recipe.tuning
+        model, vocabulary = self._base()
+        rows = torch.zeros(vocabulary.size, table_of(model).shape[1])
+        template, held_out = self._template(vocabulary), instructions_of(self.recipe, "validate")
+        check = LanguageCheck(vocabulary, template, held_out, tuning.max_tokens)
+        names = [s.name for s in tuning.stages]
+        if index := names.index(stage.name):
+            trace = read_json(self.folder / names[index - 1] / "summary.json")["language"]
+        else:
+            trace = check.extend([], "base", model.to(self.device))  # type: ignore[arg-type]
+        tunable = TunableModel(model, vocabulary, rows, tuning)
+        known = {entry["after"] for entry in trace}
+        for name in self._trainings()[: self._trainings().index(stage.name) + 1]:
+            if name not in known:
+                load_stage(tunable, self.folder / name)
+                trace = check.extend(trace, name, tunable.model.to(self.device))  # type: ignore[arg-type]
+        last = trace[-1]
+        print(f"    language: perplexity {last['perplexity']:.2f}, {last['perplexity_ratio']:.3f} of the base model's")
+        write_json(folder / "summary.json", read_json(folder / "summary.json") | {"language": trace})
 
     def _model(self) -> None:
         tuning = self.recipe.tuning
-        tunable = self._tunable()
-        load_stage(tunable, self.folder / tuning.stages[-1].name)
+        tunable = self._tunable(tuning.stages[-1].name)
         info = ModelInfo(
             base=self.recipe.llm,
             codebook_size=tunable.vocabulary.size,
@@ -440,6 +491,8 @@ class Run:
         cases = Cases(test, images, self.codes, train, read_questions(self.folder / "vqa.jsonl"), self.findings)
         judge = Judge.load(self.folder / "judge").to(self.device)
         results = Evaluation(model, judge, cases, self.recipe.llm, self.recipe.evaluation).run()
+        last = self.folder / self.recipe.tuning.stages[-1].name / "summary.json"
+        results.summary["language"]["trace"] = read_json(last).get("language", [])
         save_results(self.folder / "evaluation", results)
         self._page(results)
 

@@ -189,3 +189,16 @@ def test_curves_are_drawn_to_scale(tmp_path):
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
     assert y1 - y0 > 0  # the loss falls, and y grows downward
     assert y1 - y0 == pytest.approx(y2 - y1, abs=2.0)
+
+
+def test_language_after_each_stage(tmp_path):
+    trace = [
+        {"after": "base", "perplexity": 20.0, "perplexity_ratio": 1.0, "instruction_loss": 0.5},
+        {"after": HOSTILE, "perplexity": 25.0, "perplexity_ratio": 1.25, "instruction_loss": None},
+    ]
+    write_page(tmp_path / "p.html", PageContent("t", summary={"language": {"trace": trace}}))
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert '<tr><th scope="row">base</th><td>20.000</td><td>1.000</td><td>0.500</td></tr>' in page
+    assert "</th><td>25.000</td><td>1.250</td><td>not measured</td></tr>" in page and "<script" not in page
+    write_page(tmp_path / "q.html", PageContent("t", summary={"language": {"perplexity_ratio": 1.0}}))
+    assert '<table class="language">' not in (tmp_path / "q.html").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from llmcxr.instructions.example import InstructionExample, Turn
-from llmcxr.instructions.rendering import render, render_prompt
+from llmcxr.instructions.rendering import fit, render, render_prompt
 from llmcxr.instructions.templates import build_template
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
@@ -82,6 +82,65 @@ def test_learned_tokens_and_prompts(turns, name):
     assert r.ids[: len(prompt)].tolist() == prompt
     last = len(expected) - (max((i for i, t in enumerate(expected[:-1]) if t == 2), default=-1) + 1)
     assert r.supervised[len(prompt) : len(prompt) + last].all() and not r.supervised[len(prompt) + last :].any()
+
+
+REPORT = "1. The heart is normal. 2. No effusion of 1.5 cm (see Dr. Who). No pneumothorax! Clear"
+CUTS = [
+    "1. The heart is normal.",
+    "1. The heart is normal. 2. No effusion of 1.5 cm (see Dr. Who).",
+    "1. The heart is normal. 2. No effusion of 1.5 cm (see Dr. Who). No pneumothorax!",
+]
+
+
+def report_example(task, report) -> InstructionExample:
+    turn = Turn("Report it.", IMAGE, report) if task == "cxr_to_report" else Turn("Draw it.", report, IMAGE)
+    return InstructionExample(task, (turn,), "i1")
+
+
+@pytest.mark.parametrize("name", ["paper", "chat"])
+@pytest.mark.parametrize("task", ["cxr_to_report", "report_to_cxr"])
+def test_a_long_report_is_cut_after_the_last_sentence_that_fits(task, name):
+    template = TEMPLATES[name]
+    whole = render(report_example(task, REPORT), template, VOCABULARY)
+    for sentences, cut in enumerate(CUTS, 1):
+        wanted = render(report_example(task, cut), template, VOCABULARY)
+        longer = render(report_example(task, [*CUTS, REPORT][sentences]), template, VOCABULARY)
+        for room in (len(wanted.ids), len(longer.ids) - 1):  # exactly enough, and just too little for one more
+            found = fit(report_example(task, REPORT), template, VOCABULARY, room)
+            assert found.ids.tolist() == wanted.ids.tolist() and found.cut and found.image_id == "i1"
+            learned = found.ids[found.supervised].tolist()
+            if task == "cxr_to_report":  # the sentences, but not that the report ends there
+                assert learned == VOCABULARY.encode_text(cut)
+            else:
+                assert learned == [*VOCABULARY.encode_codes(IMAGE), 2]
+    fits = fit(report_example(task, REPORT), template, VOCABULARY, len(whole.ids))
+    assert fits.ids.tolist() == whole.ids.tolist() and not fits.cut and fits.supervised.sum() == whole.supervised.sum()
+    assert (
+        fit(
+            report_example(task, REPORT),
+            template,
+            VOCABULARY,
+            len(render(report_example(task, CUTS[0]), template, VOCABULARY).ids) - 1,
+        )
+        is None
+    )
+
+
+def test_nothing_but_a_report_is_cut():
+    long = "Yes. " * 40
+    for turns in (
+        (Turn(long, IMAGE, "No."),),
+        (Turn("Q", IMAGE, long),),
+        (Turn("Q", long, "No."), Turn("Q", "", long)),
+    ):
+        for task in ("cxr_vqa", "language"):
+            made = InstructionExample(task, turns)
+            length = len(render(made, TEMPLATES["chat"], VOCABULARY).ids)
+            assert fit(made, TEMPLATES["chat"], VOCABULARY, length - 1) is None
+            assert not fit(made, TEMPLATES["chat"], VOCABULARY, length).cut
+    # An instruction or an image that leaves no room for a first sentence.
+    made = InstructionExample("cxr_to_report", (Turn(long, IMAGE, "Clear. Normal."),))
+    assert fit(made, TEMPLATES["chat"], VOCABULARY, 60) is None
 
 
 def test_a_prompt_needs_an_open_turn():

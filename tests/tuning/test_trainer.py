@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy_stage import LONG, PAIRS, SETTINGS, STAGE, WINDOW, stage
+from toy_stage import LONG, PAIRS, SENTENCES, SETTINGS, STAGE, WINDOW, stage
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.tuning import trackers, trainer
@@ -23,7 +23,7 @@ def small_windows(monkeypatch):
 
 
 def variants():
-    mixed = [*PAIRS[:9], *LONG, *LONG, *LONG]
+    mixed = [*PAIRS[:9], *LONG, *LONG, *SENTENCES]
     full = dataclasses.replace(SETTINGS, method="full")
     return {
         "lora": (SETTINGS, PAIRS, torch.float32),
@@ -88,8 +88,13 @@ def test_a_stage_learns_and_its_weights_load(tmp_path):
 
 
 def test_the_whole_mixture_is_seen_once_and_the_long_are_counted(tmp_path):
-    one = stage(tmp_path, SETTINGS, [*PAIRS[:9], *LONG, *LONG, *LONG])
+    one = stage(tmp_path, SETTINGS, [*PAIRS[:8], *LONG, *LONG, *SENTENCES, *SENTENCES])
     wanted = [one.mixture[i] for i in range(len(one.mixture))]
+    counts = {}
+    for e in wanted:
+        if what := {"long": "left out", "sentences": "cut"}.get(e.image_id):
+            counts[f"{e.task}, {what}"] = counts.get(f"{e.task}, {what}", 0) + 1
+    assert len(counts) == 4
     long = sum(e.image_id == "long" for e in wanted)
     assert 3 <= long <= 20
     seen = []
@@ -104,7 +109,7 @@ def test_the_whole_mixture_is_seen_once_and_the_long_are_counted(tmp_path):
     one.run()
     assert sorted(seen) == sorted((e.task, e.image_id) for e in wanted if e.image_id != "long")
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert sum(summary["too_long"].values()) == long and summary["seen"] == 40 - long
+    assert summary["too_long"] == counts and summary["seen"] == 40 - long
 
 
 def test_a_step_weighs_tokens_by_task(tmp_path):

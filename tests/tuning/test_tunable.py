@@ -175,6 +175,19 @@ def test_state_of_another_model_is_refused():
         t.load_state(state | {name: torch.zeros(1)}, "w")
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_examples_longer_than_the_models_context_are_refused(kind):
+    vocabulary = ImageVocabulary.grow(build_tokenizer(), K)
+    settings = dataclasses.replace(TuningSettings(), max_tokens=301)
+    for positions, fits in ((300, False), (301, True)):
+        model = build_model(kind, vocabulary.first_id, True, max_position_embeddings=positions)
+        if fits:
+            TunableModel(model, vocabulary, torch.zeros(K, 32), settings)
+        else:
+            with pytest.raises(UserError, match=r"tuning\.max_tokens: 301 exceeds the 300 positions"):
+                TunableModel(model, vocabulary, torch.zeros(K, 32), settings)
+
+
 def test_a_weight_without_gradient_is_said():
     t = tunable()
     with pytest.raises(UserError, match="no gradient"):

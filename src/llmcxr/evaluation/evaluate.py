@@ -18,7 +18,6 @@ from tqdm import tqdm
 from llmcxr.evaluation import scores
 from llmcxr.evaluation.extraction import build_extractor
 from llmcxr.evaluation.judge import Judge
-from llmcxr.evaluation.language import general_texts, perplexity
 from llmcxr.evaluation.page import DrawingCard, FindingRow, QuestionRow, Reconstruction, ReportCard
 from llmcxr.evaluation.predictions import Prediction, predictions_frame, write_predictions
 from llmcxr.evaluation.settings import EvaluationSettings
@@ -32,7 +31,8 @@ from llmcxr.instructions.vqa import QuestionAnswer, presence_question
 from llmcxr.studies.radiographs import to_uint8
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Study, label_matrix
-from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
+from llmcxr.tuning.forgetting import general_texts, perplexity
+from llmcxr.vocabulary.language_model import load_language_model
 
 
 @dataclass
@@ -337,9 +337,10 @@ class Evaluation:
     def language(self) -> None:
         """Perplexity on general text against the base model, in the same precision."""
         texts = general_texts()
-        tuned = perplexity(self.model.engine.model, self.model.engine.vocabulary.tokenizer, texts)
+        vocabulary = self.model.engine.vocabulary
+        tuned = perplexity(self.model.engine.model, vocabulary, texts)
         base_model = load_language_model(self.base, torch.bfloat16).to(self.device)  # type: ignore[arg-type]
-        base = perplexity(base_model, load_text_tokenizer(self.base), texts)
+        base = perplexity(base_model, vocabulary, texts)
         self.results.summary["language"] = {
             "perplexity_ratio": tuned / base,
             "perplexity": tuned,
@@ -373,6 +374,8 @@ def save_results(folder: Path, results: Results) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
     if isinstance(value, float | np.floating):
         return None if math.isnan(value) else round(float(value), 6)
     return int(value) if isinstance(value, np.integer) else value

@@ -444,6 +444,21 @@ def _curves(content: PageContent) -> str:
     return f'{legend}<div class="panels">{"".join(panels)}</div>'
 
 
+def _language_table(summary: Mapping[str, Any]) -> str:
+    """Language before, between and after the stages; "" where it was not measured."""
+    group = summary.get("language") or {}
+    heads = ("after", "perplexity on general text", "of the base model's", "loss on held-out instructions")
+    keys = ("perplexity", "perplexity_ratio", "instruction_loss")
+    rows = []
+    for entry in group.get("trace") or ():
+        cells = "".join(f"<td>{_text(_number(entry.get(key)))}</td>" for key in keys)
+        rows.append(f'<tr><th scope="row">{escape(str(entry.get("after", "")))}</th>{cells}</tr>')
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    return f'<table class="language"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
 # --------------------------------------------------------------------------------------------------------- findings
 
 _ROUTES = (  # attribute of FindingRow, heading, marker centred on (0, 0)
@@ -701,8 +716,9 @@ def _render(content: PageContent) -> str:
             _reconstruction_grid(content.reconstructions),
         ),
         "training": (
-            "Loss (nats a token) of each task. Where unseen patients stay above training or turn upward, the model memorises.",
-            _curves(content),
+            "Loss (nats a token) of each task. Where unseen patients stay above training or turn upward, the model memorises. "
+            "The table shows what became of plain language: perplexity rises where it is forgotten.",
+            _curves(content) + _language_table(content.summary),
         ),
         "limits": (
             "Known weaknesses of this run, to be read with the numbers above.",

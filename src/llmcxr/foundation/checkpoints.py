@@ -74,9 +74,9 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 def remove_checkpoint(path: Path) -> None:
     """Remove the checkpoint at the end of its training, the one before, and what kills left half written."""
-    path.unlink(missing_ok=True)
-    _previous(path).unlink(missing_ok=True)
     _remove_half_written(path)
+    _previous(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)  # last: as long as it is there, the training was not ended
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

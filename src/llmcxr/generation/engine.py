@@ -78,7 +78,9 @@ class Engine:
         # In text only the end token, and no other control or image token nor an unused row of a padded table, may come.
         self._text = torch.ones(V, dtype=torch.bool)
         self._text[len(vocabulary.tokenizer) :] = False
-        self._text[list(vocabulary.tokenizer.added_tokens_decoder)] = False
+        self._text[list(vocabulary.control_ids)] = False
+        if vocabulary.tokenizer.unk_token_id is not None:
+            self._text[vocabulary.tokenizer.unk_token_id] = False
         self._text[self.end_id] = True
         self._first = self._text.clone()  # first token of a response of either modality
         self._first[vocabulary.first_id : vocabulary.first_id + vocabulary.size] = True

@@ -5,13 +5,17 @@ Shapes: T tokens of an example.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from llmcxr.instructions.example import InstructionExample, Task, Turn
 from llmcxr.instructions.templates import Template
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
+
+# Punctuation before white space, unless it belongs to a list number ("1. No effusion.") or a title.
+_SENTENCE_END = re.compile(r"(?<!\s\d)(?<!^\d)(?<!\bDr)[.!?][\"')\]]?(?=\s)")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class RenderedExample:
     supervised: np.ndarray
     task: Task
     image_id: str = ""
+    cut: bool = False  # the report stops at the end of an earlier sentence
 
 
 def _render(turns: tuple[Turn, ...], template: Template, vocabulary: ImageVocabulary) -> tuple[list[int], list[bool]]:
@@ -56,6 +61,46 @@ def render(example: InstructionExample, template: Template, vocabulary: ImageVoc
     """Ids and mask of a whole example."""
     ids, supervised = _render(example.turns, template, vocabulary)
     return RenderedExample(np.asarray(ids), np.asarray(supervised), example.task, example.image_id)
+
+
+def _with_report(example: InstructionExample, report: str) -> InstructionExample:
+    (turn,) = example.turns
+    part = {"response": report} if example.task == "cxr_to_report" else {"input": report}
+    return replace(example, turns=(replace(turn, **part),))  # type: ignore[arg-type]
+
+
+def fit(
+    example: InstructionExample, template: Template, vocabulary: ImageVocabulary, max_tokens: int
+) -> RenderedExample | None:
+    """`render`, in at most `max_tokens` tokens; None where the example cannot be made to fit.
+
+    Only a report is cut, after as many of its sentences as fit (one at least), whether it is the response or the input.
+    An image, an instruction, a question or an answer never is. Where a response was cut, its end token stands but is
+    not learned, since the report does not end there.
+    """
+    whole = render(example, template, vocabulary)
+    if len(whole.ids) <= max_tokens:
+        return whole
+    if example.task not in ("cxr_to_report", "report_to_cxr"):
+        return None
+    (turn,) = example.turns
+    report = turn.response if example.task == "cxr_to_report" else turn.input
+    assert isinstance(report, str)
+    ends = [match.end() for match in _SENTENCE_END.finditer(report)]
+    best, low, high = None, 0, len(ends)  # the first `low` sentences fit, `high` + 1 do not
+    while low < high:
+        middle = (low + high + 1) // 2
+        tried = render(_with_report(example, report[: ends[middle - 1]]), template, vocabulary)
+        if len(tried.ids) <= max_tokens:
+            best, low = tried, middle
+        else:
+            high = middle - 1
+    if best is None:
+        return None
+    supervised = best.supervised.copy()
+    if example.task == "cxr_to_report":
+        supervised[np.flatnonzero(supervised)[-1]] = False
+    return replace(best, supervised=supervised, cut=True)
 
 
 def render_prompt(turns: tuple[Turn, ...], template: Template, vocabulary: ImageVocabulary) -> list[int]:

@@ -93,7 +93,12 @@ class ChatTemplate:
                 if not found:
                     raise UserError("the model's chat template drops or reorders messages. Set template: paper.")
                 parts.append(before)
-            self._cache[count, open_end] = [*parts, text]
+            parts.append(text)
+            # Some templates (Llama 2) put a space before the token that ends a response; the response ends with the token.
+            parts = [part.lstrip() if i and i % 2 == 0 else part for i, part in enumerate(parts)]
+            if not all(parts[2::2]):
+                raise UserError("the model's chat template does not mark the end of a response. Set template: paper.")
+            self._cache[count, open_end] = parts
         return self._cache[count, open_end]
 
     def pieces(self, turns: Sequence[Turn]) -> list[Piece]:

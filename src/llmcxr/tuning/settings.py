@@ -78,8 +78,9 @@ class AlignmentSettings:
 class TuningSettings:
     """Instruction tuning."""
 
-    method: Literal["lora", "full"] = setting(
-        "lora", "'full' as in the paper, or low-rank adapters on all linear layers"
+    method: Literal["lora", "qlora", "full"] = setting(
+        "lora",
+        "'full' as in the paper, low-rank adapters on all linear layers, or those over frozen 4-bit weights (qlora)",
     )
     lora_rank: int = setting(64, "rank of the adapters (their scale alpha equals it)")
     row_start: RowStart = setting(
@@ -99,14 +100,18 @@ class TuningSettings:
     )
     language_loss: Literal["answers", "base_model"] = setting(
         "answers",
-        "'answers' as in the paper, or 'base_model' (LoRA only): stay close to the base model's own distribution",
+        "'answers' as in the paper, or 'base_model' (adapters only): stay close to the base model's own distribution",
     )
     loss: Literal["response", "sequence"] = setting(
         "response", "learn the responses only, or every token of an example after its first (the paper's ablation)"
     )
     questions_per_image: int = setting(4, "most questions asked on one reading of an image; the paper asks 1")
     language_instructions: Path | None = setting(None, "JSONL with instruction, input, response; null: the shipped set")
-    max_tokens: int = setting(1024, "longer examples are left out and counted; an image is never cut")
+    max_tokens: int = setting(
+        1024,
+        "longest example; a longer report is cut at the end of a sentence, any other example left out, both counted; "
+        "an image is never cut",
+    )
     tokens_per_batch: int = setting(2048, "padded tokens computed at once")
     batches_per_step: int = setting(
         1, "batches of one optimiser step, over all processes: a multiple of their number; each accumulates its share"
@@ -130,9 +135,9 @@ class TuningSettings:
             for t in self.task_loss_weights
             if t not in TASKS
         ]
-        if self.language_loss == "base_model" and self.method != "lora":
+        if self.language_loss == "base_model" and self.method == "full":
             faults.append(
-                "language_loss: base_model needs method: lora (the base model is the model without its adapters)"
+                "language_loss: base_model needs method: lora or qlora (the base model is the model without its adapters)"
             )
         if self.batches_per_step < 1:
             faults.append(f"batches_per_step: {self.batches_per_step} should be at least 1")

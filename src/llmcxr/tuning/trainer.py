@@ -29,7 +29,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.instructions.example import TASKS, Task
 from llmcxr.instructions.mixture import Mixture, TaskItems
-from llmcxr.instructions.rendering import RenderedExample, render
+from llmcxr.instructions.rendering import RenderedExample, fit
 from llmcxr.instructions.templates import Template
 from llmcxr.tuning.batches import Batch, collate, plan_batches
 from llmcxr.tuning.objective import token_losses
@@ -112,10 +112,10 @@ class Stage:
         self.losses = processes.prepare(_Losses(tunable, settings, processes.sharded), layers, tunable.model.dtype)
 
     def _render(self, mixture: Mixture, index: int) -> RenderedExample | None:
-        rendered = render(mixture[index], self.template, self.tunable.vocabulary)
-        if len(rendered.ids) > self.settings.max_tokens:
-            self.too_long[rendered.task] += 1
-            return None
+        example = mixture[index]
+        rendered = fit(example, self.template, self.tunable.vocabulary, self.settings.max_tokens)
+        if rendered is None or rendered.cut:
+            self.too_long[f"{example.task}, {'left out' if rendered is None else 'cut'}"] += 1
         return rendered
 
     def _batches(self, window: int, done: int) -> Iterator[tuple[int, int, Batch]]:

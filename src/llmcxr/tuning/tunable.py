@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.tuning.four_bit import dequantize_linears, quantize_linears
 from llmcxr.tuning.kernels import use_training_kernels
 from llmcxr.tuning.processes import parted_like, whole
 from llmcxr.tuning.settings import TuningSettings
@@ -30,18 +32,33 @@ class TunableModel:
     def __init__(
         self, model: PreTrainedModel, vocabulary: ImageVocabulary, rows: Tensor, settings: TuningSettings
     ) -> None:
-        """`rows` [K, d] are the starts of the image rows; `model` is changed in place."""
+        """`rows` [K, d] are the starts of the image rows; `model` is changed in place.
+
+        `UserError` where examples may be longer than the model's context.
+        """
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and settings.max_tokens > positions:
+            raise UserError(
+                f"tuning.max_tokens: {settings.max_tokens} exceeds the {positions} positions of the language model. "
+                f"Set tuning.max_tokens={positions} or less."
+            )
         torch.manual_seed(settings.seed)  # start of the adapters
         grow_language_model(model, vocabulary, rows)
         self.vocabulary = vocabulary
         self.method = settings.method
         self._peft: Any = None
         model.requires_grad_(settings.method == "full")
-        if settings.method == "lora":
+        if settings.method == "qlora":
+            quantize_linears(model)
+        if settings.method in ("lora", "qlora"):
             config = LoraConfig(
                 r=settings.lora_rank, lora_alpha=settings.lora_rank, target_modules="all-linear", lora_dropout=0.0
             )
+            dtype = model.dtype
             self._peft = get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+            for p in model.parameters():  # over 4-bit layers PEFT makes adapters in float32
+                if p.requires_grad:
+                    p.data = p.data.to(dtype)
         self.model = model
         self._restore_stock = use_training_kernels(model)
         self.image_rows = overlay_image_rows(model, vocabulary)
@@ -84,9 +101,21 @@ class TunableModel:
             return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
     def merge(self) -> PreTrainedModel:
-        """Fold rows and adapters into the weights: a stock causal LM."""
+        """Fold rows and adapters into the weights: a stock causal LM. 4-bit weights are unpacked, not packed again."""
         fold_image_rows(self.model)
         self._restore_stock()
+        if self.method == "qlora":
+            # PEFT would add the adapters to weights that it then packs again: packed layers are merged by ourselves.
+            layers: dict[str, Any] = {n: m for n, m in self.model.named_modules() if isinstance(m, LoraLayer)}
+            deltas: dict[str, Tensor] = {}
+            for name, layer in layers.items():
+                if hasattr(layer.get_base_layer().weight, "quant_state"):
+                    deltas[name] = layer.get_delta_weight("default").detach()
+                else:
+                    layer.merge()
+            model = self._peft.unload()
+            dequantize_linears(model, deltas)
+            return model
         return self._peft.merge_and_unload() if self._peft is not None else self.model
 
 

@@ -33,7 +33,12 @@ class ImageVocabulary:
         self.tokenizer = tokenizer
         self.size = size
         self.first_id: int = ids[0]
-        self._added = set(tokenizer.added_tokens_decoder)
+        # Runs of spaces (GPT-NeoX) or newlines (Gemma) are added tokens too, but text. So is what stands for unknown
+        # characters, unless it also ends or begins texts.
+        text = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+        self.control_ids = frozenset(
+            i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip(" \n\t▁") and i not in text
+        )
 
     @classmethod
     def grow(cls, tokenizer: PreTrainedTokenizerBase, size: int) -> ImageVocabulary:
@@ -47,21 +52,24 @@ class ImageVocabulary:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of text from users and reports: "<VQ0001>", "### Response:" or "<|im_end|>" in it stay plain text."""
+        """Ids of text from users and reports: "<VQ0001>", "### Response:" or "<|im_end|>" in it stay plain text.
+
+        SentencePiece tokenizers that put a space before every text may put one inside such a name too.
+        """
         if not text:
             return []
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        if self._added.isdisjoint(ids):
+        if self.control_ids.isdisjoint(ids):
             return ids
-        # Added tokens that are not "special" (Qwen's <think>) and slow tokenizers ignore the switch. A token cannot
-        # arise across two separate calls, so cut the text inside every token's name.
-        names = [re.escape(self.tokenizer.added_tokens_decoder[i].content) for i in self._added]
-        # Cuts after the first letter of every name, also of names that overlap (runs of spaces in GPT-NeoX).
+        # Added tokens that are not "special" (Qwen's <think>), slow tokenizers and Unigram models (in which "</s>" is a
+        # piece like any other) ignore the switch. A token cannot arise across two separate calls, so cut the text
+        # after the first letter of every name, also of names that overlap.
+        names = [re.escape(self.tokenizer.added_tokens_decoder[i].content) for i in self.control_ids]
         cuts = [match.start() + 1 for match in re.finditer(f"(?={'|'.join(names)})", text)]
         pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
         ids = [i for piece in pieces for i in self.tokenizer(piece, add_special_tokens=False)["input_ids"]]
-        if not self._added.isdisjoint(ids):
-            bad = self.tokenizer.convert_ids_to_tokens(sorted(self._added.intersection(ids)))
+        if not self.control_ids.isdisjoint(ids):
+            bad = self.tokenizer.convert_ids_to_tokens(sorted(self.control_ids.intersection(ids)))
             raise UserError(f"the text {text[:80]!r} would become the control tokens {bad}; remove those characters.")
         return ids
 

@@ -41,12 +41,29 @@ def _problem(name: str, error: Exception) -> UserError:
 
 
 def load_config(name: str) -> PreTrainedConfig:
-    """Configuration of `name`: an asset, a folder, or a hub id. No weights are read."""
+    """Configuration of `name` (of its text half): an asset, a folder, or a hub id. No weights are read."""
     location, extra = _location(name)
     try:
-        return AutoConfig.from_pretrained(location, **extra)
+        return AutoConfig.from_pretrained(location, **extra).get_text_config(decoder=True)
     except (OSError, ValueError, KeyError) as error:
         raise _problem(name, error) from error
+
+
+def text_half(model: PreTrainedModel) -> PreTrainedModel:
+    """The text decoder of a multimodal model (Gemma 3 of 4 B and more) as a causal LM of its own, weights shared; others
+    as they are. `UserError` where it cannot stand alone."""
+    config = model.config.get_text_config(decoder=True)
+    if config is model.config:
+        return model
+    try:
+        with torch.device("meta"):
+            text = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    except ValueError as error:
+        raise UserError(f"the text part of a {model.config.model_type} model is not a causal LM: {error}") from error
+    setattr(text, text.base_model_prefix, model.get_decoder())
+    text.set_output_embeddings(model.get_output_embeddings())
+    text.generation_config = model.generation_config
+    return text
 
 
 def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -59,7 +76,10 @@ def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Causal LM of `name`, evaluation mode, on the CPU. Never runs code that comes with a checkpoint."""
+    """Causal LM of `name` (the text half of a multimodal one), evaluation mode, on the CPU.
+
+    Never runs code that comes with a checkpoint.
+    """
     location, extra = _location(name)
     # Packed GGUF blocks cannot be tuned or saved: unpack them once, and forget where they came from.
     packed = {"quantization_config": GgufConfig(dequantize=True)} if extra else {}
@@ -70,4 +90,4 @@ def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> PreTra
     quantizer: Any = getattr(model, "hf_quantizer", None)
     if packed and quantizer is not None:
         quantizer.remove_quantization_config(model)
-    return model.eval()
+    return text_half(model).eval()
