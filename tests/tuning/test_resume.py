@@ -60,7 +60,7 @@ def start(*arguments):
 
 def finish(*arguments) -> int | None:
     process = start(*arguments)
-    process.join(120)
+    process.join(300)
     return process.exitcode
 
 

@@ -117,7 +117,7 @@ def together(function, *arguments, count: int = 2, **environment: str) -> list[t
         started.append(process)
     results = []
     for process, queue in zip(started, messages, strict=True):
-        process.join(120)
+        process.join(300)
         if process.is_alive():
             process.kill()
             process.join()
