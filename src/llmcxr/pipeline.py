@@ -350,9 +350,7 @@ class Run:
             ImageTokenizer.from_pretrained(settings.pretrained).save_pretrained(folder)
             return
         features = ClinicalFeatures.load(self.folder / "clinical_features")
-        studies, images = self.of_split("train")
-        labels = label_matrix(studies, self.findings)
-        train_image_tokenizer(settings, features, images, labels, folder, self.device)
+        train_image_tokenizer(settings, features, self.of_split("train")[1], folder, self.device)
 
     def _codes(self) -> None:
         codes = encode_images(self.image_tokenizer, self.pixels, self.device)

@@ -26,7 +26,6 @@ SETTINGS = ImageTokenizerSettings(
     perceptual_weight=0.1,  # the clinical network here is random: what it asks for does not lower the pixels' error
     clinical_weight=0.01,
 )
-LABELS = np.zeros((64, 0), dtype=np.float32)  # no findings known
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def features():
 @pytest.fixture(scope="module")
 def trained(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return train_image_tokenizer(SETTINGS, features(), images, LABELS, folder, CPU), folder
+    return train_image_tokenizer(SETTINGS, features(), images, folder, CPU), folder
 
 
 def test_the_error_falls(trained, images):
@@ -83,13 +82,13 @@ def test_killed_and_resumed_equals_uninterrupted(trained, images, tmp_path, monk
 
     monkeypatch.setattr(training._Trainer, "step", dies)
     with pytest.raises(KeyboardInterrupt):
-        train_image_tokenizer(SETTINGS, features(), images, LABELS, tmp_path, CPU, save_every=10)
+        train_image_tokenizer(SETTINGS, features(), images, tmp_path, CPU, save_every=10)
     monkeypatch.setattr(training._Trainer, "step", real)
     torch.manual_seed(12345)  # another process would have another state here
     torch.rand(77)
     steps = []
     monkeypatch.setattr(training._Trainer, "step", lambda self, step: steps.append(step) or real(self, step))
-    again = train_image_tokenizer(SETTINGS, features(), images, LABELS, tmp_path, CPU, save_every=10)
+    again = train_image_tokenizer(SETTINGS, features(), images, tmp_path, CPU, save_every=10)
     assert steps[0] == kill // 10 * 10
     torch.testing.assert_close(again.state_dict(), trained[0].state_dict(), rtol=1e-4, atol=1e-5)
     assert not (tmp_path / "checkpoint.pt").exists()
@@ -97,36 +96,23 @@ def test_killed_and_resumed_equals_uninterrupted(trained, images, tmp_path, monk
 
 def test_the_clinical_weight_matters(images, tmp_path):
     short = dataclasses.replace(SETTINGS, steps=3, adversarial_weight=0.0, clinical_weight=1.0)
-    one = train_image_tokenizer(short, features(), images, LABELS, tmp_path / "1", CPU)
+    one = train_image_tokenizer(short, features(), images, tmp_path / "1", CPU)
     none = train_image_tokenizer(
-        dataclasses.replace(short, clinical_weight=0.0), features(), images, LABELS, tmp_path / "0", CPU
+        dataclasses.replace(short, clinical_weight=0.0), features(), images, tmp_path / "0", CPU
     )
     assert not torch.equal(one.decoder.last_weight, none.decoder.last_weight)
-
-
-def test_findings_can_be_asked_of_the_codes(images, tmp_path):
-    """Bright discs are the finding: after training with the term the codes alone tell it, at a random start they do not."""
-    settings = dataclasses.replace(
-        SETTINGS, steps=150, adversarial_weight=0.0, clinical_weight=0.0, finding_weight=1.0, feature_start=0.99
-    )
-    bright = (images.max((1, 2)) > 185).astype(np.float32)
-    unknown = np.full(64, np.nan, dtype=np.float32)
-    train_image_tokenizer(settings, features(), images, np.stack([bright, unknown], 1), tmp_path, CPU)
-    curve = json.loads((tmp_path / "curves.json").read_text())
-    assert curve[0]["findings"] == pytest.approx(np.log(2), abs=1e-4)  # no evidence yet, and the unknown left out
-    assert curve[-1]["findings"] < 0.6
 
 
 def test_frozen_features_stay_frozen(images, tmp_path):
     network = features()
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    train_image_tokenizer(dataclasses.replace(SETTINGS, steps=2), network, images, LABELS, tmp_path, CPU)
+    train_image_tokenizer(dataclasses.replace(SETTINGS, steps=2), network, images, tmp_path, CPU)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
 def test_wrong_size_and_divergence_are_said(images, tmp_path):
     with pytest.raises(UserError, match=r"image_size is 32, but the images are \(16, 16\)"):
-        train_image_tokenizer(SETTINGS, features(), images[:, :16, :16], LABELS, tmp_path, CPU)
+        train_image_tokenizer(SETTINGS, features(), images[:, :16, :16], tmp_path, CPU)
     broken = dataclasses.replace(SETTINGS, l1_weight=float("nan"))
     with pytest.raises(UserError, match="the loss is nan at step 0"):
-        train_image_tokenizer(broken, features(), images, LABELS, tmp_path, CPU)
+        train_image_tokenizer(broken, features(), images, tmp_path, CPU)

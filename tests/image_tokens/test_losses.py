@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 
 import pytest
@@ -14,7 +13,6 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.losses import (
     ClinicalFeatureLoss,
-    FindingsInCodes,
     adaptive_weight,
     build_lpips,
     hinge_discriminator_loss,
@@ -43,24 +41,6 @@ def test_clinical_loss_by_hand_whatever_the_scale(scale):
     y[:, :, :2] = 3.0  # the first feature differs by 3, the second by 0: mean square 4.5
     assert loss(x, y)[0].item() == pytest.approx(4.5)
     assert loss(x, x)[0].item() == 0 and loss(y, y)[1].item() == 0
-
-
-def test_findings_in_codes_by_hand():
-    """One code of four speaks for the finding: log of the mean of exp(evidence) is the logit."""
-    loss = FindingsInCodes(code_dim=4, findings=2)
-    with torch.no_grad():
-        loss.evidence.weight[0, 0] = 1.5  # times the scale 2: evidence 3 where the first dimension is 1
-    vectors = torch.zeros(1, 4, 2, 2)
-    vectors[0, 0, 1, 0] = 1.0
-    logit = math.log((math.exp(3) + 3) / 4)
-    here, away = math.log(1 + math.exp(-logit)), math.log(1 + math.exp(logit))
-    nan = float("nan")
-    assert loss(vectors, torch.tensor([[1.0, nan]])).item() == pytest.approx(here, rel=1e-5)
-    assert loss(vectors, torch.tensor([[0.0, nan]])).item() == pytest.approx(away, rel=1e-5)
-    assert loss(vectors, torch.tensor([[1.0, 0.0]])).item() == pytest.approx((here + math.log(2)) / 2, rel=1e-5)
-    assert loss(vectors, torch.tensor([[nan, nan]])).item() == 0
-    moved = vectors.flip(2, 3)  # where it stands does not matter
-    assert loss(moved, torch.tensor([[1.0, nan]])).item() == pytest.approx(here, rel=1e-5)
 
 
 def test_perceptual_term_by_hand():

@@ -61,10 +61,9 @@ def test_a_code_is_the_nearest_by_cosine(tokenizer):
 def test_decoding_codes_is_the_training_pass_without_encoder(tokenizer):
     x = images(2, seed=1)
     with torch.no_grad():
-        trained, _, vectors = tokenizer(x)
+        trained, _ = tokenizer(x)
         codes = tokenizer.quantizer(tokenizer.encoder(x).float(), freeze_codebook=True)[1]
         z = tokenizer.codebook[codes].permute(0, 3, 1, 2)
-        torch.testing.assert_close(vectors, z, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(trained, tokenizer.decoder(z), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(tokenizer.decode(codes), trained.clamp(-1, 1), atol=0.05, rtol=0)  # bfloat16
 

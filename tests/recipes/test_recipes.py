@@ -43,10 +43,9 @@ def test_the_paper_recipe_is_the_papers():
     a = recipe.image_tokenizer.architecture
     assert (a.image_size, a.grid, a.codebook_size, a.code_dim, a.stem_stride, a.blocks) == (256, 16, 1024, 256, 1, 2)
     assert a.channels == [128, 128, 256, 256, 512] and recipe.image_tokenizer.perceptual == "download"
-    assert (
-        recipe.clinical_features.weights.startswith("densenet121-res224") and recipe.image_tokenizer.finding_weight == 0
-    )
+    assert a.kind == "convolutional" and recipe.clinical_features.weights.startswith("densenet121-res224")
     t = recipe.tuning
+    assert t.alignment.steps == 0 and t.loss == "response"
     assert (t.method, t.template, t.row_start, t.image_softmax, t.language_loss) == (
         "full",
         "paper",

@@ -5,7 +5,6 @@ Shapes: B images, C channels. Pixels in [-1, 1].
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import cast
 
@@ -49,30 +48,6 @@ class ClinicalFeatureLoss(nn.Module):
             for a, b in zip(maps[:3], maps_r[:3], strict=True)
         )
         return clinical, cast(Tensor, perceptual)
-
-
-class FindingsInCodes(nn.Module):
-    """Findings read from the quantized code vectors themselves; ours, not the paper's (off with weight 0).
-
-    The clinical feature loss reaches the codes only through the decoder. This term asks them directly: every place of
-    the grid gives its evidence for every finding by one linear map, and the strongest places speak for the image
-    (logsumexp), so that a finding ends up in few codes, where a language model finds it.
-    """
-
-    def __init__(self, code_dim: int, findings: int) -> None:
-        super().__init__()
-        self.scale = code_dim**0.5  # code vectors have unit length
-        self.evidence = nn.Linear(code_dim, findings)
-        nn.init.zeros_(self.evidence.weight)
-        nn.init.zeros_(self.evidence.bias)
-
-    def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
-        """Mean binary cross entropy of code vectors [B, D, g, g] against labels [B, F] (NaN unknown: left out)."""
-        evidence = self.evidence(vectors.flatten(2).transpose(1, 2) * self.scale)  # [B, g * g, F]
-        logits = evidence.logsumexp(dim=1) - math.log(evidence.shape[1])
-        known = ~labels.isnan()
-        losses = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
-        return (losses * known).sum() / known.sum().clamp(min=1)
 
 
 def build_lpips(backbone: str) -> nn.Module:

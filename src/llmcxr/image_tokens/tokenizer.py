@@ -53,10 +53,10 @@ class ImageTokenizer(nn.Module):
         """Code vectors [K, D]."""
         return self.quantizer.codebook
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Training pass: reconstruction [B, 1, S, S], commitment loss, quantized code vectors [B, D, g, g]."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Training pass: reconstruction [B, 1, S, S] and commitment loss."""
         quantized, _, commitment = self.quantizer(self.encoder(images).float())
-        return self.decoder(quantized), commitment.sum(), quantized
+        return self.decoder(quantized), commitment.sum()
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:

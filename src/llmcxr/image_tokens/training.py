@@ -25,7 +25,6 @@ from llmcxr.foundation.settings import setting
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, batch_of
 from llmcxr.image_tokens.losses import (
     ClinicalFeatureLoss,
-    FindingsInCodes,
     adaptive_weight,
     build_lpips,
     hinge_discriminator_loss,
@@ -52,9 +51,6 @@ class ImageTokenizerSettings:
         1.0, "1 for LPIPS as in VQ-GAN; about 0.1 for clinical, whose channels have equal weights"
     )
     clinical_weight: float = setting(0.1, "clinical feature loss; 0 for the paper's ablation")
-    finding_weight: float = setting(
-        0.0, "findings read linearly from the codes themselves (needs labels; ours): 0 as in the paper"
-    )
     feature_start: float = setting(
         0.0,
         "share of the steps before the perceptual and clinical terms begin (they then rise over a tenth of the steps)",
@@ -76,7 +72,7 @@ class ImageTokenizerSettings:
         return faults
 
 
-_PARTS = ("tokenizer", "discriminator", "findings", "optimizer", "critic_optimizer")
+_PARTS = ("tokenizer", "discriminator", "optimizer", "critic_optimizer")
 
 
 class _Trainer:
@@ -85,14 +81,12 @@ class _Trainer:
         settings: ImageTokenizerSettings,
         features: ClinicalFeatures,
         images: np.ndarray,
-        labels: np.ndarray,
         device: torch.device,
     ) -> None:
-        self.settings, self.images, self.labels, self.device = settings, images, labels, device
+        self.settings, self.images, self.device = settings, images, device
         torch.manual_seed(settings.seed)
         self.tokenizer = ImageTokenizer(settings.architecture).train()
         self.discriminator = build_discriminator()
-        self.findings = FindingsInCodes(settings.architecture.code_dim, labels.shape[1]).to(device)
         for network in (self.tokenizer, self.discriminator, features):
             place_network(network, device)
         sample = batch_of(
@@ -103,7 +97,7 @@ class _Trainer:
         self.lpips = None if settings.perceptual == "clinical" else build_lpips(settings.perceptual).to(device)
         # taming-transformers uses beta1 = 0.5 for both; with 0.9 the autoencoder learned twice as fast in short runs.
         self.optimizer = torch.optim.AdamW(
-            [*self.tokenizer.parameters(), *self.findings.parameters()],
+            self.tokenizer.parameters(),
             lr=settings.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=1e-4,
@@ -136,7 +130,7 @@ class _Trainer:
         rise = 1.0 if s.feature_start == 0 else min(1.0, max(0.0, (step / s.steps - s.feature_start) / 0.1))
         terms: dict[str, float] = {}
         with autocast(self.device):
-            y, commitment, vectors = self.tokenizer(x)
+            y, commitment = self.tokenizer(x)
             y = y.float()
             l1 = F.l1_loss(y, x)
             reconstruction = s.l1_weight * l1
@@ -149,10 +143,6 @@ class _Trainer:
                 )
                 terms |= {"perceptual": perceptual.item(), "clinical": clinical.item()}
             loss = reconstruction + commitment
-            if s.finding_weight > 0:
-                findings = self.findings(vectors, torch.from_numpy(self.labels[rows]).to(self.device))
-                loss = loss + s.finding_weight * findings
-                terms["findings"] = findings.item()
             if adversarial:
                 generator = -self.discriminator(y).float().mean()
                 balance = adaptive_weight(reconstruction, generator, self.tokenizer.decoder.last_weight)
@@ -188,19 +178,15 @@ def train_image_tokenizer(
     settings: ImageTokenizerSettings,
     features: ClinicalFeatures,
     images: np.ndarray,
-    labels: np.ndarray,
     folder: Path,
     device: torch.device,
     save_every: int = 200,
 ) -> ImageTokenizer:
-    """Train on uint8 images [N, S, S] and save into `folder` (with curves.json); resumes from its last checkpoint.
-
-    `labels` float32 [N, F] of 1, 0 and NaN (unknown) serve `finding_weight`; F may be 0 where that is 0.
-    """
+    """Train on uint8 images [N, S, S] and save into `folder` (with curves.json); resumes from its last checkpoint."""
     S = settings.architecture.image_size
     if images.shape[1:] != (S, S):
         raise UserError(f"image_tokenizer.architecture.image_size is {S}, but the images are {images.shape[1:]}.")
-    trainer = _Trainer(settings, features, images, labels, device)
+    trainer = _Trainer(settings, features, images, device)
     checkpoint, start, curve = folder / "checkpoint.pt", 0, []
     if saved := load_checkpoint(checkpoint):
         trainer.load_state(saved["trainer"])

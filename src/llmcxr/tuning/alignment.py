@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.tuning.settings import AlignmentSettings
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel
+from llmcxr.vocabulary.growing import table_of
 
 _HEAD_RATE = 3e-3  # of the linear map, which is thrown away
 _SAVE_EVERY = 200  # steps
@@ -68,9 +70,10 @@ def align(
 
     Saves `weights.safetensors` (all that is tuned later, as a stage does) and `curves.json`; resumes from its checkpoint.
     """
-    model = tunable.model.to(device)  # type: ignore[arg-type]
+    model = tunable.model
+    cast(nn.Module, model).to(device)
     torch.manual_seed(settings.seed)
-    head = nn.Linear(model.get_input_embeddings().weight.shape[1], labels.shape[1]).to(device)
+    head = nn.Linear(table_of(model).shape[1], labels.shape[1]).to(device)
     nn.init.zeros_(head.weight)
     with first_layers(model, settings.layers):
         optimizer = MasterAdamW(tunable, weight_decay=0.0)  # sees the first layers only
