@@ -81,7 +81,7 @@ def save_gradients(processes: Processes, folder, settings) -> None:
 def test_the_gradient_of_a_step_over_two_processes(tmp_path):
     """Two processes, one batch each, of different lengths and task weights, against one process with both in one batch."""
     stages = [dataclasses.replace(STAGE, examples=9)]
-    wide = full(tokens_per_batch=100_000, max_tokens=100_000, batches_per_step=1, stages=stages)
+    wide = full(tokens_per_batch=100_000, batches_per_step=1, stages=stages)
     split = full(tokens_per_batch=500, batches_per_step=2, stages=stages)
     one = stage(tmp_path, wide)
     _, _, (batch,) = next(one._steps(0, 0))
