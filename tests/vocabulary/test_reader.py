@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from llmcxr.vocabulary.growing import projected_rows
+from llmcxr.vocabulary.growing import ROW_SPREAD, projected_rows
 from llmcxr.vocabulary.reader import ReaderSettings, read_codes_linearly, reader_rows
 
 
@@ -46,6 +46,6 @@ def test_rows_lean_towards_the_words_of_their_finding():
     rows = reader_rows(vectors, codes, labels, words, table, ReaderSettings(strength=0.5), seed=3)
     lean = (rows - start) @ words[0]
     assert (lean[4:] > lean[:4].max()).all()
-    torch.testing.assert_close((rows - start).std(), 0.5 * table.std())
+    torch.testing.assert_close((rows - start).std(), 0.5 * ROW_SPREAD * table.std())
     none = reader_rows(vectors, codes, labels, words, table, ReaderSettings(strength=0.0), seed=3)
     torch.testing.assert_close(none, start)

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llmcxr.foundation.settings import setting
-from llmcxr.vocabulary.growing import projected_rows
+from llmcxr.vocabulary.growing import ROW_SPREAD, projected_rows
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,7 @@ class ReaderSettings:
 
     steps: int = setting(400, "full-batch Adam steps of the linear reader")
     penalty: float = setting(1e-3, "L2 penalty on its weights")
-    strength: float = setting(
-        1.0, "spread of the word part of a row, beside 0.7 for its code vector, in units of the text rows'"
-    )
+    strength: float = setting(0.7, "spread of the word part of a row, in units of the part that its code vector gives")
 
 
 def word_vectors(names: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, table: Tensor) -> Tensor:
@@ -74,4 +72,5 @@ def reader_rows(
     """Rows [K, d] from code vectors [K, D], what the codes speak for, and the findings' word vectors [F, d]."""
     evidence = read_codes_linearly(codes, labels, len(vectors), settings)
     spoken = evidence @ words  # [K, d]
-    return projected_rows(vectors, table, seed) + spoken * (settings.strength * table.float().std() / spoken.std())
+    spread = settings.strength * ROW_SPREAD * table.float().std() / spoken.std()
+    return projected_rows(vectors, table, seed) + spoken * spread
