@@ -23,6 +23,7 @@ from PIL import Image
 
 from llmcxr import pipeline
 from llmcxr.cli import main
+from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import load_settings
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
@@ -264,6 +265,20 @@ def test_missing_inputs_are_said_before_anything_runs(tiny, tmp_path, capsys):
     assert "no/tokenizer does not exist" in error("image_tokenizer.pretrained=no/tokenizer")
 
 
+def test_what_qlora_needs_is_said_before_anything_runs(tiny, tmp_path, capsys, monkeypatch):
+    command = ["run", str(tiny / "recipe.yaml"), f"runs={tmp_path}", "tuning.method=qlora"]
+
+    def missing():
+        raise UserError("bitsandbytes is missing")
+
+    monkeypatch.setattr(pipeline, "bitsandbytes", missing)
+    assert main(command) == 2 and "bitsandbytes is missing" in capsys.readouterr().err
+    monkeypatch.setattr(pipeline, "bitsandbytes", lambda: None)
+    monkeypatch.setattr(pipeline.Processes, "sharded", True)
+    assert main(command) == 2 and "recipes/accelerate/ddp.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "tiny" / "recipe.yaml").exists()
+
+
 def test_a_lost_output_is_made_again(copied):
     (copied.folder / "vqa.jsonl").unlink()
     assert copied(stage="vqa") == ["vqa"]
@@ -295,16 +310,18 @@ def test_a_kill_on_the_command_line_exits_130(tiny, tmp_path, monkeypatch, capsy
 def test_several_processes_share_tuning_and_the_main_one_does_the_rest(copied, tiny):
     """`accelerate launch` with the shipped configuration on two CPU processes, against one process."""
     shipped = Path(__file__).parents[1] / "recipes" / "accelerate" / "fsdp2.yaml"
-    overrides = ["vqa_seed=1", "tuning.batches_per_step=2"]
+    overrides = ["vqa_seed=1", "tuning.batches_per_step=2", "tuning.alignment={steps: 2, layers: 1}"]
     command = ["-m", "accelerate.commands.launch", "--config_file", str(shipped), "--num_processes", "2"]
     recipe = ["-m", "llmcxr", "run", str(tiny / "recipe.yaml"), f"runs={copied.folder.parent}", *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, *command, *recipe], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     starts = [line for line in result.stdout.splitlines() if line.startswith("[") and "(done)" not in line]
-    expected = ["[5/10] vqa", "[6/10] stage1", "[7/10] stage2", "[8/10] model", "[10/10] evaluation"]
-    assert [line.split(":")[0] for line in starts] == expected, "each said once"
+    expected = ["5/11] vqa", "6/11] alignment", "7/11] stage1", "8/11] stage2", "9/11] model", "11/11] evaluation"]
+    assert [line.split(":")[0] for line in starts] == ["[" + name for name in expected], "each said once"
     check_summary(copied.folder)
+    trace = json.loads((copied.folder / "evaluation" / "summary.json").read_text())["language"]["trace"]
+    assert [entry["after"] for entry in trace] == ["base", "alignment", "stage1", "stage2"]
     assert not [p for p in copied.folder.rglob(".*") if p.name != ".stages"]
     # What two processes made is what one process makes: the run is done for it, and a stage made again agrees.
     assert copied(*overrides) == []

@@ -23,6 +23,7 @@ from llmcxr.pipeline import tasks_of
 from llmcxr.plan import Lengths, ModelSize, PlanOptions, build_tunable, device_memory, flops_of, plan, size_of
 from llmcxr.recipe import Recipe
 from llmcxr.sources.table import collect
+from llmcxr.tuning.alignment import alignment_prompt
 from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.settings import TuningSettings
 from llmcxr.tuning.trainer import Stage
@@ -94,19 +95,33 @@ def test_counts_are_those_of_the_real_model_and_optimizer(kind, tied, method, to
 
 
 def test_matrices_by_hand(toy_vocabulary):
-    config = build_model("llama", 340).config  # width 32, 4 heads, 2 of keys and values, inner width 48, 2 layers
-    layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48
+    config = build_model("llama", 340, width=64).config  # 4 heads, 2 of keys and values, inner width 96, 2 layers
+    layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96
     size = size_of(build_tunable(config, toy_vocabulary, TuningSettings(method="full", max_tokens=256), META))
     assert (size.matrices, size.trained_matrices) == (2 * layer, 2 * layer)
-    adapters = 5 * (32 + 32 + 32 + 16 + 32 + 16 + 32 + 32 + 2 * (32 + 48) + 48 + 32)
+    adapters = 5 * (64 + 64 + 64 + 32 + 64 + 32 + 64 + 64 + 2 * (64 + 96) + 96 + 64)
     size = size_of(
         build_tunable(config, toy_vocabulary, TuningSettings(lora_rank=5, max_tokens=256), META), quantised=True
     )
     assert (size.matrices, size.trained_matrices) == (2 * (layer + adapters), 2 * adapters)
-    assert (size.rows, size.image_rows, size.attention_width) == (len(toy_vocabulary.tokenizer), K, 2 * 32)
-    tables, norms = 2 * size.rows * 32 * 2, 5 * 32 * 2
-    four_bits = 2 * layer * (0.5 + 1 / 64 + 4 / (64 * 256))
-    assert size.weight_bytes == round(four_bits + 2 * adapters * 2 + tables + norms + 2 * K * 32 * 4)
+    assert (size.rows, size.image_rows, size.attention_width) == (len(toy_vocabulary.tokenizer), K, 2 * 64)
+    tables, norms, whole = 2 * size.rows * 64 * 2, 5 * 64 * 2, 2 * 64 * 96  # 96 inputs cannot be packed
+    four_bits = (2 * layer - whole) * (0.5 + 1 / 64 + 4 / (64 * 256))
+    assert size.weight_bytes == round(four_bits + 2 * whole + 2 * adapters * 2 + tables + norms + 2 * K * 64 * 4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_four_bits_weigh_what_bitsandbytes_keeps(kind, toy_vocabulary):
+    pytest.importorskip("bitsandbytes")
+    settings = TuningSettings(method="qlora", lora_rank=3, max_tokens=256)
+    model = build_model(kind, 340, True, width=256).to(torch.bfloat16)
+    planned = size_of(build_tunable(model.config, toy_vocabulary, settings, META), quantised=True)
+    real = TunableModel(model, toy_vocabulary, torch.zeros(K, 256), settings)
+    states = [p.quant_state for p in real.model.parameters() if hasattr(p, "quant_state")]
+    scales = sum(s.absmax.nbytes + s.state2.absmax.nbytes for s in states)
+    weights = sum(p.nbytes for p in {id(p): p for p in real.model.parameters()}.values())
+    assert len(states) >= 8 and planned.weight_bytes == pytest.approx(weights + scales, rel=1e-3)
+    assert planned.trained == sum(p.numel() for p in real.trainable().values())
 
 
 def test_memory_by_hand():
@@ -183,7 +198,7 @@ def recipe_path(tmp_path) -> Path:
     lines = ["file,split,impression,effusion"]
     for i in range(20):
         Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(folder / f"{i}.png")
-        text = f"The heart is normal. {'No effusion. ' * (i % 5)}"
+        text = f"The heart is normal. {'No effusion. ' * (120 if i == 3 else i % 5)}"  # of one, not all sentences fit
         lines.append(f"{i}.png,{'train' if i < 16 else 'validate'},{text},{i % 2}")
     (folder / "t.csv").write_text("\n".join(lines))
     build_model("llama", 340, True).config.save_pretrained(tmp_path / "llm")
@@ -222,8 +237,9 @@ def recipe_path(tmp_path) -> Path:
     return tmp_path / "r.yaml"
 
 
-def test_tokens_and_steps_are_the_trainers(recipe_path, tmp_path):
-    recipe = load_settings(Recipe, recipe_path)
+@pytest.mark.parametrize("loss", ["response", "sequence"])
+def test_tokens_and_steps_are_the_trainers(loss, recipe_path, tmp_path):
+    recipe = load_settings(Recipe, recipe_path, [f"tuning.loss={loss}"])
     planned = plan(recipe).stages[0]
     assert recipe.source.table is not None
     studies = collect(recipe.source.table, tmp_path).studies
@@ -243,9 +259,36 @@ def test_tokens_and_steps_are_the_trainers(recipe_path, tmp_path):
     first = vocabulary.first_id
     assert planned.image_tokens == sum(int(((b.ids >= first) & (b.ids < first + K)).sum()) for b in batches)
     assert planned.steps == -(-len(batches) // 2)
-    assert planned.too_long == sum(trainer.too_long.values()) > 0
+    for count, what in ((planned.cut, "cut"), (planned.left_out, "left out")):
+        assert count == sum(n for key, n in trainer.too_long.items() if key.endswith(what)) > 0
     assert planned.tasks == trainer.mixture.counts() and sum(planned.tasks.values()) == 300
     assert planned.epochs["cxr_to_report"] == planned.tasks["cxr_to_report"] / 16
+
+
+def test_alignment_is_planned(recipe_path, capsys):
+    """Prompts of one length, through one of the two layers, on one device."""
+    overrides = ["tuning.alignment={steps: 50, layers: 1, batch_size: 20}"]
+    recipe = load_settings(Recipe, recipe_path, overrides)
+    without = plan(load_settings(Recipe, recipe_path), PlanOptions(tflops=1e-6, utilisation=1.0, devices=2))
+    planned = plan(recipe, PlanOptions(tflops=1e-6, utilisation=1.0, devices=2))
+    first, *stages = planned.stages
+    assert stages == without.stages and planned.disk["weights of the stages"] == planned.size.gradient_bytes * 3
+    vocabulary = ImageVocabulary.grow(build_tokenizer(), K)
+    template = build_template("chat", vocabulary.tokenizer, "")
+    T = len(alignment_prompt(np.zeros(16, dtype=np.uint16), template, vocabulary))
+    assert (first.name, first.steps, first.examples) == ("alignment", 50, 50 * 16)  # of 16 training images
+    assert (first.tokens, first.image_tokens, first.supervised) == (800 * T, 800 * 16, 0)
+    size = planned.size
+    flops = 800 * (T * (4 * size.matrices + 2 * size.trained_matrices) + 6 * T**2 * size.attention_width) / 2
+    assert first.flops == pytest.approx(flops) and first.hours == pytest.approx(flops / 1e6 / 3600)
+    assert "Alignment runs on one device, which holds all weights meanwhile." in planned.notes
+    assert planned.memory == without.memory, "a step of alignment is smaller"
+    larger = load_settings(
+        Recipe, recipe_path, ["tuning.alignment={steps: 1, layers: 9}", "tuning.tokens_per_batch=320"]
+    )
+    assert plan(larger).memory.activations > plan(load_settings(Recipe, recipe_path)).memory.activations
+    assert main(["plan", str(recipe_path), *overrides]) == 0
+    assert "alignment: through 50% of the layers, on one device" in capsys.readouterr().out
 
 
 def test_a_sample_foretells_the_whole(recipe_path):

@@ -42,10 +42,9 @@ from llmcxr.instructions.cxr_vqa import CxrVqaTask
 from llmcxr.instructions.example import Task, Turn
 from llmcxr.instructions.language import SHIPPED, LanguageTask, load_instructions
 from llmcxr.instructions.mixture import TaskItems
-from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.report_to_cxr import ReportToCxrTask
 from llmcxr.instructions.templates import Template, build_template
-from llmcxr.instructions.vqa import LIST_QUESTION, QuestionAnswer, questions_of, read_questions, write_questions
+from llmcxr.instructions.vqa import QuestionAnswer, questions_of, read_questions, write_questions
 from llmcxr.recipe import Recipe
 from llmcxr.sources import table
 from llmcxr.sources.phantom import source as phantom
@@ -53,7 +52,7 @@ from llmcxr.studies.cohort import check_splits, select_cohort
 from llmcxr.studies.radiographs import load_all
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Split, Study, known_findings, label_matrix, read_manifest, write_manifest
-from llmcxr.tuning.alignment import align
+from llmcxr.tuning.alignment import align, alignment_prompt
 from llmcxr.tuning.forgetting import LanguageCheck
 from llmcxr.tuning.four_bit import bitsandbytes
 from llmcxr.tuning.model_folder import ModelInfo, save_model
@@ -417,8 +416,7 @@ class Run:
         tunable = self._tunable()
         template = self._template(tunable.vocabulary)
         studies = [s for s in self.studies if s.split == "train"]
-        turns = [(Turn(LIST_QUESTION, self.codes[s.image_id], None),) for s in studies]
-        prompts = np.array([render_prompt(t, template, tunable.vocabulary) for t in turns])
+        prompts = np.array([alignment_prompt(self.codes[s.image_id], template, tunable.vocabulary) for s in studies])
         labels = label_matrix(studies, self.findings)
         align(tunable, prompts, labels, self.recipe.tuning.alignment, self.folder / "alignment", self.device)
 

@@ -32,7 +32,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.instructions.example import Task
 from llmcxr.instructions.mixture import Mixture, TaskItems
-from llmcxr.instructions.rendering import RenderedExample, render
+from llmcxr.instructions.rendering import RenderedExample, fit, supervise_all
 from llmcxr.instructions.templates import build_template
 from llmcxr.instructions.vqa import questions_of
 from llmcxr.pipeline import Run, tasks_of
@@ -40,9 +40,11 @@ from llmcxr.recipe import Recipe
 from llmcxr.sources import table
 from llmcxr.studies.labels import PHANTOM_FINDINGS
 from llmcxr.studies.study import Finding, Study
+from llmcxr.tuning import four_bit
+from llmcxr.tuning.alignment import alignment_prompt
 from llmcxr.tuning.batches import collate, plan_batches
-from llmcxr.tuning.objective import token_losses
 from llmcxr.tuning.settings import StageSettings, TuningSettings
+from llmcxr.tuning.trainer import WINDOW, Losses
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_config, load_text_tokenizer
@@ -52,8 +54,6 @@ PAPER_IMAGES, PAPER_EPOCHS, PAPER_LANGUAGE = 377_000, 5, 0.2  # section 2.4.2 an
 PHANTOM_WORDS = (32, 11)  # findings and impression: the mean of the embedded Indiana University reports
 TABLE_WORDS = (50, 20)  # a round guess for reports of other data
 STAND_IN = "smollm2-135m-instruct"  # its tokenizer counts text where the model's own is not at hand
-NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # a weight in QLoRA: 4 bits, and its doubly quantised scale
-_WINDOW = 512  # examples that the trainer sorts by length together
 
 # Configurations of the recipes' models, so that they can be planned where the hub is out of reach.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -152,7 +152,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One tuning stage; counts are over the whole stage."""
+    """One stage that trains the language model; counts are over the whole stage."""
 
     name: str
     examples: int
@@ -163,9 +163,11 @@ class StagePlan:
     supervised: int
     padded: int
     steps: int
-    too_long: int
+    cut: int  # examples whose report is cut, as they are longer than `max_tokens`
+    left_out: int  # examples that are longer than that and cannot be cut
     flops: float
     hours: float | None
+    share: float = 1.0  # of the layers; below 1 for alignment, which runs on one device
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,8 @@ def find_config(name: str) -> tuple[PreTrainedConfig, str]:
     """Configuration of the LLM `name`, and where it is from. `UserError` where it is neither here nor known."""
     if name not in ASSETS and not Path(name).is_dir():
         try:
-            return AutoConfig.from_pretrained(name, local_files_only=True), "from the hub's cache"
+            config = AutoConfig.from_pretrained(name, local_files_only=True).get_text_config(decoder=True)
+            return config, "from the hub's cache"
         except (OSError, ValueError):
             if name in SHAPES:
                 kind, values = SHAPES[name]
@@ -213,27 +216,23 @@ def find_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, bool]:
         return load_text_tokenizer(STAND_IN), False
 
 
-def _tuning_of(settings: TuningSettings) -> TuningSettings:
-    """QLoRA's adapters are LoRA's; its 4-bit weights are accounted for by `quantised`."""
-    return settings if settings.method in ("full", "lora") else dataclasses.replace(settings, method="lora")
-
-
 def build_tunable(
     config: PreTrainedConfig, vocabulary: ImageVocabulary, settings: TuningSettings, device: torch.device
 ) -> TunableModel:
-    """The model as it is tuned, in bfloat16 with random (on the meta device: no) weights."""
+    """The model as it is tuned, in bfloat16 with random (on the meta device: no) weights.
+
+    There are no weights to pack on the meta device: QLoRA is LoRA there, and `size_of` counts its 4 bits.
+    """
+    if device.type == "meta" and settings.method == "qlora":
+        settings = dataclasses.replace(settings, method="lora")
     with device:
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16)
         width = model.get_input_embeddings().weight.shape[1]
-        tunable = TunableModel(model, vocabulary, torch.zeros(vocabulary.size, width), _tuning_of(settings))
-    for name, module in cast(nn.Module, tunable.model).named_modules():
-        if name.rpartition(".")[2].startswith("lora_"):
-            module.to(torch.bfloat16)  # peft gives adapters the base's precision, but not on the meta device
-    return tunable
+        return TunableModel(model, vocabulary, torch.zeros(vocabulary.size, width), settings)
 
 
 def size_of(tunable: TunableModel, quantised: bool = False) -> ModelSize:
-    """Counts of a model as it is tuned (also on the meta device). `quantised`: frozen matrices are in 4 bits (QLoRA)."""
+    """Counts of a model as it is tuned (also on the meta device). `quantised`: frozen linear layers are in 4 bits (QLoRA)."""
     model = cast(nn.Module, tunable.model)
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     head = cast(Any, tunable.model).get_output_embeddings()
@@ -247,11 +246,8 @@ def size_of(tunable: TunableModel, quantised: bool = False) -> ModelSize:
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
     table = cast(Any, tunable.model).get_input_embeddings().parametrizations.weight.original
-    weights = sum(
-        p.numel()
-        * (NF4_BYTES if quantised and not p.requires_grad and p.ndim == 2 and key not in tables else p.element_size())
-        for key, p in parameters.items()
-    )
+    packed = {id(m.weight) for _, m in four_bit.linears(tunable.model) if quantised and not m.weight.requires_grad}
+    weights = sum(p.numel() * (four_bit.BYTES if key in packed else p.element_size()) for key, p in parameters.items())
     return ModelSize(
         parameters=sum(p.numel() for key, p in parameters.items() if key not in overlays) - adapters,
         trained=sum(p.numel() for p in trained),
@@ -385,11 +381,11 @@ def find_studies(recipe: Recipe, options: PlanOptions, notes: list[str]) -> tupl
 
 def _windows(total: int, sample: int) -> Iterable[range]:
     """Whole windows of the trainer, spread evenly over the stage, of about `sample` examples together."""
-    starts = range(0, total, _WINDOW)
-    wanted = max(1, min(len(starts), sample // _WINDOW))
+    starts = range(0, total, WINDOW)
+    wanted = max(1, min(len(starts), sample // WINDOW))
     for k in range(wanted):
         first = starts[k * len(starts) // wanted]
-        yield range(first, min(first + _WINDOW, total))
+        yield range(first, min(first + WINDOW, total))
 
 
 def _lengths(rendered: Sequence[RenderedExample], vocabulary: ImageVocabulary) -> Lengths:
@@ -439,7 +435,7 @@ def measure_rate(
     One step warms up; then whole steps are timed for about `seconds`. The peak is the device's own on a GPU, the
     process's on a CPU.
     """
-    cast(nn.Module, tunable.model).train()
+    losses_of = Losses(tunable, settings).train()
     plan = plan_batches(np.array([len(r.ids) for r in rendered]), settings.tokens_per_batch, 0)
     batches = itertools.cycle([collate([rendered[i] for i in group]).to(device) for group in plan])
     optimizer = MasterAdamW(tunable, settings.weight_decay)
@@ -451,11 +447,7 @@ def measure_rate(
         tokens, weight = 0, 0
         for _ in range(settings.batches_per_step):
             batch = next(batches)
-            language = [row for row, task in enumerate(batch.tasks) if task == "language"]
-            base = None
-            if settings.language_loss == "base_model" and language:
-                base = tunable.base_states(batch.ids[language])
-            losses = token_losses(tunable.model, batch, tunable.vocabulary, settings.image_softmax, base).losses
+            losses, _ = losses_of(batch)
             losses.sum().backward()
             tokens, weight = tokens + batch.tokens, weight + len(losses)
         optimizer.step({"body": 0.0, "rows": 0.0}, weight)
@@ -488,6 +480,40 @@ def _hours(options: PlanOptions, rate: float | None) -> Callable[[float, float],
 # --- the plan
 
 
+def _alignment(
+    size: ModelSize,
+    tuning: TuningSettings,
+    prompt: int,
+    image: int,
+    per_step: int,
+    options: PlanOptions,
+    rate: float | None,
+) -> StagePlan:
+    """Alignment on prompts of `prompt` tokens, `image` of them codes: through the first layers only, without the head."""
+    settings = tuning.alignment
+    share = min(settings.layers, size.layers) / size.layers
+    examples = settings.steps * per_step
+    counts = np.full(1, prompt)
+    lengths = Lengths(counts, np.full(1, image), np.zeros(1, int), np.zeros(1, int), np.zeros(1, bool))
+    flops = flops_of(size, dataclasses.replace(tuning, language_loss="answers"), lengths) * share * examples
+    return StagePlan(
+        name="alignment",
+        examples=examples,
+        tasks={},
+        epochs={},
+        tokens=examples * prompt,
+        image_tokens=examples * image,
+        supervised=0,
+        padded=examples * prompt,
+        steps=settings.steps,
+        cut=0,
+        left_out=0,
+        flops=flops,
+        hours=_hours(dataclasses.replace(options, devices=1), rate)(examples * prompt * share, flops),
+        share=share,
+    )
+
+
 def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 1024) -> Plan:  # noqa: B008 (frozen)
     """Plan of the tuning stages of `recipe`; about `sample` examples of each are drawn and rendered.
 
@@ -508,8 +534,8 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     if not own:
         notes.append(f"The tokenizer of {recipe.llm} is not on disk: text is counted by that of {STAND_IN}.")
         vocabulary.first_id = config.get_text_config().vocab_size
-    quantised = tuning.method not in ("full", "lora")
-    size = size_of(build_tunable(config, vocabulary, tuning, torch.device("meta")), quantised)
+    meta = build_tunable(config, vocabulary, tuning, torch.device("meta"))
+    size = size_of(meta, quantised=tuning.method == "qlora")
     template = build_template(tuning.template, vocabulary.tokenizer, tuning.system_prompt)
 
     language = tuning.language_instructions
@@ -523,19 +549,21 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     questions = questions_of([s for s in studies if s.split == "train"], recipe.vqa_seed)
 
     samples: list[tuple[StageSettings, Mixture, Mapping[Task, TaskItems], list[list[RenderedExample]], int]] = []
-    for index, stage in enumerate(tuning.stages):
+    for stage in tuning.stages:
         tasks, _ = tasks_of(drawn_from, stage, "train", studies, codes, questions)
         weights = cast("dict[Task, float]", stage.mixture)
-        mixture = Mixture(tasks, weights, stage.examples, tuning.seed * 1000 + index)  # the trainer's own
-        windows, too_long = [], 0
+        mixture = Mixture(tasks, weights, stage.examples, tuning.seed_of(stage))
+        windows, left_out = [], 0
         for window in _windows(stage.examples, sample):
-            rendered = [render(mixture[i], template, vocabulary) for i in window]
-            fitting = [r for r in rendered if len(r.ids) <= tuning.max_tokens]
-            too_long += len(rendered) - len(fitting)
+            tried = (fit(mixture[i], template, vocabulary, tuning.max_tokens) for i in window)
+            fitting = [r if tuning.loss == "response" else supervise_all(r) for r in tried if r is not None]
+            left_out += len(window) - len(fitting)
             windows.append(fitting)
         if not any(windows):
-            raise UserError(f"{stage.name}: every example is longer than tuning.max_tokens ({tuning.max_tokens}).")
-        samples.append((stage, mixture, tasks, windows, too_long))
+            raise UserError(
+                f"{stage.name}: every example is longer than tuning.max_tokens ({tuning.max_tokens}). Set it higher."
+            )
+        samples.append((stage, mixture, tasks, windows, left_out))
 
     rate, speed = options.rate, ""
     device = pick_device(recipe.device) if options.measure else torch.device("cpu")
@@ -553,10 +581,18 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
         speed = f"as given: {options.utilisation:.0%} of {options.tflops:,.1f} TFLOP/s on each device"
     hours = _hours(options, rate)
 
+    train = sum(s.split == "train" for s in studies) if real else images
     stages: list[StagePlan] = []
+    align = tuning.alignment
+    aligned = 0.0  # tokens of a step of alignment, times its share of the layers
+    if align.steps:
+        prompt = len(alignment_prompt(next(iter(codes.values())), template, vocabulary))
+        per_step = min(align.batch_size, train)
+        stages.append(_alignment(size, tuning, prompt, architecture.grid**2, per_step, options, rate))
+        aligned = per_step * prompt * stages[0].share
     inside = outside = 0
     per_example: list[tuple[float, float]] = []  # tokens and operations of an example of the first stage
-    for stage, mixture, items, windows, too_long in samples:
+    for stage, mixture, items, windows, left_out in samples:
         batches = padded = 0
         for number, rendered in enumerate(windows):
             own_lengths = np.array([len(r.ids) for r in rendered], dtype=int)
@@ -568,8 +604,9 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
                 padded += len(group) * int(own_lengths[group].max())
                 inside = max(inside, int(lengths.inside[group].sum()))
                 outside = max(outside, int(lengths.outside[group].sum()))
-        lengths = _lengths([r for w in windows for r in w], vocabulary)
-        drawn = len(lengths.tokens) + too_long
+        kept = [r for w in windows for r in w]
+        lengths = _lengths(kept, vocabulary)
+        drawn = len(kept) + left_out
         scale = stage.examples / drawn
         flops = flops_of(size, tuning, lengths) * scale
         tokens = float(lengths.tokens.sum()) * scale
@@ -588,7 +625,8 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
                 supervised=round(float((lengths.inside + lengths.outside).sum()) * scale),
                 padded=round(padded * scale),
                 steps=math.ceil(batches * scale / tuning.batches_per_step),
-                too_long=round(too_long * scale),
+                cut=round(sum(r.cut for r in kept) * scale),
+                left_out=round(left_out * scale),
                 flops=flops,
                 hours=hours(tokens, flops),
             )
@@ -596,8 +634,11 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
 
     token_bytes = activation_bytes(config, tuning, vocabulary)
     arguments = (size, tuning.tokens_per_batch, token_bytes, inside, outside, tuning.image_softmax == "all_rows")
+    memory = device_memory(*arguments)
+    memory = dataclasses.replace(memory, activations=max(memory.activations, round(aligned * token_bytes)))
+    if aligned and options.devices > 1:
+        notes.append("Alignment runs on one device, which holds all weights meanwhile.")
     paper_examples = PAPER_IMAGES * PAPER_EPOCHS / (1 - PAPER_LANGUAGE)
-    train = sum(s.split == "train" for s in studies) if real else images
     S = architecture.image_size
     return Plan(
         recipe=recipe.name,
@@ -605,7 +646,7 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
         method=tuning.method,
         size=size,
         stages=stages,
-        memory=device_memory(*arguments),
+        memory=memory,
         sharded=device_memory(*arguments, shards=options.devices) if options.devices > 1 else None,
         disk={
             "pixels": images * S * S,
@@ -678,7 +719,10 @@ def plan_text(plan: Plan) -> str:
             f"{task} {_count(count)}" + (f" ({s.epochs[task]:.1f} epochs)" if task in s.epochs else "")
             for task, count in s.tasks.items()
         ]
-        lines.append(f"  {s.name}: {', '.join(parts)}" + (f"; too long {_count(s.too_long)}" if s.too_long else ""))
+        if s.share < 1:
+            parts.append(f"through {s.share:.0%} of the layers, on one device")
+        too_long = [f"{_count(n)} {what}" for n, what in ((s.cut, "cut"), (s.left_out, "left out")) if n]
+        lines.append(f"  {s.name}: {', '.join(parts)}" + (f"; too long: {', '.join(too_long)}" if too_long else ""))
     lines.append(
         f"  speed {plan.speed}"
         if plan.speed

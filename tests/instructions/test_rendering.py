@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from llmcxr.instructions.example import InstructionExample, Turn
-from llmcxr.instructions.rendering import fit, render, render_prompt
+from llmcxr.instructions.rendering import fit, render, render_prompt, supervise_all
 from llmcxr.instructions.templates import build_template
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
@@ -124,6 +124,17 @@ def test_a_long_report_is_cut_after_the_last_sentence_that_fits(task, name):
         )
         is None
     )
+
+
+@pytest.mark.parametrize("task", ["cxr_to_report", "report_to_cxr"])
+def test_all_is_learned_but_where_a_cut_report_ends(task):
+    template = TEMPLATES["chat"]
+    whole = render(report_example(task, CUTS[0]), template, VOCABULARY)
+    assert supervise_all(whole).supervised.tolist() == [False] + [True] * (len(whole.ids) - 1)
+    cut = supervise_all(fit(report_example(task, REPORT), template, VOCABULARY, len(whole.ids)))
+    unlearned = np.flatnonzero(~cut.supervised).tolist()
+    end = int(np.flatnonzero(whole.supervised)[-1])
+    assert unlearned == ([0, end] if task == "cxr_to_report" else [0]) and cut.ids[end] == 2
 
 
 def test_nothing_but_a_report_is_cut():

@@ -35,7 +35,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
-    monkeypatch.setattr(trainer, "_WINDOW", WINDOW)
+    monkeypatch.setattr(trainer, "WINDOW", WINDOW)
 
 
 def check_equal(one, two, loss=1e-5, weight=1e-5):

@@ -19,7 +19,7 @@ from llmcxr.tuning.tunable import MasterAdamW
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
-    monkeypatch.setattr(trainer, "_WINDOW", WINDOW)
+    monkeypatch.setattr(trainer, "WINDOW", WINDOW)
 
 
 def variants():

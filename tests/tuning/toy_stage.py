@@ -29,7 +29,7 @@ from llmcxr.tuning.tunable import TunableModel
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 K = 8
-WINDOW = 16  # set trainer._WINDOW to it, so that a toy stage has several
+WINDOW = 16  # set trainer.WINDOW to it, so that a toy stage has several
 rng = np.random.default_rng(0)
 PAIRS = [ImageReport(f"i{k}", rng.integers(0, K, 4).astype(np.uint16), f"The heart is {k % 3}.") for k in range(12)]
 LONG = [ImageReport("long", PAIRS[0].codes, "The lungs are clear, " * 40)]  # one sentence: cannot be cut
@@ -82,7 +82,7 @@ def set_up(**environment: str) -> None:
     """What a launcher and the tests' fixtures do, in a new process."""
     os.environ.update(environment)
     torch.set_num_threads(1)
-    trainer._WINDOW = WINDOW
+    trainer.WINDOW = WINDOW
 
 
 _LIBRARIES = ["transformers.models.llama.modeling_llama", "transformers.models.gpt2.modeling_gpt2", "torch._dynamo"]

@@ -103,6 +103,14 @@ def fit(
     return replace(best, supervised=supervised, cut=True)
 
 
+def supervise_all(example: RenderedExample) -> RenderedExample:
+    """The same example, with every token after its first learned, but for the end token of a response that was cut."""
+    supervised = np.arange(len(example.ids)) > 0
+    if example.cut and example.task == "cxr_to_report":
+        supervised[np.flatnonzero(example.supervised)[-1] + 1] = False
+    return replace(example, supervised=supervised)
+
+
 def render_prompt(turns: tuple[Turn, ...], template: Template, vocabulary: ImageVocabulary) -> list[int]:
     """Ids up to where the last turn's response (None) begins: exactly what training saw there."""
     if turns[-1].response is not None:

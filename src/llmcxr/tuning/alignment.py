@@ -27,9 +27,14 @@ from llmcxr.foundation.artifacts import atomic_path, write_json
 from llmcxr.foundation.checkpoints import load_checkpoint, remove_checkpoint, save_checkpoint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
+from llmcxr.instructions.example import Turn
+from llmcxr.instructions.rendering import render_prompt
+from llmcxr.instructions.templates import Template
+from llmcxr.instructions.vqa import LIST_QUESTION
 from llmcxr.tuning.settings import AlignmentSettings
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 from llmcxr.vocabulary.growing import table_of
+from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 _HEAD_RATE = 3e-3  # of the linear map, which is thrown away
 _SAVE_EVERY = 200  # steps
@@ -51,6 +56,11 @@ def first_layers(model: PreTrainedModel, count: int) -> Iterator[None]:
         yield
     finally:
         setattr(body, name, layers)
+
+
+def alignment_prompt(codes: np.ndarray, template: Template, vocabulary: ImageVocabulary) -> list[int]:
+    """Ids that end where a response about the findings of the image `codes` begins."""
+    return render_prompt((Turn(LIST_QUESTION, codes, None),), template, vocabulary)
 
 
 def findings_logits(model: PreTrainedModel, head: nn.Linear, ids: Tensor) -> Tensor:

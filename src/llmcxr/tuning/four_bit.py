@@ -6,6 +6,7 @@ Shapes: n inputs and m outputs of a linear layer.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from llmcxr.foundation.errors import UserError
 
 _BLOCK = 64  # weights that share a scale
+BYTES = (4 + 8 / _BLOCK + 32 / (_BLOCK * 256)) / 8  # of a weight: 4 bits, and its scale, which is quantised in turn
 
 
 def bitsandbytes() -> Any:
@@ -29,20 +31,26 @@ def bitsandbytes() -> Any:
         ) from error
 
 
+def linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
+    """Names and layers that 4 bits are for: every linear one but the head.
+
+    Layers whose inputs are no multiple of NF4's block of 64 (none in usual models) stay as they are: CPUs would unpack them
+    wrongly.
+    """
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if module is not head and isinstance(module, nn.Linear | Conv1D):
+            inputs = module.weight.shape[1 if isinstance(module, nn.Linear) else 0]
+            if inputs % _BLOCK == 0:
+                yield name, module
+
+
 @torch.no_grad()
 def quantize_linears(model: PreTrainedModel) -> None:
-    """Put every linear layer but the head into 4 bits, in place, one after the other; the table stays as it is.
-
-    Layers whose inputs are no multiple of NF4's block of 64 (none in usual models) stay too: CPUs would unpack them wrongly.
-    """
+    """Put `linears` into 4 bits, in place, one after the other; the table stays as it is."""
     bnb = bitsandbytes()
-    head = model.get_output_embeddings()
-    for name, module in list(model.named_modules()):
-        if module is head or not isinstance(module, nn.Linear | Conv1D):
-            continue
+    for name, module in list(linears(model)):
         weight = module.weight if isinstance(module, nn.Linear) else module.weight.T.contiguous()  # [m, n]
-        if weight.shape[1] % _BLOCK:
-            continue
         new = bnb.nn.Linear4bit(weight.shape[1], weight.shape[0], module.bias is not None, weight.dtype, device="meta")
         kept = bnb.nn.Params4bit(weight.detach().clone(), False, quant_type="nf4", compress_statistics=True, module=new)
         new.weight, new.bias = kept.to(weight.device), module.bias

@@ -126,6 +126,10 @@ class TuningSettings:
     stages: list[StageSettings] = setting([StageSettings()], "in order; each begins where the one before ended")
     seed: int = setting(0, "mixture, wording, batches and start of new weights")
 
+    def seed_of(self, stage: StageSettings) -> int:
+        """Seed of the mixture and the batches of one of the stages."""
+        return self.seed * 1000 + [s.name for s in self.stages].index(stage.name)
+
     def faults(self) -> list[str]:
         """Impossible combinations."""
         names = [stage.name for stage in self.stages]

@@ -13,7 +13,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +28,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.instructions.example import TASKS, Task
 from llmcxr.instructions.mixture import Mixture, TaskItems
-from llmcxr.instructions.rendering import RenderedExample, fit
+from llmcxr.instructions.rendering import RenderedExample, fit, supervise_all
 from llmcxr.instructions.templates import Template
 from llmcxr.tuning.batches import Batch, collate, plan_batches
 from llmcxr.tuning.objective import token_losses
@@ -39,13 +38,13 @@ from llmcxr.tuning.trackers import Tracker
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 
 _DECAY = 1 / 3  # share of a stage at its end over which the learning rates fall
-_WINDOW = 512  # examples that are rendered and sorted by length together
+WINDOW = 512  # examples that are rendered and sorted by length together
 
 
-class _Losses(nn.Module):
+class Losses(nn.Module):
     """Losses of a batch as one module, whose forward uses every weight: what DDP and FSDP2 join across processes."""
 
-    def __init__(self, tunable: TunableModel, settings: TuningSettings, sharded: bool) -> None:
+    def __init__(self, tunable: TunableModel, settings: TuningSettings, sharded: bool = False) -> None:
         super().__init__()
         self.model, self._tunable, self._settings = cast(nn.Module, tunable.model), tunable, settings
         self._sharded = sharded
@@ -92,7 +91,7 @@ class Stage:
             )
         self.tunable, self.template, self.settings, self.stage = tunable, template, settings, stage
         self.folder, self.processes, self.device = folder, processes, processes.device
-        self.seed = settings.seed * 1000 + [s.name for s in settings.stages].index(stage.name)
+        self.seed = settings.seed_of(stage)
         weights = cast(dict[Task, float], stage.mixture)
         self.mixture = Mixture(train, weights, stage.examples, self.seed)
         self.too_long: Counter[str] = Counter()
@@ -109,7 +108,7 @@ class Stage:
         for overlay in tunable.image_rows:  # the start of the rows is computed: the last digits may differ by machine
             processes.same(overlay.rows.data)
         layers = list(getattr(tunable.model, "_no_split_modules", None) or [])
-        self.losses = processes.prepare(_Losses(tunable, settings, processes.sharded), layers, tunable.model.dtype)
+        self.losses = processes.prepare(Losses(tunable, settings, processes.sharded), layers, tunable.model.dtype)
 
     def _render(self, mixture: Mixture, index: int) -> RenderedExample | None:
         example = mixture[index]
@@ -120,20 +119,20 @@ class Stage:
 
     def _batches(self, window: int, done: int) -> Iterator[tuple[int, int, Batch]]:
         """(window, batches of it done after this one, batch) from batch `done` of window `window` on."""
-        for first in range(window * _WINDOW, len(self.mixture), _WINDOW):
+        for first in range(window * WINDOW, len(self.mixture), WINDOW):
             self.too_long_before = Counter(self.too_long)  # a resumed window is rendered, and counted, again
-            indices = range(first, min(first + _WINDOW, len(self.mixture)))
+            indices = range(first, min(first + WINDOW, len(self.mixture)))
             rendered = [r for i in indices if (r := self._render(self.mixture, i)) is not None]
             if not rendered:
                 continue
             if self.settings.loss == "sequence":
-                rendered = [replace(r, supervised=np.arange(len(r.ids)) > 0) for r in rendered]
+                rendered = [supervise_all(r) for r in rendered]
             plan = plan_batches(
                 np.array([len(r.ids) for r in rendered]), self.settings.tokens_per_batch, self.seed + first
             )
             for number, group in enumerate(plan):
-                if first > window * _WINDOW or number >= done:
-                    yield first // _WINDOW, number + 1, collate([rendered[i] for i in group])
+                if first > window * WINDOW or number >= done:
+                    yield first // WINDOW, number + 1, collate([rendered[i] for i in group])
 
     def _steps(self, window: int, done: int) -> Iterator[tuple[int, int, list[Batch]]]:
         """(window, batches of it done after this step, the step's batches over all processes)."""
