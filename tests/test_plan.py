@@ -305,6 +305,8 @@ def test_hours(recipe_path):
     two = plan(recipe, PlanOptions(rate=100.0, devices=2))
     assert two.stages[0].hours == pytest.approx(one.stages[0].hours / 2) and two.sharded is not None
     assert two.stages[0].steps == one.stages[0].steps, "the batches of a step are shared"
+    packed = load_settings(Recipe, recipe_path, ["tuning.method=qlora"])
+    assert plan(packed, PlanOptions(devices=2)).sharded is None
     with pytest.raises(UserError, match="tuning.batches_per_step=3"):
         plan(recipe, PlanOptions(devices=3))
     by_rate = plan(recipe, PlanOptions(tflops=2.0, utilisation=0.5))

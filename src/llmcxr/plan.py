@@ -180,7 +180,7 @@ class Plan:
     size: ModelSize
     stages: list[StagePlan]
     memory: Memory
-    sharded: Memory | None  # FSDP2 over the devices
+    sharded: Memory | None  # FSDP2 over the devices; QLoRA does not go with it
     disk: dict[str, int]
     host_bytes: int
     paper_tokens: float
@@ -647,12 +647,14 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
         size=size,
         stages=stages,
         memory=memory,
-        sharded=device_memory(*arguments, shards=options.devices) if options.devices > 1 else None,
+        sharded=device_memory(*arguments, shards=options.devices)
+        if options.devices > 1 and tuning.method != "qlora"
+        else None,
         disk={
             "pixels": images * S * S,
             "codes": images * architecture.grid**2 * 2,
             "weights of the stages": size.gradient_bytes * len(stages),
-            "checkpoint, twice while it is replaced": 2 * (size.optimizer_bytes + 4 * size.image_rows * size.width),
+            "checkpoint, and the one before it": 2 * (size.optimizer_bytes + 4 * size.image_rows * size.width),
             "model": 2 * size.parameters,
         },
         host_bytes=train * S * S,
