@@ -50,6 +50,35 @@ class ClinicalFeatureLoss(nn.Module):
         return clinical, cast(Tensor, perceptual)
 
 
+class FindingsInCodes(nn.Module):
+    """What the clinical network thinks of the image, read from its code vectors; ours, not the paper's (weight 0).
+
+    The clinical feature loss reaches the codes only through the decoder, and leaves it to every place of the grid what a
+    code means there. This term asks the codes themselves, wherever they are: one linear map of their sum must give the
+    network's logits for all findings. A language model reads such codes as it reads words.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, code_dim: int, features: ClinicalFeatures, sample: Tensor) -> None:
+        super().__init__()
+        self.features = features
+        with torch.no_grad():
+            logits = features(sample).float()
+        self.register_buffer("mean", logits.mean(0))
+        self.register_buffer("deviation", logits.std(0).clamp(min=1e-3))
+        self.reading = nn.Linear(code_dim, logits.shape[1])
+
+    def forward(self, vectors: Tensor, images: Tensor) -> Tensor:
+        """Mean squared error of code vectors [B, D, g, g] against the standardised logits of images [B, 1, S, S]."""
+        with torch.no_grad():
+            target = (self.features(images).float() - self.mean) / self.deviation
+        _, D, g, _ = vectors.shape
+        # Code vectors have unit length; scaled so that a sum of unrelated ones has unit spread.
+        return F.mse_loss(self.reading(vectors.float().sum(dim=(2, 3)) * D**0.5 / g), target)
+
+
 def build_lpips(backbone: str) -> nn.Module:
     """LPIPS (Zhang et al., 2018) on VGG-16. `backbone` is 'download' or the path of torchvision's VGG-16 state dict.
 

@@ -39,6 +39,9 @@ class ArchitectureSettings:
     patch: int = setting(16, "mixer: pixels along one side of a code")
     width: int = setting(384, "mixer: channels")
     mixers: int = setting(3, "mixer: blocks on each side of the quantizer")
+    clinical_input: bool = setting(
+        False, "the encoder also sees the clinical network's last feature map (ours; false as in the paper)"
+    )
 
     @property
     def grid(self) -> int:
@@ -117,15 +120,42 @@ class LappedPatches(nn.Module):
         return F.conv_transpose2d(z, self.weight * self.window, self.bias, stride=self.stride, padding=self.stride // 2)
 
 
-def build_encoder(a: ArchitectureSettings) -> nn.Module:
-    """[B, 1, S, S] in [-1, 1] -> [B, code_dim, g, g]."""
-    if a.kind == "mixer":
-        return nn.Sequential(
-            nn.Conv2d(1, a.width, 2 * a.patch, stride=a.patch, padding=a.patch // 2),
-            *[PlaceMixer(a.width, a.grid) for _ in range(a.mixers)],
-            _NormChannels(a.width),
-            nn.Conv2d(a.width, a.code_dim, 1),
-        )
+CLINICAL_CHANNELS = 1024  # of the DenseNet's last feature map
+
+
+class ImageEncoder(nn.Module):
+    """[B, 1, S, S] in [-1, 1] -> [B, code_dim, g, g].
+
+    With `clinical_input`, the last feature map of the clinical network is stretched over the code grid and added to what
+    the encoder has seen itself, so that a code can say what its pixels mean. Ours, not the paper's.
+    """
+
+    def __init__(self, a: ArchitectureSettings) -> None:
+        super().__init__()
+        self.grid = a.grid
+        if a.kind == "mixer":
+            width = a.width
+            self.stem: nn.Module = nn.Conv2d(1, width, 2 * a.patch, stride=a.patch, padding=a.patch // 2)
+            self.layers = nn.Sequential(
+                *[PlaceMixer(width, a.grid) for _ in range(a.mixers)], _NormChannels(width), nn.Conv2d(width, a.code_dim, 1)
+            )
+        else:
+            width = a.channels[-1]
+            self.stem = _convolutional_encoder(a)
+            self.layers = nn.Sequential(nn.Conv2d(width, a.code_dim, 1))
+        self.clinical = nn.Conv2d(CLINICAL_CHANNELS, width, 1) if a.clinical_input else None
+
+    def forward(self, images: Tensor, clinical: Tensor | None = None) -> Tensor:
+        """`clinical` is the feature map [B, 1024, s, s]; it is needed with `clinical_input`, and unused without."""
+        z = self.stem(images)
+        if self.clinical is not None:
+            assert clinical is not None
+            z = z + F.interpolate(self.clinical(clinical), size=(self.grid, self.grid), mode="bilinear", align_corners=False)
+        return self.layers(z)
+
+
+def _convolutional_encoder(a: ArchitectureSettings) -> nn.Module:
+    """[B, 1, S, S] -> [B, channels[-1], g, g]."""
     width = a.channels[0]
     stem: nn.Module = nn.Identity()
     if a.stem_stride > 1:
@@ -139,7 +169,7 @@ def build_encoder(a: ArchitectureSettings) -> nn.Module:
         layers_per_block=a.blocks,
         double_z=False,
     )
-    return nn.Sequential(stem, encoder, nn.Conv2d(a.channels[-1], a.code_dim, 1))
+    return nn.Sequential(stem, encoder)
 
 
 class _Upsample(nn.Module):

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
@@ -19,16 +20,23 @@ from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings
-from llmcxr.image_tokens.networks import ArchitectureSettings, build_decoder, build_encoder
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures
+from llmcxr.image_tokens.networks import ArchitectureSettings, ImageEncoder, build_decoder
 
 
 class ImageTokenizer(nn.Module):
-    """VQ-GAN encoder, quantizer and decoder."""
+    """VQ-GAN encoder, quantizer and decoder.
 
-    def __init__(self, architecture: ArchitectureSettings) -> None:
+    With `architecture.clinical_input`, the frozen clinical network is a part of it: the encoder sees its features.
+    """
+
+    def __init__(self, architecture: ArchitectureSettings, clinical: ClinicalFeatures | None = None) -> None:
         super().__init__()
+        if architecture.clinical_input != (clinical is not None):
+            raise ValueError("a clinical network goes with architecture.clinical_input, and with nothing else")
         self.architecture = architecture
-        self.encoder = build_encoder(architecture)
+        self.clinical = None if clinical is None else clinical.eval().requires_grad_(False)
+        self.encoder = ImageEncoder(architecture)
         self.decoder = build_decoder(architecture)
         self.quantizer = VectorQuantize(
             dim=architecture.code_dim,
@@ -53,10 +61,25 @@ class ImageTokenizer(nn.Module):
         """Code vectors [K, D]."""
         return self.quantizer.codebook
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Training pass: reconstruction [B, 1, S, S] and commitment loss."""
-        quantized, _, commitment = self.quantizer(self.encoder(images).float())
-        return self.decoder(quantized), commitment.sum()
+    def train(self, mode: bool = True) -> ImageTokenizer:
+        """The clinical network stays in evaluation mode."""
+        super().train(mode)
+        if self.clinical is not None:
+            self.clinical.eval()
+        return self
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        """[B, 1, S, S] -> what is quantized, [B, D, g, g]."""
+        if self.clinical is None:
+            return self.encoder(images)
+        with torch.no_grad():
+            last = self.clinical.feature_maps(images)[0][-1]
+        return self.encoder(images, F.relu(last))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Training pass: reconstruction [B, 1, S, S], commitment loss, quantized code vectors [B, D, g, g]."""
+        quantized, _, commitment = self.quantizer(self._encoded(images).float())
+        return self.decoder(quantized), commitment.sum(), quantized
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -65,7 +88,7 @@ class ImageTokenizer(nn.Module):
         if images.shape[1:] != (1, S, S):
             raise ValueError(f"images should be [B, 1, {S}, {S}], are {list(images.shape)}")
         with autocast(images.device):
-            z = self.encoder(images.contiguous(memory_format=torch.channels_last))
+            z = self._encoded(images.contiguous(memory_format=torch.channels_last))
         return self.quantizer(z.float(), freeze_codebook=True)[1]
 
     @torch.inference_mode()
@@ -86,7 +109,8 @@ class ImageTokenizer(nn.Module):
         folder = Path(folder)
         with atomic_path(folder / "model.safetensors") as temporary:
             save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, temporary)
-        write_json(folder / "config.json", {"architecture": asdict(self.architecture)})
+        clinical = self.clinical and {"findings": self.clinical.findings, "resolution": self.clinical.resolution}
+        write_json(folder / "config.json", {"architecture": asdict(self.architecture), "clinical": clinical})
         self.fingerprint = fingerprint(folder / "model.safetensors")
 
     @classmethod
@@ -97,7 +121,9 @@ class ImageTokenizer(nn.Module):
         if not isinstance(config, dict) or "architecture" not in config:
             raise UserError(f"{folder} is not an image tokenizer: its config.json has no architecture.")
         architecture = build_settings(ArchitectureSettings, config["architecture"], str(folder / "config.json"))
-        tokenizer = cls(architecture)
+        saved = config.get("clinical")
+        clinical = ClinicalFeatures(tuple(saved["findings"]), saved["resolution"]) if saved else None
+        tokenizer = cls(architecture, clinical)
         path = folder / "model.safetensors"
         try:
             tokenizer.load_state_dict(load_weights(path))

@@ -25,6 +25,7 @@ from llmcxr.foundation.settings import setting
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, batch_of
 from llmcxr.image_tokens.losses import (
     ClinicalFeatureLoss,
+    FindingsInCodes,
     adaptive_weight,
     build_lpips,
     hinge_discriminator_loss,
@@ -51,6 +52,9 @@ class ImageTokenizerSettings:
         1.0, "1 for LPIPS as in VQ-GAN; about 0.1 for clinical, whose channels have equal weights"
     )
     clinical_weight: float = setting(0.1, "clinical feature loss; 0 for the paper's ablation")
+    reading_weight: float = setting(
+        0.0, "findings, as the clinical network sees them, read from the codes themselves (ours; 0 as in the paper)"
+    )
     feature_start: float = setting(
         0.0,
         "share of the steps before the perceptual and clinical terms begin (they then rise over a tenth of the steps)",
@@ -72,7 +76,7 @@ class ImageTokenizerSettings:
         return faults
 
 
-_PARTS = ("tokenizer", "discriminator", "optimizer", "critic_optimizer")
+_PARTS = ("tokenizer", "discriminator", "reading", "optimizer", "critic_optimizer")
 
 
 class _Trainer:
@@ -85,7 +89,9 @@ class _Trainer:
     ) -> None:
         self.settings, self.images, self.device = settings, images, device
         torch.manual_seed(settings.seed)
-        self.tokenizer = ImageTokenizer(settings.architecture).train()
+        self.tokenizer = ImageTokenizer(
+            settings.architecture, features if settings.architecture.clinical_input else None
+        ).train()
         self.discriminator = build_discriminator()
         for network in (self.tokenizer, self.discriminator, features):
             place_network(network, device)
@@ -94,10 +100,13 @@ class _Trainer:
         )
         with autocast(device):
             self.clinical = ClinicalFeatureLoss(features, sample).to(device)
+            self.findings_in_codes = FindingsInCodes(settings.architecture.code_dim, features, sample).to(device)
+        self.reading = self.findings_in_codes.reading
+        self.trained = [p for p in self.tokenizer.parameters() if p.requires_grad]
         self.lpips = None if settings.perceptual == "clinical" else build_lpips(settings.perceptual).to(device)
         # taming-transformers uses beta1 = 0.5 for both; with 0.9 the autoencoder learned twice as fast in short runs.
         self.optimizer = torch.optim.AdamW(
-            self.tokenizer.parameters(),
+            [*self.trained, *self.reading.parameters()],
             lr=settings.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=1e-4,
@@ -130,7 +139,7 @@ class _Trainer:
         rise = 1.0 if s.feature_start == 0 else min(1.0, max(0.0, (step / s.steps - s.feature_start) / 0.1))
         terms: dict[str, float] = {}
         with autocast(self.device):
-            y, commitment = self.tokenizer(x)
+            y, commitment, vectors = self.tokenizer(x)
             y = y.float()
             l1 = F.l1_loss(y, x)
             reconstruction = s.l1_weight * l1
@@ -143,6 +152,10 @@ class _Trainer:
                 )
                 terms |= {"perceptual": perceptual.item(), "clinical": clinical.item()}
             loss = reconstruction + commitment
+            if s.reading_weight > 0:
+                reading = self.findings_in_codes(vectors, x)
+                loss = loss + s.reading_weight * reading
+                terms["reading"] = reading.item()
             if adversarial:
                 generator = -self.discriminator(y).float().mean()
                 balance = adaptive_weight(reconstruction, generator, self.tokenizer.decoder.last_weight)
@@ -153,7 +166,7 @@ class _Trainer:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         terms |= {"l1": l1.item(), "commitment": commitment.item()}
         if adversarial:
