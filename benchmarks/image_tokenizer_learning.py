@@ -56,7 +56,7 @@ def learn(
         rows = stream(0, "benchmark", step).choice(len(train), batch_size, replace=False)
         x = batch_of(train, rows, device)
         with autocast(device):
-            y, commitment = tokenizer(x)
+            y, commitment, _ = tokenizer(x)
             loss = F.l1_loss(y.float(), x) + commitment
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -103,6 +103,15 @@ def test_the_clinical_weight_matters(images, tmp_path):
     assert not torch.equal(one.decoder.last_weight, none.decoder.last_weight)
 
 
+def test_codes_learn_to_be_read(images, tmp_path):
+    """The term falls, and resumes with its linear map."""
+    architecture = dataclasses.replace(SETTINGS.architecture, clinical_input=True)
+    settings = dataclasses.replace(SETTINGS, architecture=architecture, reading_weight=0.1, adversarial_weight=0.0)
+    train_image_tokenizer(settings, features(), images, tmp_path, CPU)
+    curve = json.loads((tmp_path / "curves.json").read_text())
+    assert curve[-1]["reading"] < 0.9 * curve[0]["reading"]
+
+
 def test_frozen_features_stay_frozen(images, tmp_path):
     network = features()
     before = {k: v.clone() for k, v in network.state_dict().items()}

@@ -13,6 +13,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.losses import (
     ClinicalFeatureLoss,
+    FindingsInCodes,
     adaptive_weight,
     build_lpips,
     hinge_discriminator_loss,
@@ -70,6 +71,29 @@ def test_the_real_network_sees_no_change_and_a_change():
     assert y.grad.abs().sum() > 0
     other = loss(x, x.roll(1, 0))[0].item()
     assert 0.5 < other < 6, "about 2 for unrelated images"
+
+
+def test_findings_in_codes_by_hand_wherever_they_are():
+    class Brightness(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.mean((1, 2, 3)), 10 * x.mean((1, 2, 3))], dim=1)
+
+    sample = torch.tensor([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1).expand(3, 1, 4, 4)  # mean 1, deviation 1
+    term = FindingsInCodes(4, Brightness(), sample)
+    with torch.no_grad():
+        term.reading.weight.zero_()
+        term.reading.bias.zero_()
+        term.reading.weight[0, 0] = 1.0
+    vectors = torch.zeros(1, 4, 2, 2)
+    vectors[0, 0, 1, 0] = vectors[0, 0, 0, 1] = (
+        1.0  # two of four places say so: 2 * sqrt(4) / 2 = 2 for the first finding
+    )
+    x = torch.full((1, 1, 4, 4), 4.0)  # both logits are 3 deviations above their means
+    assert term(vectors, x).item() == pytest.approx(((2 - 3) ** 2 + (0 - 3) ** 2) / 2)
+    assert term(vectors.flip(2), x).item() == term(vectors, x).item()
+    moved = vectors.clone().requires_grad_()
+    term(moved, x).backward()
+    assert moved.grad[0, 0].unique().numel() == 1, "every place is asked alike"
 
 
 def test_feature_maps_are_those_of_torchxrayvision():

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from llmcxr.image_tokens.networks import (
+    CLINICAL_CHANNELS,
     ArchitectureSettings,
+    ImageEncoder,
     LappedPatches,
     build_decoder,
     build_discriminator,
-    build_encoder,
 )
 
 
@@ -21,7 +22,7 @@ from llmcxr.image_tokens.networks import (
 def test_shapes(size, stem, channels, grid):
     a = ArchitectureSettings(size, stem, channels, blocks=1, codebook_size=16, code_dim=8)
     assert a.faults() == [] and a.grid == grid
-    encoder, decoder = build_encoder(a), build_decoder(a)
+    encoder, decoder = ImageEncoder(a), build_decoder(a)
     x = torch.randn(2, 1, size, size)
     z = encoder(x)
     assert z.shape == (2, 8, grid, grid)
@@ -38,7 +39,7 @@ def test_the_papers_layout_has_16_by_16_codes():
     assert (a.image_size, a.stem_stride, a.channels, a.codebook_size) == (256, 1, [128, 128, 256, 256, 512], 1024)
     assert a.faults() == [] and a.grid == 16
     with torch.device("meta"):
-        encoder, decoder = build_encoder(a), build_decoder(a)
+        encoder, decoder = ImageEncoder(a), build_decoder(a)
         assert encoder(torch.empty(1, 1, 256, 256)).shape == (1, 256, 16, 16)
         assert decoder(torch.empty(1, 256, 16, 16)).shape == (1, 1, 256, 256)
 
@@ -52,7 +53,7 @@ def mixer(**changes):
 def test_shapes_of_the_mixer():
     a = mixer()
     assert a.faults() == [] and a.grid == 4
-    encoder, decoder = build_encoder(a), build_decoder(a)
+    encoder, decoder = ImageEncoder(a), build_decoder(a)
     x = torch.randn(2, 1, 32, 32)
     z = encoder(x)
     assert z.shape == (2, 8, 4, 4)
@@ -61,6 +62,23 @@ def test_shapes_of_the_mixer():
     y.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in [*encoder.parameters(), *decoder.parameters()])
     assert decoder.last_weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    "a", [mixer(clinical_input=True), ArchitectureSettings(32, 4, [32, 64], 1, 16, 8, clinical_input=True)]
+)
+@pytest.mark.parametrize("side", [1, 2, 7])
+def test_the_clinical_map_reaches_the_places_that_it_covers(a, side):
+    torch.manual_seed(0)
+    encoder = ImageEncoder(a)
+    x = torch.randn(1, 1, 32, 32)
+    clinical = torch.rand(1, CLINICAL_CHANNELS, side, side)
+    other = clinical.clone()
+    other[:, :, -1, -1] += 1  # bottom right
+    change = (encoder(x, other) - encoder(x, clinical)).abs().mean(1)[0]
+    assert change.shape == (a.grid, a.grid) and change[-1, -1] > 0
+    if a.kind == "convolutional" and side == 7:  # the mixer blocks carry it everywhere
+        assert change[0, 0] < 1e-6 < change[-1, -1]
 
 
 def test_the_mixer_knows_places_and_convolutions_learn_them_from_the_border_only():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.codes import encode_images, read_codes, write_codes
 from llmcxr.image_tokens.networks import ArchitectureSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
@@ -61,10 +63,11 @@ def test_a_code_is_the_nearest_by_cosine(tokenizer):
 def test_decoding_codes_is_the_training_pass_without_encoder(tokenizer):
     x = images(2, seed=1)
     with torch.no_grad():
-        trained, _ = tokenizer(x)
+        trained, _, vectors = tokenizer(x)
         codes = tokenizer.quantizer(tokenizer.encoder(x).float(), freeze_codebook=True)[1]
         z = tokenizer.codebook[codes].permute(0, 3, 1, 2)
         torch.testing.assert_close(trained, tokenizer.decoder(z), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(vectors, z, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(tokenizer.decode(codes), trained.clamp(-1, 1), atol=0.05, rtol=0)  # bfloat16
 
 
@@ -105,6 +108,38 @@ def test_other_images_are_refused(tokenizer, shape):
 def test_other_codes_are_refused(tokenizer, code, shape):
     with pytest.raises(ValueError, match=r"codes should be \[B, 4, 4\] in \[0, 16\)"):
         tokenizer.decode(torch.full(shape, code))
+
+
+def test_with_clinical_input_the_network_is_a_part_of_the_tokenizer(tmp_path):
+    torch.manual_seed(0)
+    features = ClinicalFeatures(("a", "b"), resolution=32).eval()
+    architecture = dataclasses.replace(SMALL, clinical_input=True)
+    tokenizer = ImageTokenizer(architecture, features).train()
+    assert tokenizer.training and not any(m.training for m in features.modules())
+    before = {k: v.clone() for k, v in features.state_dict().items()}
+    y, commitment, _ = tokenizer(images(16))
+    (y.square().mean() + commitment).backward()
+    assert tokenizer.encoder.clinical.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in features.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in features.state_dict().items())
+    tokenizer.eval().save_pretrained(tmp_path)
+    again = ImageTokenizer.from_pretrained(tmp_path)
+    assert again.clinical.findings == ("a", "b") and again.clinical.resolution == 32
+    torch.testing.assert_close(again.state_dict(), tokenizer.state_dict(), rtol=0, atol=0)
+    codes = again.encode(images(8))
+    assert torch.equal(ImageTokenizer.from_pretrained(tmp_path).encode(images(8)), codes)
+    with torch.no_grad():  # another network, other codes
+        for p in again.clinical.parameters():
+            p.normal_()
+    assert not torch.equal(again.encode(images(8)), codes)
+    with pytest.raises(ValueError, match="clinical network goes with"):
+        ImageTokenizer(architecture)
+    with pytest.raises(ValueError, match="clinical network goes with"):
+        ImageTokenizer(SMALL, features)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"clinical": None}))
+    with pytest.raises(UserError, match="clinical network"):
+        ImageTokenizer.from_pretrained(tmp_path)
 
 
 def test_damaged_folders_name_the_file(folder, tmp_path):

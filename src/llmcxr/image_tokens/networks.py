@@ -137,7 +137,9 @@ class ImageEncoder(nn.Module):
             width = a.width
             self.stem: nn.Module = nn.Conv2d(1, width, 2 * a.patch, stride=a.patch, padding=a.patch // 2)
             self.layers = nn.Sequential(
-                *[PlaceMixer(width, a.grid) for _ in range(a.mixers)], _NormChannels(width), nn.Conv2d(width, a.code_dim, 1)
+                *[PlaceMixer(width, a.grid) for _ in range(a.mixers)],
+                _NormChannels(width),
+                nn.Conv2d(width, a.code_dim, 1),
             )
         else:
             width = a.channels[-1]
@@ -150,7 +152,9 @@ class ImageEncoder(nn.Module):
         z = self.stem(images)
         if self.clinical is not None:
             assert clinical is not None
-            z = z + F.interpolate(self.clinical(clinical), size=(self.grid, self.grid), mode="bilinear", align_corners=False)
+            z = z + F.interpolate(
+                self.clinical(clinical), size=(self.grid, self.grid), mode="bilinear", align_corners=False
+            )
         return self.layers(z)
 
 

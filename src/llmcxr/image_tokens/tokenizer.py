@@ -121,8 +121,14 @@ class ImageTokenizer(nn.Module):
         if not isinstance(config, dict) or "architecture" not in config:
             raise UserError(f"{folder} is not an image tokenizer: its config.json has no architecture.")
         architecture = build_settings(ArchitectureSettings, config["architecture"], str(folder / "config.json"))
-        saved = config.get("clinical")
-        clinical = ClinicalFeatures(tuple(saved["findings"]), saved["resolution"]) if saved else None
+        clinical = None
+        if architecture.clinical_input:
+            saved = config.get("clinical")
+            if not isinstance(saved, dict) or not {"findings", "resolution"} <= saved.keys():
+                raise UserError(
+                    f"{folder / 'config.json'} does not describe the clinical network that its encoder needs."
+                )
+            clinical = ClinicalFeatures(tuple(saved["findings"]), saved["resolution"])
         tokenizer = cls(architecture, clinical)
         path = folder / "model.safetensors"
         try:
