@@ -6,6 +6,7 @@ with the real LLM, and its model is then used through the command line.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -409,3 +410,26 @@ def test_a_model_with_another_image_tokenizer_is_refused(copied, capsys):
     assert "codes of two tokenizers mean different things" in capsys.readouterr().err
     weights = copied.folder / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def test_learning_is_measured_at_equal_times(tiny, monkeypatch):
+    """benchmarks/tuning_learning.py, with and without alignment, on the codes of a finished run."""
+    path = Path(__file__).parents[1] / "benchmarks" / "tuning_learning.py"
+    spec = importlib.util.spec_from_file_location("tuning_learning", path)
+    assert spec is not None and spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "tuning_learning", benchmark)
+    spec.loader.exec_module(benchmark)
+    base = load_settings(Recipe, tiny / "recipe.yaml", ["tuning.logging=none", "tuning.alignment.layers=1"])
+    before = {p: p.stat().st_mtime_ns for p in (tiny / "runs").rglob("*") if p.is_file()}
+    for steps in (0, 1):
+        change = {"alignment": steps, "mixture": {"cxr_vqa": 1.0}, "tokens_per_batch": 640}
+        result = benchmark.learn(base, change, 0, seconds=1.5, points=2, images=40)
+        curve = result["curve"]
+        assert len(curve) >= 3 and result["images"] == 40
+        minutes, tokens = ([point[k] for point in curve] for k in ("minutes", "tokens"))
+        assert minutes == sorted(minutes) and minutes[-1] * 60 >= 1.5 and (minutes[0] > 0) == (steps > 0)
+        assert tokens[0] == 0 and tokens[-1] > tokens[1] > 0
+        assert all(0 <= point[k] <= 1 for point in curve for k in ("auroc", "list_f1", "report_f1"))
+        assert curve[-1]["loss"]["cxr_vqa"] < curve[0]["loss"]["cxr_vqa"]
+    assert {p: p.stat().st_mtime_ns for p in (tiny / "runs").rglob("*") if p.is_file()} == before

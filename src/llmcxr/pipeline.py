@@ -365,7 +365,7 @@ class Run:
         write_questions(self.folder / "vqa.jsonl", questions)
         print(f"    {len(questions)} questions")
 
-    def _tasks(self, stage: StageSettings, split: Split) -> dict[Task, TaskItems]:
+    def tasks(self, stage: StageSettings, split: Split) -> dict[Task, TaskItems]:
         """Items of every task for the patients of a split."""
         questions = read_questions(self.folder / "vqa.jsonl")
         tasks, dropped = tasks_of(self.recipe, stage, split, self.studies, self.codes, questions)
@@ -392,7 +392,7 @@ class Run:
         vocabulary = ImageVocabulary.grow(load_text_tokenizer(self.recipe.llm), len(self.image_tokenizer.codebook))
         return load_language_model(self.recipe.llm, torch.bfloat16), vocabulary
 
-    def _tunable(self, after: str | None = None) -> TunableModel:
+    def tunable(self, after: str | None = None) -> TunableModel:
         """The model as it is tuned; with what the training `after` saved, which is all that is trained, rows included."""
         model, vocabulary = self._base()
         text_rows = table_of(model).detach()[: vocabulary.first_id]
@@ -402,7 +402,8 @@ class Run:
         load_stage(tunable, self.folder / after)
         return tunable
 
-    def _template(self, vocabulary: ImageVocabulary) -> Template:
+    def template(self, vocabulary: ImageVocabulary) -> Template:
+        """How instructions and responses are written."""
         return build_template(self.recipe.tuning.template, vocabulary.tokenizer, self.recipe.tuning.system_prompt)
 
     def _trainings(self) -> list[str]:
@@ -411,14 +412,17 @@ class Run:
         return ["alignment"] * bool(tuning.alignment.steps) + [stage.name for stage in tuning.stages]
 
     def _align(self) -> None:
+        self.align(self.tunable(), self.folder / "alignment")
+
+    def align(self, tunable: TunableModel, folder: Path) -> None:
+        """Align a model that is not yet tuned with this run's codes; the weights come into `folder`."""
         if not self.findings:
             raise UserError("no label is known, so nothing can be aligned. Set tuning.alignment.steps to 0.")
-        tunable = self._tunable()
-        template = self._template(tunable.vocabulary)
+        template = self.template(tunable.vocabulary)
         studies = [s for s in self.studies if s.split == "train"]
         prompts = np.array([alignment_prompt(self.codes[s.image_id], template, tunable.vocabulary) for s in studies])
         labels = label_matrix(studies, self.findings)
-        align(tunable, prompts, labels, self.recipe.tuning.alignment, self.folder / "alignment", self.device)
+        align(tunable, prompts, labels, self.recipe.tuning.alignment, folder, self.device)
 
     def _tune(self, index: int) -> None:
         stage = self.recipe.tuning.stages[index]
@@ -431,9 +435,9 @@ class Run:
 
     def _train(self, stage: StageSettings, folder: Path) -> None:
         before = self._trainings()[: self._trainings().index(stage.name)]
-        tunable = self._tunable(before[-1] if before else None)
-        template = self._template(tunable.vocabulary)
-        train, unseen = self._tasks(stage, "train"), self._tasks(stage, "validate")
+        tunable = self.tunable(before[-1] if before else None)
+        template = self.template(tunable.vocabulary)
+        train, unseen = self.tasks(stage, "train"), self.tasks(stage, "validate")
         TuningStage(tunable, template, self.recipe.tuning, stage, train, unseen, folder, self.processes).run()
 
     def _measure_language(self, stage: StageSettings, folder: Path) -> None:
@@ -441,7 +445,7 @@ class Run:
         tuning = self.recipe.tuning
         model, vocabulary = self._base()
         rows = torch.zeros(vocabulary.size, table_of(model).shape[1])
-        template, held_out = self._template(vocabulary), instructions_of(self.recipe, "validate")
+        template, held_out = self.template(vocabulary), instructions_of(self.recipe, "validate")
         check = LanguageCheck(vocabulary, template, held_out, tuning.max_tokens)
         names = [s.name for s in tuning.stages]
         if index := names.index(stage.name):
@@ -460,7 +464,7 @@ class Run:
 
     def _model(self) -> None:
         tuning = self.recipe.tuning
-        tunable = self._tunable(tuning.stages[-1].name)
+        tunable = self.tunable(tuning.stages[-1].name)
         info = ModelInfo(
             base=self.recipe.llm,
             codebook_size=tunable.vocabulary.size,

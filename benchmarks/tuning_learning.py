@@ -1,0 +1,217 @@
+"""How much a language model learns of radiographs in a fixed time, by how it is tuned: curves over time and tokens.
+
+    python benchmarks/tuning_learning.py runs/quickstart --minutes 60 --seeds 0 1
+
+Every variant starts from the base model, on the codes of a run whose `codes` and `vqa` stages are done, and is measured on unseen
+patients at equal times: AUROC of p(yes) over the findings, micro-F1 of the generated list of findings and of the findings in
+generated reports, and the loss of each task. Only training counts as time (alignment, where a variant has it, is a part of it;
+measuring is not). Each variant and seed is a line of the results file; those already there are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmcxr.evaluation.extraction import build_extractor
+from llmcxr.evaluation.scores import best_constant_prediction, mean_auroc, micro_macro_f1
+from llmcxr.foundation.artifacts import write_json
+from llmcxr.foundation.settings import load_settings
+from llmcxr.generation.engine import Engine, Sampling
+from llmcxr.instructions import cxr_to_report
+from llmcxr.instructions.example import Turn
+from llmcxr.instructions.rendering import render_prompt
+from llmcxr.instructions.vqa import LIST_QUESTION, presence_question
+from llmcxr.pipeline import Run
+from llmcxr.recipe import Recipe
+from llmcxr.studies.study import label_matrix
+from llmcxr.tuning.batches import Batch
+from llmcxr.tuning.trainer import Stage, load_stage
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
+_ENOUGH = 200_000  # examples: more than any time allows
+
+# What a variant changes in the quickstart's tuning.
+_RATES = {"learning_rate": 7e-4, "rows_learning_rate": 7e-4}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    "no alignment": {"alignment": 0},
+    "rows from the codebook": {"row_start": "codebook", "alignment": 0},
+    "rows at random": {"row_start": "random", "alignment": 0},
+    "LoRA 8": {"lora_rank": 8},
+    "LoRA 128": {"lora_rank": 128},
+    "rate 3e-4": {"learning_rate": 3e-4, "rows_learning_rate": 3e-4},
+    "rate 1.5e-3": {"learning_rate": 1.5e-3, "rows_learning_rate": 1.5e-3},
+    "full, rate 1e-4": {"method": "full", "language_loss": "answers", "learning_rate": 1e-4},
+    "full, rate 4e-4": {"method": "full", "language_loss": "answers", "learning_rate": 4e-4},
+    "3,072 tokens a step": {"batches_per_step": 4},
+    "all rows": {"image_softmax": "all_rows"},
+    "one question an image": {"questions_per_image": 1},
+    "reports only": {"mixture": {"language": 0.15, "report_to_cxr": 0.08, "cxr_to_report": 0.77}},
+    # Section 2.4.2 with its rates; its batch of 16 examples, one question an image, no labels, whole-vocabulary softmax.
+    "the paper": {
+        "method": "full", "row_start": "random", "alignment": 0, "language_loss": "answers", "image_softmax": "all_rows",
+        "questions_per_image": 1, "task_loss_weights": {}, "template": "paper", "tokens_per_batch": 3072,
+        "learning_rate": 5e-6, "rows_learning_rate": 5e-6,
+        "mixture": {"language": 0.2, "report_to_cxr": 0.25, "cxr_to_report": 0.25, "cxr_vqa": 0.3},
+    },
+}  # fmt: skip
+_STAGE_KEYS = ("learning_rate", "rows_learning_rate", "mixture")
+
+
+def changed(recipe: Recipe, change: dict[str, Any], seed: int) -> Recipe:
+    """`recipe` with one stage, as `change` says."""
+    change = _RATES | change
+    stage = dataclasses.replace(
+        recipe.tuning.stages[0], name="learning", examples=_ENOUGH, **{k: change[k] for k in _STAGE_KEYS if k in change}
+    )
+    own = {k: v for k, v in change.items() if k not in _STAGE_KEYS}
+    if "alignment" in own:
+        own["alignment"] = dataclasses.replace(recipe.tuning.alignment, steps=own["alignment"])
+    tuning = dataclasses.replace(recipe.tuning, stages=[stage], evaluations=1, seed=seed, **own)
+    return dataclasses.replace(recipe, tuning=tuning)
+
+
+class TimedStage(Stage):
+    """A stage that ends when its time is up, whose rates follow the time, and which is measured at equal times."""
+
+    def prepare(self, run: Run, seconds: float, used: float, points: int, images: int) -> None:
+        """Measure `points` times within `seconds`, of which `used` are over, on `images` unseen images."""
+        self.seconds, self.used, self.points = seconds, used, points
+        self.measured: list[dict[str, Any]] = []
+        self.cases = [s for s in run.studies if s.split == "test"][:images]
+        self.codes = [run.codes[s.image_id] for s in self.cases]
+        self.findings, self.part = run.findings, self.stage.cohort.sections
+        train = [s for s in run.studies if s.split == "train"]
+        self.truth = label_matrix(self.cases, run.findings)
+        self.extract = build_extractor(run.findings, train, self.part)
+        self.constant = best_constant_prediction(label_matrix(train, run.findings) == 1, self.truth == 1).test_micro_f1
+        self.engine = Engine(self.tunable.model, self.tunable.vocabulary, self.template, len(self.codes[0]))
+
+    def _rates(self, progress: float) -> dict[str, float]:
+        return super()._rates(min(1.0, self.used / self.seconds))
+
+    def _steps(self, window: int, done: int) -> Iterator[tuple[int, int, list[Batch]]]:
+        tokens = examples = 0
+        self.measure(tokens, examples)
+        for place in super()._steps(window, done):
+            start = time.perf_counter()
+            yield place
+            self.used += time.perf_counter() - start
+            tokens += sum(b.tokens for b in place[2])
+            examples += sum(len(b.tasks) for b in place[2])
+            if self.used >= self.seconds * len(self.measured) / self.points:
+                self.measure(tokens, examples)
+            if self.used >= self.seconds:
+                return
+
+    def _prompts(self, instruction: str) -> list[list[int]]:
+        return [render_prompt((Turn(instruction, c),), self.template, self.tunable.vocabulary) for c in self.codes]
+
+    def _f1(self, instruction: str, limit: int) -> float:
+        """Micro-F1 of the findings in what is generated."""
+        prompts, texts = self._prompts(instruction), []
+        for first in range(0, len(prompts), 50):
+            texts += self.engine.generate(prompts[first : first + 50], "text", Sampling(max_new_tokens=limit))
+        predicted = np.stack([self.extract(t.text) for t in texts])
+        return micro_macro_f1(self.truth == 1, predicted).micro
+
+    def measure(self, tokens: int, examples: int) -> None:
+        """Add a point to the curve."""
+        losses = self.evaluate()
+        self.losses.eval()
+        p_yes = np.zeros(self.truth.shape)
+        for row, codes in enumerate(self.codes):
+            turns = [Turn(presence_question(name), codes) for name in self.findings]
+            prompts = [render_prompt((turn,), self.template, self.tunable.vocabulary) for turn in turns]
+            p_yes[row] = self.engine.answer_probabilities(prompts, ("Yes.", "No."))[:, 0]
+        point = {
+            "minutes": self.used / 60,
+            "tokens": tokens,
+            "examples": examples,
+            "auroc": mean_auroc(self.truth, p_yes).mean,
+            "list_f1": self._f1(LIST_QUESTION, 40),
+            "report_f1": self._f1(cxr_to_report.PHRASINGS[0], 90),
+            "loss": losses,
+        }
+        self.losses.train()
+        self.measured.append(point)
+        print("    " + json.dumps(point), flush=True)
+
+
+def learn(base: Recipe, change: dict[str, Any], seed: int, seconds: float, points: int, images: int) -> dict[str, Any]:
+    """Curve of one variant of `base`, whose run has codes and questions."""
+    recipe = changed(base, change, seed)
+    run = Run(recipe)
+    stage = recipe.tuning.stages[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        tunable, start = run.tunable(), time.perf_counter()
+        template = run.template(tunable.vocabulary)
+        if recipe.tuning.alignment.steps:
+            run.align(tunable, Path(scratch))
+            load_stage(tunable, Path(scratch))
+        used = time.perf_counter() - start
+        own = Path(scratch) / "learning"
+        own.mkdir()
+        timed = TimedStage(
+            tunable, template, recipe.tuning, stage, run.tasks(stage, "train"), run.tasks(stage, "validate"), own, run.processes
+        )  # fmt: skip
+        timed.prepare(run, seconds, used, points, images)
+        timed.run()
+    return {"curve": timed.measured, "constant_f1": timed.constant, "images": len(timed.cases), "minutes": seconds / 60}
+
+
+def show(results: dict[str, Any]) -> None:
+    """The last point of every curve."""
+    print(f"\n{'variant, seed':36}{'minutes':>8}{'tokens':>11}{'p(yes)':>8}{'list':>7}{'report':>8}")
+    for name, result in results.items():
+        last = result["curve"][-1]
+        print(
+            f"{name:36}{last['minutes']:>8.1f}{last['tokens']:>11,}{last['auroc']:>8.3f}{last['list_f1']:>7.3f}"
+            f"{last['report_f1']:>8.3f}"
+        )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder of the quickstart's recipe whose `codes` and `vqa` are done")
+    parser.add_argument("--minutes", type=float, default=60, help="training time of each (default 60)")
+    parser.add_argument("--points", type=int, default=6, help="measurements after the start (default 6)")
+    parser.add_argument("--images", type=int, default=200, help="unseen images measured (default 200)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=list(VARIANTS),
+        choices=list(VARIANTS),
+        metavar="NAME",
+        help=", ".join(VARIANTS),
+    )
+    parser.add_argument("--json", type=Path, default=Path("tuning_learning.json"), help="results, kept between calls")
+    o = parser.parse_args()
+    base = load_settings(Recipe, RECIPE, [f"runs={o.run.parent}", f"name={o.run.name}", "tuning.logging=none"])
+    results: dict[str, Any] = json.loads(o.json.read_text()) if o.json.exists() else {}
+    for name in o.variants:
+        for seed in o.seeds:
+            key = f"{name}, {seed}"
+            if key in results:
+                continue
+            print(f"{key}:", flush=True)
+            torch.manual_seed(seed)
+            results[key] = learn(base, VARIANTS[name], seed, o.minutes * 60, o.points, o.images)
+            write_json(o.json, results)
+    show(results)
+
+
+if __name__ == "__main__":
+    main()
