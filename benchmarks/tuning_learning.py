@@ -154,12 +154,13 @@ def learn(base: Recipe, change: dict[str, Any], seed: int, seconds: float, point
     run = Run(recipe)
     stage = recipe.tuning.stages[0]
     with tempfile.TemporaryDirectory() as scratch:
-        tunable, start = run.tunable(), time.perf_counter()
+        tunable, used = run.tunable(), 0.0
         template = run.template(tunable.vocabulary)
         if recipe.tuning.alignment.steps:
+            start = time.perf_counter()
             run.align(tunable, Path(scratch))
+            used = time.perf_counter() - start
             load_stage(tunable, Path(scratch))
-        used = time.perf_counter() - start
         own = Path(scratch) / "learning"
         own.mkdir()
         timed = TimedStage(
