@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -35,6 +38,18 @@ from llmcxr.foundation.assets import fetch
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 torch.set_num_threads(1)
+
+
+def load_script(path: str) -> ModuleType:
+    """A script of this repository that is no part of the package, by its path from the root, as a module."""
+    file = Path(__file__).parents[1] / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
 
 # Property tests try the same inputs everywhere, so that a change is to blame where one fails; search for new ones with
 # `pytest --hypothesis-profile=default`.

@@ -6,7 +6,6 @@ with the real LLM, and its model is then used through the command line.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import build_model, build_tokenizer
+from conftest import build_model, build_tokenizer, load_script
 from PIL import Image
 
 from llmcxr import pipeline
@@ -412,14 +411,9 @@ def test_a_model_with_another_image_tokenizer_is_refused(copied, capsys):
     weights.write_bytes(weights.read_bytes()[:1000])
 
 
-def test_learning_is_measured_at_equal_times(tiny, monkeypatch):
+def test_learning_is_measured_at_equal_times(tiny):
     """benchmarks/tuning_learning.py, with and without alignment, on the codes of a finished run."""
-    path = Path(__file__).parents[1] / "benchmarks" / "tuning_learning.py"
-    spec = importlib.util.spec_from_file_location("tuning_learning", path)
-    assert spec is not None and spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "tuning_learning", benchmark)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_script("benchmarks/tuning_learning.py")
     base = load_settings(Recipe, tiny / "recipe.yaml", ["tuning.logging=none", "tuning.alignment.layers=1"])
     before = {p: p.stat().st_mtime_ns for p in (tiny / "runs").rglob("*") if p.is_file()}
     for steps in (0, 1):

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
+from conftest import load_script
 from transformers import LlamaConfig
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "tuning_speed.py"
-SPEC = importlib.util.spec_from_file_location("tuning_speed", PATH)
-assert SPEC is not None and SPEC.loader is not None
-speed = importlib.util.module_from_spec(SPEC)
-sys.modules["tuning_speed"] = speed
-SPEC.loader.exec_module(speed)
+speed = load_script("benchmarks/tuning_speed.py")
 
 PLAN = speed.Plan("", "toy", "cpu", 4, 4, 1024, 4, "all_rows")
 

@@ -103,13 +103,18 @@ def test_the_clinical_weight_matters(images, tmp_path):
     assert not torch.equal(one.decoder.last_weight, none.decoder.last_weight)
 
 
-def test_codes_learn_to_be_read(images, tmp_path):
+def test_codes_learn_to_be_read(images, tmp_path, monkeypatch):
     """The term falls, and resumes with its linear map."""
     architecture = dataclasses.replace(SETTINGS.architecture, clinical_input=True)
     settings = dataclasses.replace(SETTINGS, architecture=architecture, reading_weight=0.1, adversarial_weight=0.0)
-    train_image_tokenizer(settings, features(), images, tmp_path, CPU)
-    curve = json.loads((tmp_path / "curves.json").read_text())
+    whole = train_image_tokenizer(settings, features(), images, tmp_path / "whole", CPU)
+    curve = json.loads((tmp_path / "whole" / "curves.json").read_text())
     assert curve[-1]["reading"] < 0.9 * curve[0]["reading"]
+    with monkeypatch.context() as m:
+        m.setattr(training, "remove_checkpoint", lambda path: None)  # killed before the end: step 20 is on disk
+        train_image_tokenizer(settings, features(), images, tmp_path / "part", CPU, save_every=20)
+    again = train_image_tokenizer(settings, features(), images, tmp_path / "part", CPU)
+    torch.testing.assert_close(again.state_dict(), whole.state_dict(), rtol=1e-4, atol=1e-5)
 
 
 def test_frozen_features_stay_frozen(images, tmp_path):

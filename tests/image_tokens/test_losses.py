@@ -36,12 +36,14 @@ class TwoFeatures(nn.Module):
 def test_clinical_loss_by_hand_whatever_the_scale(scale):
     sample = torch.zeros(3, 1, 4, 4)
     sample[1], sample[2] = 1, 2  # variance of 0, 1, 2 is 1 in both features
-    loss = ClinicalFeatureLoss(TwoFeatures(scale), sample)
+    features = TwoFeatures(scale)
+    loss = ClinicalFeatureLoss(features, sample)
     x = torch.zeros(1, 1, 4, 4)
     y = x.clone()
     y[:, :, :2] = 3.0  # the first feature differs by 3, the second by 0: mean square 4.5
-    assert loss(x, y)[0].item() == pytest.approx(4.5)
-    assert loss(x, x)[0].item() == 0 and loss(y, y)[1].item() == 0
+    seen_x, seen_y = features.feature_maps(x), features.feature_maps(y)
+    assert loss(seen_x, y)[0].item() == pytest.approx(4.5)
+    assert loss(seen_x, x)[0].item() == 0 and loss(seen_y, y)[1].item() == 0
 
 
 def test_perceptual_term_by_hand():
@@ -54,7 +56,7 @@ def test_perceptual_term_by_hand():
     loss = ClinicalFeatureLoss(Fixed(), torch.rand(4, 1, 4, 4))
     x, y = torch.ones(1, 1, 4, 4), -torch.ones(1, 1, 4, 4)
     # unit vectors (.6, .8) and (.8, .6) differ by .04 + .04 at every place, in each of the first three maps
-    assert loss(x, y)[1].item() == pytest.approx(3 * 0.08, rel=1e-5)
+    assert loss(Fixed().feature_maps(x), y)[1].item() == pytest.approx(3 * 0.08, rel=1e-5)
 
 
 def test_the_real_network_sees_no_change_and_a_change():
@@ -62,24 +64,21 @@ def test_the_real_network_sees_no_change_and_a_change():
     features = ClinicalFeatures(("a", "b")).eval().requires_grad_(False)
     x = torch.rand(6, 1, 64, 64) * 2 - 1
     loss = ClinicalFeatureLoss(features, x)
-    clinical, perceptual = loss(x, x.clone())
+    seen = features.feature_maps(x)
+    clinical, perceptual = loss(seen, x.clone())
     assert clinical.item() == 0 and perceptual.item() == pytest.approx(0, abs=1e-6)
     y = (x + 0.3 * torch.randn_like(x)).requires_grad_()
-    clinical, perceptual = loss(x, y)
+    clinical, perceptual = loss(seen, y)
     assert clinical.item() > 0 and perceptual.item() > 0
     (clinical + perceptual).backward()
     assert y.grad.abs().sum() > 0
-    other = loss(x, x.roll(1, 0))[0].item()
+    other = loss(seen, x.roll(1, 0))[0].item()
     assert 0.5 < other < 6, "about 2 for unrelated images"
 
 
 def test_findings_in_codes_by_hand_wherever_they_are():
-    class Brightness(nn.Module):
-        def forward(self, x):
-            return torch.stack([x.mean((1, 2, 3)), 10 * x.mean((1, 2, 3))], dim=1)
-
-    sample = torch.tensor([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1).expand(3, 1, 4, 4)  # mean 1, deviation 1
-    term = FindingsInCodes(4, Brightness(), sample)
+    sample = torch.tensor([[0.0, 0.0], [1.0, 10.0], [2.0, 20.0]])  # means 1 and 10, deviations 1 and 10
+    term = FindingsInCodes(4, sample)
     with torch.no_grad():
         term.reading.weight.zero_()
         term.reading.bias.zero_()
@@ -88,11 +87,11 @@ def test_findings_in_codes_by_hand_wherever_they_are():
     vectors[0, 0, 1, 0] = vectors[0, 0, 0, 1] = (
         1.0  # two of four places say so: 2 * sqrt(4) / 2 = 2 for the first finding
     )
-    x = torch.full((1, 1, 4, 4), 4.0)  # both logits are 3 deviations above their means
-    assert term(vectors, x).item() == pytest.approx(((2 - 3) ** 2 + (0 - 3) ** 2) / 2)
-    assert term(vectors.flip(2), x).item() == term(vectors, x).item()
+    logits = torch.tensor([[4.0, 40.0]])  # both are 3 deviations above their means
+    assert term(vectors, logits).item() == pytest.approx(((2 - 3) ** 2 + (0 - 3) ** 2) / 2)
+    assert term(vectors.flip(2), logits).item() == term(vectors, logits).item()
     moved = vectors.clone().requires_grad_()
-    term(moved, x).backward()
+    term(moved, logits).backward()
     assert moved.grad[0, 0].unique().numel() == 1, "every place is asked alike"
 
 

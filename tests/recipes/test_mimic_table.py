@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import load_script
 from PIL import Image
 
 from llmcxr.foundation.settings import load_settings
@@ -18,10 +18,7 @@ from llmcxr.sources.table import collect
 from llmcxr.studies.cohort import select_cohort
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-spec = importlib.util.spec_from_file_location("make_mimic_table", RECIPES / "make_mimic_table.py")
-assert spec is not None and spec.loader is not None
-table = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(table)
+table = load_script("recipes/make_mimic_table.py")
 
 # dicom, study, patient, split, view, date, time (leading zeros lost, as in the release)
 IMAGES = [

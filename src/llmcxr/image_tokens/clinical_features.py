@@ -9,9 +9,10 @@ Pixels: [B, 1, S, S] in [-1, 1], bone white; TorchXRayVision itself expects [-10
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,6 +92,16 @@ class ClinicalFeatures(nn.Module):
                 maps.append(x)
         return maps, F.relu(x).mean(dim=(2, 3))
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `from_config` needs, beside the weights."""
+        return {"findings": self.findings, "resolution": self.resolution}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ClinicalFeatures:
+        """The network that `config` describes, untrained."""
+        return cls(tuple(config["findings"]), config["resolution"])
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, F]."""
         return self.network.classifier(self.feature_maps(images)[1])
@@ -99,13 +110,12 @@ class ClinicalFeatures(nn.Module):
         """Write config.json and model.safetensors."""
         with atomic_path(folder / "model.safetensors") as temporary:
             save_file({k: v.contiguous() for k, v in self.state_dict().items()}, temporary)
-        write_json(folder / "config.json", {"findings": self.findings, "resolution": self.resolution})
+        write_json(folder / "config.json", self.config)
 
     @classmethod
     def load(cls, folder: Path) -> ClinicalFeatures:
         """Read what `save` wrote; the network is frozen and in evaluation mode."""
-        config = read_json(folder / "config.json")
-        model = cls(tuple(config["findings"]), config["resolution"])
+        model = cls.from_config(read_json(folder / "config.json"))
         model.load_state_dict(load_weights(folder / "model.safetensors"))
         return model.eval().requires_grad_(False)
 

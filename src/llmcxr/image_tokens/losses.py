@@ -33,14 +33,15 @@ class ClinicalFeatureLoss(nn.Module):
             _, pooled = features.feature_maps(sample)
         self.register_buffer("variance", pooled.float().var(dim=0).mean())
 
-    def forward(self, original: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, seen: tuple[list[Tensor], Tensor], reconstruction: Tensor) -> tuple[Tensor, Tensor]:
         """(clinical term on the 1024-d features, perceptual term on the feature maps of the same network).
+
+        `seen` is what the network's `feature_maps` gives for the original.
 
         The second is LPIPS's formula (unit-normalised channels, squared difference, averaged over places) with equal
         weights; it is there because both come from one pass.
         """
-        with torch.no_grad():
-            maps, pooled = self.features.feature_maps(original)
+        maps, pooled = seen
         maps_r, pooled_r = self.features.feature_maps(reconstruction)
         clinical = F.mse_loss(pooled_r.float(), pooled.float()) / self.variance
         perceptual = sum(
@@ -61,19 +62,17 @@ class FindingsInCodes(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, code_dim: int, features: ClinicalFeatures, sample: Tensor) -> None:
+    def __init__(self, code_dim: int, logits: Tensor) -> None:
+        """`logits` [B, F] of a sample of images, for their scale."""
         super().__init__()
-        self.features = features
-        with torch.no_grad():
-            logits = features(sample).float()
+        logits = logits.float()
         self.register_buffer("mean", logits.mean(0))
         self.register_buffer("deviation", logits.std(0).clamp(min=1e-3))
         self.reading = nn.Linear(code_dim, logits.shape[1])
 
-    def forward(self, vectors: Tensor, images: Tensor) -> Tensor:
-        """Mean squared error of code vectors [B, D, g, g] against the standardised logits of images [B, 1, S, S]."""
-        with torch.no_grad():
-            target = (self.features(images).float() - self.mean) / self.deviation
+    def forward(self, vectors: Tensor, logits: Tensor) -> Tensor:
+        """Mean squared error of what code vectors [B, D, g, g] say against the standardised logits [B, F]."""
+        target = (logits.float() - self.mean) / self.deviation
         _, D, g, _ = vectors.shape
         # Code vectors have unit length; scaled so that a sum of unrelated ones has unit spread.
         return F.mse_loss(self.reading(vectors.float().sum(dim=(2, 3)) * D**0.5 / g), target)

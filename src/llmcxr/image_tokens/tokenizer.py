@@ -68,17 +68,21 @@ class ImageTokenizer(nn.Module):
             self.clinical.eval()
         return self
 
-    def _encoded(self, images: Tensor) -> Tensor:
+    def _encoded(self, images: Tensor, last_map: Tensor | None = None) -> Tensor:
         """[B, 1, S, S] -> what is quantized, [B, D, g, g]."""
         if self.clinical is None:
             return self.encoder(images)
-        with torch.no_grad():
-            last = self.clinical.feature_maps(images)[0][-1]
-        return self.encoder(images, F.relu(last))
+        if last_map is None:
+            with torch.no_grad():
+                last_map = self.clinical.feature_maps(images)[0][-1]
+        return self.encoder(images, F.relu(last_map))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Training pass: reconstruction [B, 1, S, S], commitment loss, quantized code vectors [B, D, g, g]."""
-        quantized, _, commitment = self.quantizer(self._encoded(images).float())
+    def forward(self, images: Tensor, last_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Training pass: reconstruction [B, 1, S, S], commitment loss, quantized code vectors [B, D, g, g].
+
+        `last_map` is the clinical network's last feature map of the images, where it is known already.
+        """
+        quantized, _, commitment = self.quantizer(self._encoded(images, last_map).float())
         return self.decoder(quantized), commitment.sum(), quantized
 
     @torch.inference_mode()
@@ -109,7 +113,7 @@ class ImageTokenizer(nn.Module):
         folder = Path(folder)
         with atomic_path(folder / "model.safetensors") as temporary:
             save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, temporary)
-        clinical = self.clinical and {"findings": self.clinical.findings, "resolution": self.clinical.resolution}
+        clinical = None if self.clinical is None else self.clinical.config
         write_json(folder / "config.json", {"architecture": asdict(self.architecture), "clinical": clinical})
         self.fingerprint = fingerprint(folder / "model.safetensors")
 
@@ -128,7 +132,7 @@ class ImageTokenizer(nn.Module):
                 raise UserError(
                     f"{folder / 'config.json'} does not describe the clinical network that its encoder needs."
                 )
-            clinical = ClinicalFeatures(tuple(saved["findings"]), saved["resolution"])
+            clinical = ClinicalFeatures.from_config(saved)
         tokenizer = cls(architecture, clinical)
         path = folder / "model.safetensors"
         try:

@@ -76,7 +76,7 @@ class ImageTokenizerSettings:
         return faults
 
 
-_PARTS = ("tokenizer", "discriminator", "reading", "optimizer", "critic_optimizer")
+_PARTS = ("tokenizer", "discriminator", "findings_in_codes", "optimizer", "critic_optimizer")
 
 
 class _Trainer:
@@ -87,7 +87,7 @@ class _Trainer:
         images: np.ndarray,
         device: torch.device,
     ) -> None:
-        self.settings, self.images, self.device = settings, images, device
+        self.settings, self.images, self.features, self.device = settings, images, features, device
         torch.manual_seed(settings.seed)
         self.tokenizer = ImageTokenizer(
             settings.architecture, features if settings.architecture.clinical_input else None
@@ -98,15 +98,14 @@ class _Trainer:
         sample = batch_of(
             images, stream(settings.seed, "variance").choice(len(images), min(64, len(images)), replace=False), device
         )
-        with autocast(device):
+        with autocast(device), torch.no_grad():
             self.clinical = ClinicalFeatureLoss(features, sample).to(device)
-            self.findings_in_codes = FindingsInCodes(settings.architecture.code_dim, features, sample).to(device)
-        self.reading = self.findings_in_codes.reading
+            self.findings_in_codes = FindingsInCodes(settings.architecture.code_dim, features(sample)).to(device)
         self.trained = [p for p in self.tokenizer.parameters() if p.requires_grad]
         self.lpips = None if settings.perceptual == "clinical" else build_lpips(settings.perceptual).to(device)
         # taming-transformers uses beta1 = 0.5 for both; with 0.9 the autoencoder learned twice as fast in short runs.
         self.optimizer = torch.optim.AdamW(
-            [*self.trained, *self.reading.parameters()],
+            [*self.trained, *self.findings_in_codes.parameters()],
             lr=settings.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=1e-4,
@@ -139,12 +138,14 @@ class _Trainer:
         rise = 1.0 if s.feature_start == 0 else min(1.0, max(0.0, (step / s.steps - s.feature_start) / 0.1))
         terms: dict[str, float] = {}
         with autocast(self.device):
-            y, commitment, vectors = self.tokenizer(x)
+            with torch.no_grad():
+                seen = self.features.feature_maps(x)
+            y, commitment, vectors = self.tokenizer(x, seen[0][-1])
             y = y.float()
             l1 = F.l1_loss(y, x)
             reconstruction = s.l1_weight * l1
             if rise > 0:
-                clinical, perceptual = self.clinical(x, y)
+                clinical, perceptual = self.clinical(seen, y)
                 if self.lpips is not None:
                     perceptual = self.lpips(x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)).mean()
                 reconstruction = reconstruction + rise * (
@@ -153,7 +154,7 @@ class _Trainer:
                 terms |= {"perceptual": perceptual.item(), "clinical": clinical.item()}
             loss = reconstruction + commitment
             if s.reading_weight > 0:
-                reading = self.findings_in_codes(vectors, x)
+                reading = self.findings_in_codes(vectors, self.features.network.classifier(seen[1]))
                 loss = loss + s.reading_weight * reading
                 terms["reading"] = reading.item()
             if adversarial:
