@@ -27,7 +27,7 @@ from llmcxr.evaluation.scores import best_constant_prediction, mean_auroc, micro
 from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.settings import load_settings
 from llmcxr.generation.engine import Engine, Sampling
-from llmcxr.instructions import cxr_to_report
+from llmcxr.instructions.cxr_to_report import report_turns
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.vqa import LIST_QUESTION, presence_question
@@ -112,16 +112,16 @@ class TimedStage(Stage):
             if self.used >= self.seconds:
                 return
 
-    def _prompts(self, instruction: str) -> list[list[int]]:
-        return [render_prompt((Turn(instruction, c),), self.template, self.tunable.vocabulary) for c in self.codes]
-
-    def _f1(self, instruction: str, limit: int) -> float:
-        """Micro-F1 of the findings in what is generated."""
-        prompts, texts = self._prompts(instruction), []
+    def _write(self, conversations: list[tuple[Turn, ...]], limit: int) -> list[str]:
+        prompts = [render_prompt(turns, self.template, self.tunable.vocabulary) for turns in conversations]
+        responses = []
         for first in range(0, len(prompts), 50):
-            texts += self.engine.generate(prompts[first : first + 50], "text", Sampling(max_new_tokens=limit))
-        predicted = np.stack([self.extract(t.text) for t in texts])
-        return micro_macro_f1(self.truth == 1, predicted).micro
+            responses += self.engine.generate(prompts[first : first + 50], "text", Sampling(max_new_tokens=limit))
+        return [r.text for r in responses]
+
+    def _f1(self, texts: list[str]) -> float:
+        """Micro-F1 of the findings in what was generated."""
+        return micro_macro_f1(self.truth == 1, np.stack([self.extract(text) for text in texts])).micro
 
     def measure(self, tokens: int, examples: int) -> None:
         """Add a point to the curve."""
@@ -132,13 +132,16 @@ class TimedStage(Stage):
             turns = [Turn(presence_question(name), codes) for name in self.findings]
             prompts = [render_prompt((turn,), self.template, self.tunable.vocabulary) for turn in turns]
             p_yes[row] = self.engine.answer_probabilities(prompts, ("Yes.", "No."))[:, 0]
+        lists = self._write([(Turn(LIST_QUESTION, codes),) for codes in self.codes], 40)
+        named: list[str | None] = [*lists] if self.settings.findings_first else [None] * len(lists)
+        reports = self._write([report_turns(c, n) for c, n in zip(self.codes, named, strict=True)], 90)
         point = {
             "minutes": self.used / 60,
             "tokens": tokens,
             "examples": examples,
             "auroc": mean_auroc(self.truth, p_yes).mean,
-            "list_f1": self._f1(LIST_QUESTION, 40),
-            "report_f1": self._f1(cxr_to_report.PHRASINGS[0], 90),
+            "list_f1": self._f1(lists),
+            "report_f1": self._f1(reports),
             "loss": losses,
         }
         self.losses.train()

@@ -6,6 +6,7 @@ with the real LLM, and its model is then used through the command line.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -25,6 +26,11 @@ from llmcxr import pipeline
 from llmcxr.cli import main
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import load_settings
+from llmcxr.generation.engine import GREEDY, Sampling
+from llmcxr.generation.llm_cxr import LlmCxr
+from llmcxr.instructions import cxr_to_report, report_to_cxr
+from llmcxr.instructions.example import Turn
+from llmcxr.instructions.vqa import LIST_QUESTION
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.vocabulary.language_model import load_language_model
@@ -50,6 +56,7 @@ RECIPE = {
         "lora_rank": 2,
         "template": "chat",
         "system_prompt": "",
+        "findings_first": True,
         "questions_per_image": 2,
         "max_tokens": 640,
         "tokens_per_batch": 1280,
@@ -399,6 +406,29 @@ def test_images_that_cannot_be_read(tiny, tmp_path, capsys):
         error = capsys.readouterr().err.strip().splitlines()
         said = [line for line in error if line.startswith("llmcxr: ")]
         assert len(said) == 1 and name in said[0]
+
+
+def test_findings_are_named_before_a_report_and_a_drawing(tiny):
+    model = LlmCxr.from_pretrained(tiny / "runs" / "tiny")
+    codes, texts = np.random.default_rng(0).integers(0, 16, (2, 16)).astype(np.uint16), ["Left effusion.", "Clear."]
+    limit, draw = Sampling(max_new_tokens=6), Sampling(seed=1, temperature=1.0)
+
+    def generate(prompts, modality, sampling):
+        return model.engine.generate([model.prompt(*turns) for turns in prompts], modality, sampling)
+
+    found = [r.text for r in generate([(Turn(LIST_QUESTION, c),) for c in codes], "text", limit)]
+    asked = cxr_to_report.PHRASINGS[0]
+    turns = [(Turn(LIST_QUESTION, c, f), Turn(asked)) for c, f in zip(codes, found, strict=True)]
+    assert model.reports(codes, limit) == [r.text for r in generate(turns, "text", limit)]
+    stated = [r.text for r in generate([(Turn(report_to_cxr.STATED_QUESTION, t),) for t in texts], "text", GREEDY)]
+    wanted = report_to_cxr.PHRASINGS[0]
+    turns = [(Turn(report_to_cxr.STATED_QUESTION, t, s), Turn(wanted)) for t, s in zip(texts, stated, strict=True)]
+    assert np.array_equal(model.draw_codes(texts, draw), [r.codes for r in generate(turns, "image", draw)])
+    model.info = dataclasses.replace(model.info, findings_first=False)  # as in the paper
+    plain = [r.text for r in generate([(Turn(asked, c),) for c in codes], "text", limit)]
+    assert model.reports(codes, limit) == plain
+    drawn = generate([(Turn(wanted, t),) for t in texts], "image", draw)
+    assert np.array_equal(model.draw_codes(texts, draw), [r.codes for r in drawn])
 
 
 def test_a_model_with_another_image_tokenizer_is_refused(copied, capsys):

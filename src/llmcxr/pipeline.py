@@ -44,7 +44,7 @@ from llmcxr.instructions.language import SHIPPED, LanguageTask, load_instruction
 from llmcxr.instructions.mixture import TaskItems
 from llmcxr.instructions.report_to_cxr import ReportToCxrTask
 from llmcxr.instructions.templates import Template, build_template
-from llmcxr.instructions.vqa import QuestionAnswer, questions_of, read_questions, write_questions
+from llmcxr.instructions.vqa import QuestionAnswer, known_finding_list, questions_of, read_questions, write_questions
 from llmcxr.recipe import Recipe
 from llmcxr.sources import table
 from llmcxr.sources.phantom import source as phantom
@@ -100,8 +100,12 @@ def tasks_of(
     """Items of every task of a tuning stage for the patients of a split, and the studies left out, by reason."""
     cohort = select_cohort([s for s in studies if s.split == split], stage.cohort)
     part = stage.cohort.sections
-    pairs = [ImageReport(s.image_id, codes[s.image_id], report_text(s, part)) for s in cohort.studies]
-    pairs = [pair for pair in pairs if pair.report]
+    named = recipe.tuning.findings_first
+    pairs = [
+        ImageReport(s.image_id, codes[s.image_id], text, known_finding_list(s) if named else None)
+        for s in cohort.studies
+        if (text := report_text(s, part))
+    ]
     own_codes = {s.image_id: codes[s.image_id] for s in cohort.studies}
     tasks: dict[Task, TaskItems] = {
         "language": LanguageTask(instructions_of(recipe, split)),
@@ -475,6 +479,7 @@ class Run:
             system_prompt=tuning.system_prompt,
             findings=self.findings,
             report=tuning.stages[-1].cohort.sections,
+            findings_first=tuning.findings_first,
             version=__version__,
         )
         save_model(self.folder / "model", tunable.merge(), tunable.vocabulary, self.folder / "image_tokenizer", info)

@@ -16,7 +16,7 @@ from llmcxr.instructions.example import Turn
 from llmcxr.instructions.language import LanguageTask, load_instructions
 from llmcxr.instructions.mixture import Mixture
 from llmcxr.instructions.report_to_cxr import ReportToCxrTask
-from llmcxr.instructions.vqa import QuestionAnswer
+from llmcxr.instructions.vqa import LIST_QUESTION, QuestionAnswer
 
 CODES = {f"i{k}": np.full(4, k, np.uint16) for k in range(30)}
 PAIRS = [ImageReport(name, codes, f"report {name}") for name, codes in CODES.items()]
@@ -76,6 +76,18 @@ def test_examples_of_each_task():
     assert e.turns[0].input == "report i3" and np.array_equal(e.turns[0].response, CODES["i3"])
     assert e.turns[0].instruction in report_to_cxr.PHRASINGS
     assert TASKS["language"].example(2, rng).turns == (Turn("say 2", "", "2"),)
+
+
+def test_findings_named_first():
+    pair = ImageReport("i3", CODES["i3"], "report i3", "Mass.")
+    e = CxrToReportTask([pair]).example(0, np.random.default_rng(0))
+    assert e.turns[0].instruction == LIST_QUESTION and np.array_equal(e.turns[0].input, CODES["i3"])
+    assert [t.response for t in e.turns] == ["Mass.", "report i3"]
+    assert e.turns[1].instruction in cxr_to_report.PHRASINGS and e.turns[1].input == ""
+    e = ReportToCxrTask([pair]).example(0, np.random.default_rng(0))
+    assert e.turns[0] == Turn(report_to_cxr.STATED_QUESTION, "report i3", "Mass.")
+    assert e.turns[1].instruction in report_to_cxr.PHRASINGS and e.turns[1].input == ""
+    assert np.array_equal(e.turns[1].response, CODES["i3"])
 
 
 def test_ten_different_phrasings_each():

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
+from llmcxr.instructions.cxr_to_report import report_turns
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.rendering import fit, render, render_prompt, supervise_all
+from llmcxr.instructions.report_to_cxr import drawing_turns
 from llmcxr.instructions.templates import build_template
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
@@ -92,35 +94,39 @@ CUTS = [
 ]
 
 
-def report_example(task, report) -> InstructionExample:
-    turn = Turn("Report it.", IMAGE, report) if task == "cxr_to_report" else Turn("Draw it.", report, IMAGE)
-    return InstructionExample(task, (turn,), "i1")
+def report_example(task, report, named=None) -> InstructionExample:
+    turns = report_turns(IMAGE, named, report=report)
+    if task == "report_to_cxr":
+        turns = drawing_turns(report, named, codes=IMAGE)
+    return InstructionExample(task, turns, "i1")
 
 
 @pytest.mark.parametrize("name", ["paper", "chat"])
 @pytest.mark.parametrize("task", ["cxr_to_report", "report_to_cxr"])
-def test_a_long_report_is_cut_after_the_last_sentence_that_fits(task, name):
+@pytest.mark.parametrize("named", [None, "Mass."])
+def test_a_long_report_is_cut_after_the_last_sentence_that_fits(task, name, named):
+    first = [] if named is None else [*VOCABULARY.encode_text(named), 2]
     template = TEMPLATES[name]
-    whole = render(report_example(task, REPORT), template, VOCABULARY)
+    whole = render(report_example(task, REPORT, named), template, VOCABULARY)
     for sentences, cut in enumerate(CUTS, 1):
-        wanted = render(report_example(task, cut), template, VOCABULARY)
-        longer = render(report_example(task, [*CUTS, REPORT][sentences]), template, VOCABULARY)
+        wanted = render(report_example(task, cut, named), template, VOCABULARY)
+        longer = render(report_example(task, [*CUTS, REPORT][sentences], named), template, VOCABULARY)
         for room in (len(wanted.ids), len(longer.ids) - 1):  # exactly enough, and just too little for one more
-            found = fit(report_example(task, REPORT), template, VOCABULARY, room)
+            found = fit(report_example(task, REPORT, named), template, VOCABULARY, room)
             assert found.ids.tolist() == wanted.ids.tolist() and found.cut and found.image_id == "i1"
             learned = found.ids[found.supervised].tolist()
             if task == "cxr_to_report":  # the sentences, but not that the report ends there
-                assert learned == VOCABULARY.encode_text(cut)
+                assert learned == [*first, *VOCABULARY.encode_text(cut)]
             else:
-                assert learned == [*VOCABULARY.encode_codes(IMAGE), 2]
-    fits = fit(report_example(task, REPORT), template, VOCABULARY, len(whole.ids))
+                assert learned == [*first, *VOCABULARY.encode_codes(IMAGE), 2]
+    fits = fit(report_example(task, REPORT, named), template, VOCABULARY, len(whole.ids))
     assert fits.ids.tolist() == whole.ids.tolist() and not fits.cut and fits.supervised.sum() == whole.supervised.sum()
     assert (
         fit(
-            report_example(task, REPORT),
+            report_example(task, REPORT, named),
             template,
             VOCABULARY,
-            len(render(report_example(task, CUTS[0]), template, VOCABULARY).ids) - 1,
+            len(render(report_example(task, CUTS[0], named), template, VOCABULARY).ids) - 1,
         )
         is None
     )

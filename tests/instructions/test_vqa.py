@@ -11,6 +11,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.instructions.vqa import (
     QuestionAnswer,
     finding_list,
+    known_finding_list,
     presence_question,
     questions_of,
     read_questions,
@@ -59,7 +60,7 @@ def test_questions_about_one_study_by_hand():
     assert found == {
         (
             "Which abnormal findings does this chest radiograph show?",
-            "Right pleural effusion; left support device; left atelectasis; right atelectasis.",
+            "Bilateral atelectasis; right pleural effusion; left support device.",
             "list",
             "",
         ),
@@ -87,9 +88,21 @@ def test_a_normal_study():
 
 def test_wording_of_lists_and_articles():
     assert finding_list([Finding("opacity", "both"), Finding("opacity", "both")]) == "Bilateral opacity."
+    unordered = [Finding("opacity", "right"), Finding("mass"), Finding("opacity", "left")]
+    assert finding_list(unordered) == "Mass; bilateral opacity."
+    assert finding_list([Finding("nodule"), Finding("nodule", "left")]) == "Left nodule."
     assert presence_question("opacity") == "Is there an opacity?"
     assert presence_question("mass") == "Is there a mass?"
     assert presence_question("nodule") == "Is there a nodule?"
+
+
+def test_the_known_list_comes_from_exact_findings_else_from_labels():
+    assert known_finding_list(study(0, (Finding("opacity", "left"),), {"opacity": 1})) == "Left opacity."
+    assert known_finding_list(study(0, (), {"opacity": 0})) == "No abnormal finding."
+    labels = {"opacity": 1, "mass": 1, "nodule": 0, "edema": -1}
+    assert known_finding_list(study(0, (), labels, exact=False)) == "Mass; opacity."
+    assert known_finding_list(study(0, (), {"nodule": 0}, exact=False)) == "No abnormal finding."
+    assert known_finding_list(study(0, (), {"edema": -1}, exact=False)) is None
 
 
 @pytest.mark.parametrize("exact", [True, False])

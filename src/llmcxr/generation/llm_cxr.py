@@ -18,11 +18,12 @@ from llmcxr.foundation.devices import pick_device
 from llmcxr.foundation.errors import UserError
 from llmcxr.generation.engine import DRAWING, GREEDY, Engine, Sampling
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
-from llmcxr.instructions import cxr_to_report, report_to_cxr
+from llmcxr.instructions.cxr_to_report import report_turns
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.rendering import render_prompt
+from llmcxr.instructions.report_to_cxr import STATED_QUESTION, drawing_turns
 from llmcxr.instructions.templates import build_template
-from llmcxr.instructions.vqa import presence_question
+from llmcxr.instructions.vqa import LIST_QUESTION, presence_question
 from llmcxr.studies.radiographs import load_square, to_square
 from llmcxr.tuning.model_folder import ModelInfo, load_info
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -101,7 +102,10 @@ class LlmCxr:
 
     def reports(self, codes: np.ndarray, sampling: Sampling = GREEDY) -> list[str]:
         """Reports of images given as codes [N, L]."""
-        prompts = [self.prompt(Turn(cxr_to_report.PHRASINGS[0], row)) for row in codes]
+        found: Sequence[str | None] = [None] * len(codes)
+        if self.info.findings_first:
+            found = self.answers(codes, [LIST_QUESTION] * len(codes), sampling)
+        prompts = [self.prompt(*report_turns(row, named)) for row, named in zip(codes, found, strict=True)]
         return [r.text for r in self.engine.generate(prompts, "text", sampling)]
 
     def draw(self, text: str, sampling: Sampling = DRAWING) -> np.ndarray:
@@ -110,7 +114,11 @@ class LlmCxr:
 
     def draw_codes(self, texts: Sequence[str], sampling: Sampling = DRAWING) -> np.ndarray:
         """Codes uint16 [N, L] of one drawing for each text."""
-        prompts = [self.prompt(Turn(report_to_cxr.PHRASINGS[0], text)) for text in texts]
+        stated: Sequence[str | None] = [None] * len(texts)
+        if self.info.findings_first:
+            prompts = [self.prompt(Turn(STATED_QUESTION, text)) for text in texts]
+            stated = [r.text for r in self.engine.generate(prompts, "text", GREEDY)]
+        prompts = [self.prompt(*drawing_turns(text, named)) for text, named in zip(texts, stated, strict=True)]
         return np.stack([r.codes for r in self.engine.generate(prompts, "image", sampling) if r.codes is not None])
 
     def ask(self, image: ImageLike, question: str, sampling: Sampling = GREEDY) -> str:

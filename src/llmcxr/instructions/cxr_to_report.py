@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmcxr.instructions.example import InstructionExample, Turn
+from llmcxr.instructions.vqa import LIST_QUESTION
 
 # Ten phrasings, drawn at random for each example (paper, section 2.4). The first is used for inference.
 PHRASINGS = (
@@ -25,11 +26,21 @@ PHRASINGS = (
 
 @dataclass(frozen=True)
 class ImageReport:
-    """An image's codes uint16 [L] and its report."""
+    """An image's codes uint16 [L] and its report; `findings` is the list that is named first, None where none is."""
 
     image_id: str
     codes: np.ndarray
     report: str
+    findings: str | None = None
+
+
+def report_turns(
+    codes: np.ndarray, findings: str | None, instruction: str = PHRASINGS[0], report: str | None = None
+) -> tuple[Turn, ...]:
+    """Turns that end in a report (None: to be written) of the image `codes`, with its `findings` named first or without."""
+    if findings is None:
+        return (Turn(instruction, codes, report),)
+    return Turn(LIST_QUESTION, codes, findings), Turn(instruction, "", report)
 
 
 class CxrToReportTask:
@@ -44,5 +55,5 @@ class CxrToReportTask:
     def example(self, item: int, rng: np.random.Generator) -> InstructionExample:
         """The item under one of the phrasings."""
         pair = self._pairs[item]
-        turn = Turn(PHRASINGS[rng.integers(len(PHRASINGS))], pair.codes, pair.report)
-        return InstructionExample("cxr_to_report", (turn,), pair.image_id)
+        turns = report_turns(pair.codes, pair.findings, PHRASINGS[rng.integers(len(PHRASINGS))], pair.report)
+        return InstructionExample("cxr_to_report", turns, pair.image_id)

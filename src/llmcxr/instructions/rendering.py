@@ -63,10 +63,18 @@ def render(example: InstructionExample, template: Template, vocabulary: ImageVoc
     return RenderedExample(np.asarray(ids), np.asarray(supervised), example.task, example.image_id)
 
 
+def _report_of(example: InstructionExample) -> str:
+    """A report that is written is the last response; one that is drawn from is the first input."""
+    report = example.turns[-1].response if example.task == "cxr_to_report" else example.turns[0].input
+    assert isinstance(report, str)
+    return report
+
+
 def _with_report(example: InstructionExample, report: str) -> InstructionExample:
-    (turn,) = example.turns
-    part = {"response": report} if example.task == "cxr_to_report" else {"input": report}
-    return replace(example, turns=(replace(turn, **part),))  # type: ignore[arg-type]
+    first, last = example.turns[0], example.turns[-1]
+    if example.task == "cxr_to_report":
+        return replace(example, turns=(*example.turns[:-1], replace(last, response=report)))
+    return replace(example, turns=(replace(first, input=report), *example.turns[1:]))
 
 
 def fit(
@@ -83,9 +91,7 @@ def fit(
         return whole
     if example.task not in ("cxr_to_report", "report_to_cxr"):
         return None
-    (turn,) = example.turns
-    report = turn.response if example.task == "cxr_to_report" else turn.input
-    assert isinstance(report, str)
+    report = _report_of(example)
     ends = [match.end() for match in _SENTENCE_END.finditer(report)]
     best, low, high = None, 0, len(ends)  # the first `low` sentences fit, `high` + 1 do not
     while low < high:

@@ -22,6 +22,18 @@ PHRASINGS = (
 )
 
 
+STATED_QUESTION = "Which abnormal findings does this report state?"
+
+
+def drawing_turns(
+    report: str, findings: str | None, instruction: str = PHRASINGS[0], codes: np.ndarray | None = None
+) -> tuple[Turn, ...]:
+    """Turns that end in an image (None: to be drawn) for a report, with its `findings` named first or without."""
+    if findings is None:
+        return (Turn(instruction, report, codes),)
+    return Turn(STATED_QUESTION, report, findings), Turn(instruction, "", codes)
+
+
 class ReportToCxrTask:
     """One item an image with a report."""
 
@@ -34,5 +46,5 @@ class ReportToCxrTask:
     def example(self, item: int, rng: np.random.Generator) -> InstructionExample:
         """The item under one of the phrasings."""
         pair = self._pairs[item]
-        turn = Turn(PHRASINGS[rng.integers(len(PHRASINGS))], pair.report, pair.codes)
-        return InstructionExample("report_to_cxr", (turn,), pair.image_id)
+        turns = drawing_turns(pair.report, pair.findings, PHRASINGS[rng.integers(len(PHRASINGS))], pair.codes)
+        return InstructionExample("report_to_cxr", turns, pair.image_id)

@@ -61,9 +61,24 @@ def _with_article(finding: str) -> str:
 
 
 def finding_list(findings: Iterable[Finding]) -> str:
-    """A short dense answer that names all findings: "Right pleural effusion; cardiomegaly."."""
-    names = dict.fromkeys(f"{f.side} {f.name}".strip().replace("both ", "bilateral ") for f in findings)
-    return ("; ".join(names).capitalize() + ".") if names else NOTHING
+    """A short dense answer that names all findings in the order of their names: "Cardiomegaly; right pleural effusion."."""
+    sides: dict[str, set[str]] = {}
+    for finding in findings:
+        sides.setdefault(finding.name, set()).update({"left", "right"} if finding.side == "both" else {finding.side})
+    # One order: what is there decides every token, and none is spent on guessing what a report would mention first.
+    parts = []
+    for name in sorted(sides):
+        own = sides[name] - {""}
+        parts.append(f"{'bilateral' if len(own) == 2 else ''.join(own)} {name}".strip())
+    return ("; ".join(parts).capitalize() + ".") if parts else NOTHING
+
+
+def known_finding_list(study: Study) -> str | None:
+    """`finding_list` of exact findings where there are some, else of the labels that are positive; None where nothing is known."""
+    if study.truth or study.mask_path:
+        return finding_list(study.truth)
+    known = {name: value for name, value in study.labels.items() if value in (0, 1)}
+    return finding_list(Finding(name) for name, value in known.items() if value == 1) if known else None
 
 
 def _from_truth(study: Study, present_share: dict[str, float], seed: int) -> list[QuestionAnswer]:

@@ -33,6 +33,9 @@ class ModelInfo:
     system_prompt: str | None
     findings: tuple[str, ...]  # names that presence questions were asked about
     report: ReportPart
+    findings_first: (
+        bool  # reports are written, and images drawn, after the findings have been named in a turn of their own
+    )
     version: str
     format: int = FORMAT
 

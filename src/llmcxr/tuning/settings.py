@@ -105,6 +105,10 @@ class TuningSettings:
     loss: Literal["response", "sequence"] = setting(
         "response", "learn the responses only, or every token of an example after its first (the paper's ablation)"
     )
+    findings_first: bool = setting(
+        False,
+        "before a report is written, or an image drawn from one, a turn names the findings (ours; false as in the paper)",
+    )
     questions_per_image: int = setting(4, "most questions asked on one reading of an image; the paper asks 1")
     language_instructions: Path | None = setting(None, "JSONL with instruction, input, response; null: the shipped set")
     max_tokens: int = setting(
