@@ -45,7 +45,7 @@ from llmcxr.tuning.alignment import alignment_prompt
 from llmcxr.tuning.batches import collate, plan_batches
 from llmcxr.tuning.settings import StageSettings, TuningSettings
 from llmcxr.tuning.trainer import WINDOW, Losses
-from llmcxr.tuning.tunable import MasterAdamW, TunableModel
+from llmcxr.tuning.tunable import UPDATED_AT_ONCE, MasterAdamW, TunableModel
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_config, load_text_tokenizer
 
@@ -119,7 +119,7 @@ class ModelSize:
     attention_width: int  # query width (heads x head size), summed over layers
     weight_bytes: int
     gradient_bytes: int  # while a batch is computed
-    step_gradient_bytes: int  # while the optimiser steps: float32
+    step_gradient_bytes: int  # while the optimiser steps: the same, and float32 copies of some at a time
     optimizer_bytes: int  # float32 masters and both moments
 
 
@@ -248,9 +248,10 @@ def size_of(tunable: TunableModel, quantised: bool = False) -> ModelSize:
     table = cast(Any, tunable.model).get_input_embeddings().parametrizations.weight.original
     packed = {id(m.weight) for _, m in four_bit.linears(tunable.model) if quantised and not m.weight.requires_grad}
     weights = sum(p.numel() * (four_bit.BYTES if key in packed else p.element_size()) for key, p in parameters.items())
+    count, gradients = sum(p.numel() for p in trained), sum(p.numel() * p.element_size() for p in trained)
     return ModelSize(
         parameters=sum(p.numel() for key, p in parameters.items() if key not in overlays) - adapters,
-        trained=sum(p.numel() for p in trained),
+        trained=count,
         matrices=sum(p.numel() for p in matrices),
         trained_matrices=sum(p.numel() for p in matrices if p.requires_grad),
         rows=table.shape[0],
@@ -259,8 +260,8 @@ def size_of(tunable: TunableModel, quantised: bool = False) -> ModelSize:
         layers=config.num_hidden_layers,
         attention_width=config.num_hidden_layers * heads * head_size,
         weight_bytes=round(weights),
-        gradient_bytes=sum(p.numel() * p.element_size() for p in trained),
-        step_gradient_bytes=sum(4 * p.numel() for p in trained),
+        gradient_bytes=gradients,
+        step_gradient_bytes=gradients + 4 * min(count, UPDATED_AT_ONCE + max(p.numel() for p in trained)),
         optimizer_bytes=sum((8 if p.dtype == torch.float32 else 12) * p.numel() for p in trained),
     )
 
@@ -307,7 +308,7 @@ def device_memory(
 ) -> Memory:
     """Bytes on one device for batches of `tokens` padded tokens, `inside` and `outside` of them supervised.
 
-    `token_bytes` are the layers' activations. The head adds 10 bytes a logit (bfloat16, float32, its softmax), and the
+    `token_bytes` are the layers' activations. The head adds 2 bytes a logit, which becomes its own gradient, and the
     table with the image rows laid over it exists three times (for input, head and gradient). `shards` > 1: weights,
     gradients and optimizer states are spread over that many devices, and one layer's weights are gathered at a time.
     """
@@ -318,7 +319,7 @@ def device_memory(
         optimizer=size.optimizer_bytes // shards,
         gradients=size.gradient_bytes // shards,
         step_gradients=size.step_gradient_bytes // shards,
-        activations=round(tokens * token_bytes + 10 * logits + 3 * 2 * size.rows * size.width),
+        activations=round(tokens * token_bytes + 2 * logits + 3 * 2 * size.rows * size.width),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import build_model
+from peft import LoraConfig, get_peft_model
 
 from llmcxr.tuning import kernels
 from llmcxr.tuning.kernels import causal_attention, rms_norm, use_training_kernels
@@ -83,6 +84,53 @@ def test_rms_norm_by_hand_and_its_gradients():
         pairs.append(torch.autograd.grad(function(*inputs), inputs, g))
     for a, b in zip(*pairs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def lora_model(seed=0, dtype=torch.float32, **options):
+    torch.manual_seed(seed)
+    model = build_model("llama", 40, attention_bias=True)
+    model = get_peft_model(model, LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", **options))
+    for name, p in model.named_parameters():
+        if "lora_B" in name:  # as it starts, B is zero, and A would get no gradient
+            torch.nn.init.normal_(p, std=0.2)
+    return model.to(dtype)
+
+
+def test_adapters_compute_what_pefts_do(monkeypatch):
+    model = lora_model()
+    ids = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(0))
+
+    def run():
+        model.zero_grad()
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    loss, gradients = run()
+    with model.disable_adapter():
+        base = model(input_ids=ids).logits
+    calls = []
+    original = kernels.lora_linear
+    monkeypatch.setattr(kernels, "lora_linear", lambda *a: calls.append(1) or original(*a))
+    undo = use_training_kernels(model.get_base_model())
+    ours, own = run()
+    assert len(calls) == 14  # seven matrices in each of two layers
+    torch.testing.assert_close(ours, loss, rtol=1e-6, atol=1e-6)
+    assert len(own) == 28
+    for name in gradients:
+        torch.testing.assert_close(own[name], gradients[name], rtol=1e-4, atol=1e-6)
+    with model.disable_adapter():
+        torch.testing.assert_close(model(input_ids=ids).logits, base)
+    assert len(calls) == 14
+    undo()
+    assert torch.equal(run()[0], loss) and len(calls) == 14
+
+
+@pytest.mark.parametrize("options", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}])
+def test_other_adapters_stay_pefts(options):
+    model = lora_model(**options).get_base_model()
+    use_training_kernels(model)
+    assert not any("forward" in vars(m) for m in model.modules() if isinstance(m, kernels.LoraLinear))
 
 
 def test_inference_and_saved_configuration_are_the_stock_models(tmp_path):

@@ -192,3 +192,14 @@ def test_a_weight_without_gradient_is_said():
     t = tunable()
     with pytest.raises(UserError, match="no gradient"):
         MasterAdamW(t, 0.0).step({"body": 1.0, "rows": 1.0}, 1.0)
+
+
+def test_weights_updated_in_parts_are_those_updated_at_once(monkeypatch):
+    def updated(at_once):
+        monkeypatch.setattr("llmcxr.tuning.tunable.UPDATED_AT_ONCE", at_once)
+        t = tunable(method="full")
+        train(t)
+        return t.state()
+
+    whole, parts = updated(2**30), updated(1)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)

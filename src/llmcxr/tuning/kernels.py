@@ -1,4 +1,4 @@
-"""Attention and normalisation for training on CPUs: the arithmetic of the stock model, faster and with less memory.
+"""Attention, normalisation and adapters for training on CPUs: the arithmetic of the stock model, faster and with less memory.
 
 torch's own CPU attention spends most of its time in its backward, which ran at a tenth of the matrix rate; plain products
 over blocks of queries are faster at the lengths of instruction examples. Stock RMSNorm keeps float32 copies for backward.
@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -149,6 +151,67 @@ def _forward(self: Any, hidden_states: Tensor) -> Tensor:
     return rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        inner = rows @ down.T
+        ctx.save_for_backward(rows, inner, weight, down, up)
+        ctx.scale = scale
+        result = F.linear(rows, weight, bias).addmm_(inner, up.T, alpha=scale)
+        return result.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inner, weight, down, up = ctx.saved_tensors
+        dy = gradients[0].reshape(-1, gradients[0].shape[-1])
+        d_inner = dy @ up
+        if ctx.scale != 1:
+            d_inner *= ctx.scale
+        d_up = dy.T @ inner
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (dy @ weight).addmm_(d_inner, down).view(*gradients[0].shape[:-1], -1)
+        return dx, None, None, d_inner.T @ rows, d_up if ctx.scale == 1 else d_up.mul_(ctx.scale), None
+
+
+def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """x W^T + bias + scale (x A^T) B^T for a frozen W [out, in]; `down` is A [r, in], `up` is B [out, r]; x [..., in].
+
+    The adapter's products are added in place, forward and backward, where PEFT's own layer makes four more tensors of full size.
+    """
+    return _LoraLinear.apply(x, weight, bias, down, up, scale)  # type: ignore[no-untyped-call]
+
+
+def _lora_forward(self: Any, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or self.disable_adapters or self.merged or rest or named:
+        return type(self).forward(self, x, *rest, **named)
+    name, base = self.active_adapters[0], self.base_layer
+    return lora_linear(
+        x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+    )
+
+
+def _is_plain_lora(module: nn.Module) -> bool:
+    """A PEFT layer that computes exactly `lora_linear`: one adapter over a frozen, unquantized `nn.Linear`, no dropout."""
+    if (
+        not isinstance(module, LoraLinear)
+        or type(module.base_layer) is not nn.Linear
+        or len(module.active_adapters) != 1
+    ):
+        return False
+    name, base = module.active_adapters[0], module.base_layer
+    adapters = (module.lora_A[name], module.lora_B[name])
+    return (
+        not base.weight.requires_grad
+        and not module.lora_variant
+        and isinstance(module.lora_dropout[name], nn.Identity)
+        and all(layer.bias is None and layer.weight.dtype == base.weight.dtype for layer in adapters)
+    )
+
+
 def use_training_kernels(model: PreTrainedModel) -> Callable[[], None]:
     """Put the kernels of this module into `model`, where they compute the same; returns what takes them out again.
 
@@ -161,6 +224,9 @@ def use_training_kernels(model: PreTrainedModel) -> Callable[[], None]:
     for module in model.modules():
         if _eps(module) is not None:
             module.forward = types.MethodType(_forward, module)
+            replaced.append(module)
+        elif _is_plain_lora(module):
+            module.forward = types.MethodType(_lora_forward, module)
             replaced.append(module)
     before = model.config._attn_implementation
     if before == "sdpa":

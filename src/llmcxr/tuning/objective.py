@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmcxr.tuning.batches import Batch
+from llmcxr.tuning.head_loss import head_cross_entropy
+from llmcxr.vocabulary.growing import head_parts
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 ImageSoftmax = Literal["image_rows", "all_rows"]
@@ -27,6 +29,17 @@ class TokenLosses:
     rows: Tensor
 
 
+def _bias(model: PreTrainedModel, first: int, end: int | None) -> Tensor | None:
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    return None if bias is None else bias[first:end]
+
+
+def _after_head(model: PreTrainedModel) -> tuple[float | None, float | None]:
+    """Cap (Gemma 2) and scale (Cohere) of a model's logits."""
+    config = model.config.get_text_config()
+    return getattr(config, "final_logit_softcapping", None), getattr(config, "logit_scale", None)
+
+
 def project(
     model: PreTrainedModel, hidden: Tensor, first: int = 0, end: int | None = None, precise: bool = False
 ) -> Tensor:
@@ -35,17 +48,24 @@ def project(
     `precise` multiplies in float32 whatever the model's precision is.
     """
     hidden = hidden.float() if precise else hidden
-    head = model.get_output_embeddings()
-    bias = getattr(head, "bias", None)
-    logits = F.linear(
-        hidden, head.weight[first:end].to(hidden.dtype), None if bias is None else bias[first:end].to(hidden.dtype)
-    ).float()
-    config = model.config.get_text_config()
-    if cap := getattr(config, "final_logit_softcapping", None):
+    bias = _bias(model, first, end)
+    logits = torch.cat([F.linear(hidden, part.to(hidden.dtype)) for part in head_parts(model, first, end)], dim=1)
+    logits = (logits if bias is None else logits + bias.to(hidden.dtype)).float()
+    cap, scale = _after_head(model)
+    if cap:
         logits = cap * torch.tanh(logits / cap)
-    if scale := getattr(config, "logit_scale", None):
+    if scale:
         logits = logits * scale
     return logits
+
+
+def cross_entropy(
+    model: PreTrainedModel, hidden: Tensor, targets: Tensor, first: int = 0, end: int | None = None
+) -> Tensor:
+    """-log p(target) of each state [N, d] over the table rows `first` to `end`; `targets` count from `first`. Float32 [N]."""
+    if any(_after_head(model)):
+        return F.cross_entropy(project(model, hidden, first, end), targets, reduction="none")
+    return head_cross_entropy(hidden, head_parts(model, first, end), targets, _bias(model, first, end))
 
 
 def anchor_losses(model: PreTrainedModel, base_hidden: Tensor, hidden: Tensor, text_rows: int) -> Tensor:
@@ -88,8 +108,8 @@ def token_losses(
         image = (targets >= first) & (targets < end)
         inside = image & (previous >= first) & (previous < end)
         if inside.any():
-            logits = project(model, states[inside], first, end)
-            losses = losses.masked_scatter(inside, F.cross_entropy(logits, targets[inside] - first, reduction="none"))
+            own = cross_entropy(model, states[inside], targets[inside] - first, first, end)
+            losses = losses.masked_scatter(inside, own)
     outside = ~inside
     if base_hidden is not None:
         is_language = torch.tensor([task == "language" for task in batch.tasks], device=rows.device)
@@ -101,6 +121,5 @@ def token_losses(
             anchored, anchor_losses(model, base_states, states[anchored], vocabulary.first_id)
         )
     if outside.any():
-        logits = project(model, states[outside])
-        losses = losses.masked_scatter(outside, F.cross_entropy(logits, targets[outside], reduction="none"))
+        losses = losses.masked_scatter(outside, cross_entropy(model, states[outside], targets[outside]))
     return TokenLosses(losses, rows)

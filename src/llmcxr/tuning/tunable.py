@@ -119,6 +119,9 @@ class TunableModel:
         return self._peft.merge_and_unload() if self._peft is not None else self.model
 
 
+UPDATED_AT_ONCE = 2**24  # weights whose gradients are float32 at the same time
+
+
 class MasterAdamW:
     """AdamW on float32 copies of (bfloat16) parameters, with one learning rate for rows and one for the body."""
 
@@ -141,22 +144,36 @@ class MasterAdamW:
         """
         for group, name in zip(self.optimizer.param_groups, self._names, strict=True):
             group["lr"] = rates[name]
-        for p, master in self._pairs:
-            if p.grad is None:
-                raise UserError("a trained weight got no gradient: is a task of the mixture missing?")
-            grad = p.grad.float().div_(divisor)
-            p.grad = None
-            master.grad = grad
-        total = torch.nn.utils.clip_grad_norm_([master for _, master in self._pairs], clip)
-        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
+        if any(p.grad is None for p, _ in self._pairs):
+            raise UserError("a trained weight got no gradient: is a task of the mixture missing?")
+        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p, _ in self._pairs if p.grad is not None]
+        total = torch.linalg.vector_norm(torch.stack(norms))
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total) / divisor
         if math.isfinite(norm):
-            self.optimizer.step()
-        with torch.no_grad():
-            for p, master in self._pairs:
-                if master is not p:
-                    p.copy_(master)
-                master.grad = None
+            factor = min(1.0, clip / (norm + 1e-6)) / divisor
+            waiting: list[tuple[nn.Parameter, nn.Parameter]] = []
+            for pair in self._pairs:
+                waiting.append(pair)
+                if sum(master.numel() for _, master in waiting) >= UPDATED_AT_ONCE or pair is self._pairs[-1]:
+                    self._update(waiting, factor)
+                    waiting = []
+        for p, _ in self._pairs:
+            p.grad = None
         return norm
+
+    @torch.no_grad()
+    def _update(self, pairs: list[tuple[nn.Parameter, nn.Parameter]], factor: float) -> None:
+        """Update some of the weights: the optimizer passes over those without a gradient."""
+        for p, master in pairs:
+            assert p.grad is not None
+            master.grad = p.grad.float().mul_(factor)
+            if master is not p:
+                p.grad = None
+        self.optimizer.step()
+        for p, master in pairs:
+            if master is not p:
+                p.copy_(master)
+            master.grad = None
 
     def state(self) -> dict[str, Any]:
         """Masters and moments, whole on the main process (all processes must call)."""
