@@ -144,36 +144,35 @@ class MasterAdamW:
         """
         for group, name in zip(self.optimizer.param_groups, self._names, strict=True):
             group["lr"] = rates[name]
-        if any(p.grad is None for p, _ in self._pairs):
+        gradients: list[Tensor | None] = [p.grad for p, _ in self._pairs]
+        if any(g is None for g in gradients):
             raise UserError("a trained weight got no gradient: is a task of the mixture missing?")
-        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p, _ in self._pairs if p.grad is not None]
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients if g is not None]
         total = torch.linalg.vector_norm(torch.stack(norms))
         norm = float(total.full_tensor() if isinstance(total, DTensor) else total) / divisor
-        if math.isfinite(norm):
-            factor = min(1.0, clip / (norm + 1e-6)) / divisor
-            waiting: list[tuple[nn.Parameter, nn.Parameter]] = []
-            for pair in self._pairs:
-                waiting.append(pair)
-                if sum(master.numel() for _, master in waiting) >= UPDATED_AT_ONCE or pair is self._pairs[-1]:
-                    self._update(waiting, factor)
-                    waiting = []
         for p, _ in self._pairs:
             p.grad = None
+        if math.isfinite(norm):
+            factor, first, size = min(1.0, clip / (norm + 1e-6)) / divisor, 0, 0
+            for last, (_, master) in enumerate(self._pairs):
+                size += master.numel()
+                if size >= UPDATED_AT_ONCE or last == len(self._pairs) - 1:
+                    self._update(range(first, last + 1), gradients, factor)
+                    first, size = last + 1, 0
         return norm
 
     @torch.no_grad()
-    def _update(self, pairs: list[tuple[nn.Parameter, nn.Parameter]], factor: float) -> None:
-        """Update some of the weights: the optimizer passes over those without a gradient."""
-        for p, master in pairs:
-            assert p.grad is not None
-            master.grad = p.grad.float().mul_(factor)
-            if master is not p:
-                p.grad = None
+    def _update(self, places: range, gradients: list[Tensor | None], factor: float) -> None:
+        """Update some of the weights, and forget their gradients; the optimizer passes over masters without one."""
+        for place in places:
+            gradient, gradients[place] = gradients[place], None
+            assert gradient is not None
+            self._pairs[place][1].grad = gradient.float().mul_(factor)
         self.optimizer.step()
-        for p, master in pairs:
+        for p, master in (self._pairs[place] for place in places):
+            master.grad = None
             if master is not p:
                 p.copy_(master)
-            master.grad = None
 
     def state(self) -> dict[str, Any]:
         """Masters and moments, whole on the main process (all processes must call)."""
