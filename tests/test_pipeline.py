@@ -21,6 +21,7 @@ import torch
 import yaml
 from conftest import build_model, build_tokenizer, load_script
 from PIL import Image
+from safetensors.torch import load_file
 
 from llmcxr import pipeline
 from llmcxr.cli import main
@@ -33,6 +34,7 @@ from llmcxr.instructions.example import Turn
 from llmcxr.instructions.vqa import LIST_QUESTION
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
+from llmcxr.tuning.packed import find_model
 from llmcxr.vocabulary.language_model import load_language_model
 
 RECIPE = {
@@ -205,8 +207,6 @@ def test_language_is_measured_before_between_and_after_the_stages(tiny, copied, 
 
 
 def test_stage2_goes_on_from_stage1(tiny):
-    from safetensors.torch import load_file
-
     folder = tiny / "runs" / "tiny"
     one, two = (load_file(folder / f"stage{k}" / "weights.safetensors") for k in (1, 2))
     assert set(one) == set(two)
@@ -332,8 +332,6 @@ def test_several_processes_share_tuning_and_the_main_one_does_the_rest(copied, t
     assert not [p for p in copied.folder.rglob(".*") if p.name != ".stages"]
     # What two processes made is what one process makes: the run is done for it, and a stage made again agrees.
     assert copied(*overrides) == []
-    from safetensors.torch import load_file
-
     two = load_file(copied.folder / "stage1" / "weights.safetensors")
     shutil.rmtree(copied.folder / "stage1")
     assert copied(*overrides, stage="stage1") == ["stage1"]
@@ -394,6 +392,80 @@ def test_the_command_line_uses_the_model(smollm, tmp_path, capsys, monkeypatch):
         first = np.asarray(picture)
     assert main(["draw", "Right pleural effusion.", "-o", str(drawn), *model, "--seed", "3"]) == 0
     np.testing.assert_array_equal(np.asarray(Image.open(drawn)), first)
+
+
+@pytest.fixture(scope="session")
+def packed(smollm, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("packed") / "small"
+    assert main(["pack", str(smollm / "recipe.yaml"), str(folder)]) == 0
+    return folder
+
+
+def test_a_packed_model_is_the_model(smollm, packed, tmp_path, monkeypatch):
+    size = sum(p.stat().st_size for p in packed.rglob("*"))
+    assert size < 0.06 * sum(p.stat().st_size for p in (smollm / "model").rglob("*"))
+    monkeypatch.setattr("llmcxr.tuning.packed.cache_folder", lambda: tmp_path)
+    folder = find_model(packed)
+    assert folder.is_relative_to(tmp_path) and find_model(folder) == folder == find_model(packed)
+    one, two = (load_file(f / "model.safetensors") for f in (smollm / "model", folder))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    whole, half = (LlmCxr.from_pretrained(f, "cpu") for f in (smollm, packed))
+    images = sorted((smollm / "images").glob("*.png"))[:8]
+    assert (whole.encode(images) == half.encode(images)).mean() > 0.9  # in half precision some codes are next best
+    codes = whole.encode(images[:1])
+    np.testing.assert_allclose(whole.decode(codes), half.decode(codes), atol=0.02)
+    assert half.answers(codes, ["Is there a nodule?"]) == whole.answers(codes, ["Is there a nodule?"])
+
+
+def test_a_packed_model_is_checked(packed, smollm, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("llmcxr.tuning.packed.cache_folder", lambda: tmp_path / "cache")
+    copy = tmp_path / "copy"
+    shutil.copytree(packed, copy)
+    content = bytearray((copy / "adapters.safetensors").read_bytes())
+    content[-1] ^= 1
+    (copy / "adapters.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"adapters\.safetensors is damaged"):
+        find_model(copy)
+    (copy / "adapters.safetensors").unlink()
+    with pytest.raises(UserError, match=r"adapters\.safetensors is missing"):
+        find_model(copy)
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(UserError, match="there is no model 'nowhere'"):
+        find_model("nowhere")
+    assert main(["pack", str(smollm / "recipe.yaml"), str(packed)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["pack", str(tiny / "recipe.yaml"), str(tmp_path / "x"), "name=never"]) == 2
+    assert "has no finished model" in capsys.readouterr().err
+
+
+def test_a_finished_model_is_measured_on_other_data(packed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("llmcxr.tuning.packed.cache_folder", lambda: tmp_path / "cache")
+    source = {"phantom": {"image_size": 64, "train": 24, "validate": 0, "test": 2, "workers": 1}}
+    recipe = {"name": "other", "runs": str(tmp_path), "device": "cpu", "model": str(packed), "source": source}
+    few = dict.fromkeys(("reports", "questions", "probabilities", "drawings"), 2)
+    recipe["evaluation"] = few | {"report_tokens": 4, "bootstrap": 5}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["run", str(tmp_path / "recipe.yaml")]) == 0
+    folder = tmp_path / "other"
+    summary = json.loads((folder / "evaluation" / "summary.json").read_text())
+    for group, keys in REQUIRED.items():
+        assert keys <= set(summary[group]), group
+    assert sorted(p.stem for p in (folder / ".stages").glob("*.json")) == [
+        "codes",
+        "evaluation",
+        "judge",
+        "studies",
+        "vqa",
+    ]
+    # The model's own judge knows these findings: none is trained.
+    assert (folder / "judge" / "model.safetensors").read_bytes() == (
+        packed / "judge" / "model.safetensors"
+    ).read_bytes()
+    assert "small" in (folder / "evaluation" / "report.html").read_text()
+    capsys.readouterr()
+    wrong = "source.phantom.image_size=96"
+    assert main(["run", str(tmp_path / "recipe.yaml"), "name=wrong", wrong]) == 2
+    assert "sees 64 pixels" in capsys.readouterr().err
 
 
 def test_images_that_cannot_be_read(tiny, tmp_path, capsys):

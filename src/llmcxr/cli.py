@@ -40,13 +40,27 @@ def _run(arguments: argparse.Namespace) -> None:
         print(f"\nResults page: {(run.folder / 'evaluation' / 'report.html').resolve()}")
         test = next((s for s in run.studies if s.split == "test"), None)
         image = run.folder / test.image_path if test else Path("IMAGE.png")  # an absolute path stays as it is
-        command = _own_name()
+        command, model = _own_name(), run.recipe.model or run.folder
         print("\nTry next:")
-        print(f"  {command} report {image} --model {run.folder}")
-        print(
-            f'  {command} draw "Large right pleural effusion. The heart is enlarged." -o drawn.png --model {run.folder}'
-        )
-        print(f'  {command} ask {image} "Is there cardiomegaly?" --model {run.folder}')
+        print(f"  {command} report {image} --model {model}")
+        print(f'  {command} draw "Large right pleural effusion. The heart is enlarged." -o drawn.png --model {model}')
+        print(f'  {command} ask {image} "Is there cardiomegaly?" --model {model}')
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from llmcxr.foundation.settings import load_settings
+    from llmcxr.pipeline import Run
+    from llmcxr.recipe import Recipe
+    from llmcxr.tuning.packed import pack
+
+    run = Run(load_settings(Recipe, arguments.recipe, arguments.overrides))
+    missing = [name for name in ("model", "judge") if not run.has(name)]
+    if run.recipe.model is not None or missing:
+        raise UserError(f"{run.folder} has no finished {missing[0] if missing else 'training'}; `llmcxr run` it first.")
+    tuning = run.recipe.tuning
+    pack(run.folder, tuning.stages[-1].name, tuning, arguments.output)
+    size = sum(p.stat().st_size for p in arguments.output.rglob("*") if p.is_file())
+    print(f"{arguments.output}: {size / 1e6:.0f} MB")
 
 
 def _own_name() -> str:
@@ -177,6 +191,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--stage", help="run only this stage, e.g. image_tokenizer")
 
+    pack = add(
+        "pack",
+        _pack,
+        "what a finished run trained as a small folder (adapters, image tokenizer, judge), without the base LLM; every "
+        "command takes it as --model",
+    )
+    pack.add_argument("recipe", type=Path, help="YAML file of the finished run")
+    pack.add_argument("output", type=Path, help="folder to write")
+    pack.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that replace the file's")
+
     plan = add(
         "plan",
         _plan,
@@ -228,9 +252,8 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, function, f"{about}. {NOTICE}")
         command.add_argument(
             "--model",
-            type=Path,
-            default=Path("runs/quickstart"),
-            help="model folder or run folder (default: %(default)s)",
+            default="runs/quickstart",
+            help="folder of a run or a model, or the name of a shipped model (default: %(default)s)",
         )
         command.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
         command.add_argument(

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmcxr import __version__
 from llmcxr.evaluation.evaluate import Cases, Evaluation, Results, save_results, shortfalls
-from llmcxr.evaluation.judge import Judge
+from llmcxr.evaluation.judge import Judge, judge_findings
 from llmcxr.evaluation.page import PageContent, write_page
 from llmcxr.foundation.artifacts import atomic_path, fingerprint, folder_fingerprint, read_json, write_json
 from llmcxr.foundation.devices import core_count
@@ -55,7 +55,8 @@ from llmcxr.studies.study import Split, Study, known_findings, label_matrix, rea
 from llmcxr.tuning.alignment import align, alignment_prompt
 from llmcxr.tuning.forgetting import LanguageCheck
 from llmcxr.tuning.four_bit import bitsandbytes
-from llmcxr.tuning.model_folder import ModelInfo, save_model
+from llmcxr.tuning.model_folder import ModelInfo, load_info, save_model
+from llmcxr.tuning.packed import find_model
 from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.settings import StageSettings
 from llmcxr.tuning.trackers import check_tracker
@@ -143,14 +144,34 @@ class Run:
         return [self.studies[i] for i in rows], self.pixels[rows]
 
     @cached_property
+    def given(self) -> Path | None:
+        """Folder of the finished model that is measured, where one is."""
+        return None if self.recipe.model is None else find_model(self.recipe.model)
+
+    @cached_property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        size = (
+            self.recipe.image_tokenizer.architecture.image_size
+            if self.given is None
+            else load_info(self.given).image_size
+        )
+        own = self.recipe.source.phantom.image_size
+        if self.recipe.source.kind == "phantom" and own != size:
+            raise UserError(
+                f"source.phantom.image_size is {own}, but the model {self.recipe.model} sees {size} pixels."
+            )
+        return size
+
+    @cached_property
     def findings(self) -> tuple[str, ...]:
-        """Findings that occur both present and absent in training."""
-        return known_findings([s for s in self.studies if s.split == "train"])
+        """Findings that occur both present and absent in training (of a given model: anywhere in the data)."""
+        return known_findings([s for s in self.studies if s.split == "train" or self.given is not None])
 
     @cached_property
     def image_tokenizer(self) -> ImageTokenizer:
         """The trained (or given) image tokenizer."""
-        return ImageTokenizer.from_pretrained(self.folder / "image_tokenizer").to(self.device)
+        return ImageTokenizer.from_pretrained((self.given or self.folder) / "image_tokenizer").to(self.device)
 
     @cached_property
     def codes(self) -> dict[str, np.ndarray]:
@@ -167,16 +188,39 @@ class Run:
             r.source.table is not None and r.source.kind == "table"
         ):  # a changed table is new data, changed images are not seen
             source = (r.source.table, fingerprint(r.source.table.path) if r.source.table.path.is_file() else "")
-        size = r.image_tokenizer.architecture.image_size
+        studies = Stage(
+            "studies",
+            "radiographs and their reports: the data that everything else learns from",
+            (r.source.kind, source, self.image_size),
+            (),
+            ("manifest.parquet", "pixels.npy", "studies.json"),
+            self._studies,
+        )
+        vqa = Stage(
+            "vqa",
+            "questions about the images, with answers that are known to be right",
+            r.vqa_seed,
+            ("studies",),
+            ("vqa.jsonl",),
+            self._vqa,
+        )
+
+        def codes(settings: Any, after: str) -> Stage:
+            about = "every radiograph written as image tokens, once"
+            return Stage("codes", about, settings, (after,), ("codes",), self._codes)
+
+        def measuring(*after: str) -> list[Stage]:
+            classifier = "an independent classifier that measures what images show"
+            about = "how well the model reads and draws patients it has never seen"
+            return [
+                Stage("judge", classifier, r.evaluation.judge, ("studies",), ("judge",), self._judge),
+                Stage("evaluation", about, r.evaluation, (*after, "judge", "vqa"), ("evaluation",), self._evaluation),
+            ]
+
+        if self.given is not None:
+            return [studies, codes(self._with_content(r.model, str(self.given)), "studies"), vqa, *measuring("codes")]
         result = [
-            Stage(
-                "studies",
-                "radiographs and their reports: the data that everything else learns from",
-                (r.source.kind, source, size),
-                (),
-                ("manifest.parquet", "pixels.npy", "studies.json"),
-                self._studies,
-            ),
+            studies,
             Stage(
                 "clinical_features",
                 "a network that knows findings, so that image tokens keep what matters clinically",
@@ -193,22 +237,8 @@ class Run:
                 ("image_tokenizer",),
                 self._image_tokenizer,
             ),
-            Stage(
-                "codes",
-                "every radiograph written as image tokens, once",
-                None,
-                ("image_tokenizer",),
-                ("codes",),
-                self._codes,
-            ),
-            Stage(
-                "vqa",
-                "questions about the images, with answers that are known to be right",
-                r.vqa_seed,
-                ("studies",),
-                ("vqa.jsonl",),
-                self._vqa,
-            ),
+            codes(None, "image_tokenizer"),
+            vqa,
         ]
         before: tuple[str, ...] = ("codes", "vqa")
         # Where curves are shown and how often state is saved change no result.
@@ -230,26 +260,8 @@ class Run:
             tune: Callable[[], None] = lambda i=index: self._tune(i)  # type: ignore[misc] # noqa: E731
             result.append(Stage(stage.name, about, settings, before, (stage.name,), tune, everywhere=True))
             before = (stage.name,)
-        result += [
-            Stage("model", "the tuned model as an ordinary checkpoint", None, before, ("model",), self._model),
-            Stage(
-                "judge",
-                "an independent classifier that measures what images show",
-                r.evaluation.judge,
-                ("studies",),
-                ("judge",),
-                self._judge,
-            ),
-            Stage(
-                "evaluation",
-                "how well the model reads and draws patients it has never seen",
-                r.evaluation,
-                ("model", "judge", "vqa"),
-                ("evaluation",),
-                self._evaluation,
-            ),
-        ]
-        return result
+        model = Stage("model", "the tuned model as an ordinary checkpoint", None, before, ("model",), self._model)
+        return [*result, model, *measuring("model")]
 
     def _with_content(self, settings: Any, folder: str | None) -> Any:
         """`settings`, with the fingerprint of the model in `folder` where they name one that is on disk.
@@ -310,7 +322,7 @@ class Run:
         dropped = collection.dropped
         if not collection.studies:
             raise UserError(f"the source holds no usable study; left out: {dict(dropped)}.")
-        size = self.recipe.image_tokenizer.architecture.image_size
+        size = self.image_size
         kept: list[Study] = []
         with atomic_path(self.folder / "pixels.npy") as temporary:
             shape = (len(collection.studies), size, size)
@@ -485,28 +497,33 @@ class Run:
         save_model(self.folder / "model", tunable.merge(), tunable.vocabulary, self.folder / "image_tokenizer", info)
 
     def _judge(self) -> None:
+        known = self.given / "judge" if self.given is not None else None
+        if known is not None and known.is_dir() and set(self.findings) <= set(judge_findings(known)):
+            shutil.copytree(known, self.folder / "judge")
+            return
         studies, images = self.of_split("train")
         labels = label_matrix(studies, self.findings)
         Judge.train_on(images, labels, self.findings, self.recipe.evaluation.judge, self.folder / "judge", self.device)
 
     def _evaluation(self) -> None:
-        model = LlmCxr.from_pretrained(self.folder / "model", self.recipe.device)
+        model = LlmCxr.from_pretrained(self.given or self.folder / "model", self.recipe.device)
         test, images = self.of_split("test")
         train = [s for s in self.studies if s.split == "train"]
         cases = Cases(test, images, self.codes, train, read_questions(self.folder / "vqa.jsonl"), self.findings)
-        judge = Judge.load(self.folder / "judge").to(self.device)
-        results = Evaluation(model, judge, cases, self.recipe.llm, self.recipe.evaluation).run()
-        last = self.folder / self.recipe.tuning.stages[-1].name / "summary.json"
-        results.summary["language"]["trace"] = read_json(last).get("language", [])
+        judge = Judge.load(self.folder / "judge", self.findings).to(self.device)
+        results = Evaluation(model, judge, cases, model.info.base, self.recipe.evaluation).run()
+        if self.given is None:
+            last = self.folder / self.recipe.tuning.stages[-1].name / "summary.json"
+            results.summary["language"]["trace"] = read_json(last).get("language", [])
         save_results(self.folder / "evaluation", results)
-        self._page(results)
+        self._page(results, model.info)
 
-    def _page(self, results: Results) -> None:
+    def _page(self, results: Results, info: ModelInfo) -> None:
         train_loss: dict[str, list[tuple[float, float, float]]] = {}
         unseen_loss: dict[str, list[tuple[float, float, float]]] = {}
         changes: list[float] = []
         step = tokens = 0.0
-        for stage in self.recipe.tuning.stages:
+        for stage in self.recipe.tuning.stages if self.given is None else []:
             curve = read_json(self.folder / stage.name / "curves.json")
             for record in curve:
                 for target, key in ((train_loss, "train"), (unseen_loss, "unseen")):
@@ -516,13 +533,14 @@ class Run:
             changes.append(step)
         minutes = {stage.name: self.record(stage.name).get("seconds", 0) / 60 for stage in self.stages()}
         counts = read_json(self.folder / "studies.json")["studies"]
-        architecture = self.recipe.image_tokenizer.architecture
+        tuning = f"{self.recipe.tuning.method}, {tokens:,.0f} tokens, {step:,.0f} steps"
         facts = {
             "Recipe": self.recipe.name,
-            "Base LLM": self.recipe.llm,
+            "Model": "trained in this run" if self.recipe.model is None else self.recipe.model,
+            "Base LLM": info.base,
             "Radiographs": f"{counts['train']} training, {counts['validate']} validation, {counts['test']} test",
-            "Image tokens": f"{architecture.grid} x {architecture.grid} of {architecture.codebook_size} codes, {architecture.image_size} px",
-            "Tuning": f"{self.recipe.tuning.method}, {tokens:,.0f} tokens, {step:,.0f} steps",
+            "Image tokens": f"{info.grid} x {info.grid} of {info.codebook_size} codes, {info.image_size} px",
+            "Tuning": tuning if self.given is None else "",
             "Questions, right by kind": ", ".join(
                 f"{k} {v:.2f}" for k, v in results.summary.get("vqa", {}).get("by_kind", {}).items()
             ),
@@ -532,7 +550,7 @@ class Run:
         }
         page = PageContent(
             title=f"llmcxr: {self.recipe.name}",
-            facts=facts,
+            facts={name: value for name, value in facts.items() if value},
             summary=results.summary,
             reconstructions=results.reconstructions,
             reports=results.reports,

@@ -38,6 +38,11 @@ class Recipe:
     runs: Path = setting(Path("runs"), "folder of all runs")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...")
     llm: str = setting("smollm2-135m-instruct", "base LLM: an asset, a local folder, or a Hugging Face id")
+    model: str | None = setting(
+        None,
+        "measure this finished model (a folder, or the name of one that is shipped) instead of training one: only its "
+        "`source` and `evaluation` count then",
+    )
     source: SourceSettings = setting(SourceSettings(), "data")
     clinical_features: ClinicalFeatureSettings = setting(
         ClinicalFeatureSettings(), "network of the clinical feature loss"
@@ -53,7 +58,7 @@ class Recipe:
         if not self.name or "/" in self.name or self.name.startswith("."):
             faults.append(f"name: {self.name!r} should be a plain folder name")
         size = self.image_tokenizer.architecture.image_size
-        if self.source.kind == "phantom" and self.source.phantom.image_size != size:
+        if self.model is None and self.source.kind == "phantom" and self.source.phantom.image_size != size:
             faults.append(
                 f"source.phantom.image_size: {self.source.phantom.image_size} differs from "
                 f"image_tokenizer.architecture.image_size ({size})"

@@ -5,10 +5,12 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.ndimage import gaussian_filter
 from sklearn.metrics import f1_score, roc_auc_score
 
 from llmcxr.evaluation.scores import (
     auroc,
+    balanced_accuracy,
     best_constant_prediction,
     bootstrap_interval,
     majority_answers,
@@ -16,8 +18,11 @@ from llmcxr.evaluation.scores import (
     mean_pairwise_ssim,
     micro_macro_f1,
     most_common_report,
+    ms_ssim,
     normalize_answer,
+    shifted_with_noise,
     shuffled,
+    ssim,
     vqa_scores,
 )
 
@@ -191,3 +196,32 @@ def test_ssim():
     assert mean_pairwise_ssim([np.full((16, 16), 0.2), np.full((16, 16), 0.8)]) == pytest.approx(expected)
     assert np.isnan(mean_pairwise_ssim([image]))
     assert mean_pairwise_ssim(noise, pairs=2) == mean_pairwise_ssim(noise, pairs=2)
+    assert mean_pairwise_ssim(noise[:2]) == pytest.approx(ssim(noise[0], noise[1]))
+
+
+def test_ssim_over_scales():
+    random = np.random.default_rng(1)
+    image = gaussian_filter(random.random((128, 128)), 4)
+    image = (image - image.min()) / np.ptp(image)
+    assert ms_ssim(image, image) == pytest.approx(1)
+    # One scale is left where a side is below 22 pixels: SSIM itself.
+    small = random.random((2, 20, 20))
+    assert ms_ssim(*small) == pytest.approx(max(0, ssim(*small)))
+    # Two flat images: the luminance of the coarsest of the 4 scales of 128 pixels, to its share of their weights.
+    flat = (2 * 0.2 * 0.8 + 1e-4) / (0.2**2 + 0.8**2 + 1e-4)
+    weight = 0.2363 / (0.0448 + 0.2856 + 0.3001 + 0.2363)
+    assert ms_ssim(np.full((128, 128), 0.2), np.full((128, 128), 0.8)) == pytest.approx(flat**weight)
+    # Fine noise hurts SSIM more than MS-SSIM, which mostly looks at coarser scales.
+    noisy = np.clip(image + 0.1 * random.normal(size=image.shape), 0, 1)
+    assert ssim(image, noisy) < ms_ssim(image, noisy) < 1
+    moved = shifted_with_noise(image)
+    assert np.array_equal(moved, shifted_with_noise(image)) and not np.array_equal(moved, shifted_with_noise(image, 1))
+    assert np.abs(moved[3:, 3:] - image[:-3, :-3]).mean() == pytest.approx(0.016, abs=0.004)  # 0.02 x sqrt(2 / pi)
+    other = gaussian_filter(random.random((128, 128)), 4)
+    assert ms_ssim(image, moved) > 0.6 > ms_ssim(image, (other - other.min()) / np.ptp(other))
+
+
+def test_balanced_accuracy_by_hand():
+    reference = np.array(["yes", "yes", "no", "left"])
+    assert balanced_accuracy(reference, np.array([True, False, True, False])) == 0.75
+    assert np.isnan(balanced_accuracy(reference[:2], np.array([True, False])))

@@ -5,6 +5,7 @@ Shapes: N cases, F findings, S side in pixels, L codes an image. Images are uint
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from llmcxr.generation.llm_cxr import LlmCxr
 from llmcxr.image_tokens.clinical_features import in_batches
 from llmcxr.image_tokens.training import codebook_use, reconstruct
 from llmcxr.instructions.vqa import QuestionAnswer, presence_question
+from llmcxr.studies.labeller import find_sides
 from llmcxr.studies.radiographs import to_uint8
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Study, label_matrix
@@ -58,6 +60,23 @@ class Results:
     drawings: list[DrawingCard] = field(default_factory=list)
     questions: list[QuestionRow] = field(default_factory=list)
     findings: list[FindingRow] = field(default_factory=list)
+
+
+def _sides(
+    studies: Sequence[Study], findings: Sequence[str], right: np.ndarray, texts: Sequence[str]
+) -> tuple[int, int, int]:
+    """Of the findings that texts state rightly (bool [N, F]) and whose side is known: sides that agree, that are stated, all."""
+    agree = stated = known = 0
+    for k, study in enumerate(studies):
+        told = find_sides(texts[k])
+        for f in np.flatnonzero(right[k]).tolist():
+            name = findings[f]
+            own = {side for finding in study.truth if finding.name == name and (side := finding.side)}
+            if not own:
+                continue
+            side = own.pop() if len(own) == 1 else "both"
+            known, stated, agree = known + 1, stated + (name in told), agree + (told.get(name) == side)
+    return agree, stated, known
 
 
 def _chunks(count: int, size: int, label: str) -> Sequence[range]:
@@ -152,6 +171,7 @@ class Evaluation:
             n=self.settings.bootstrap,
             seed=self.settings.seed,
         )
+        right, stated_sides, known_sides = _sides(studies, self.cases.findings, truth & predicted, generated)
         baselines = {
             "constant": constant.test_micro_f1,
             "most_common_report": scores.micro_macro_f1(truth, np.tile(extract(common), (len(truth), 1))).micro,
@@ -170,6 +190,9 @@ class Evaluation:
             "reference_micro_f1": reference_f1.micro,
             "reference_macro_f1": reference_f1.macro,
             "distinct": len(set(generated)) / len(generated),
+            "side_accuracy": right / stated_sides if stated_sides else math.nan,
+            "side_stated": stated_sides / known_sides if known_sides else math.nan,
+            "side_n": stated_sides,
             "n": len(studies),
         }
         names = np.array(self.cases.findings)
@@ -235,7 +258,23 @@ class Evaluation:
                 if q.image_id in train_ids
             ]
         )
-        result = scores.vqa_scores(predictions_frame(answered), training)
+        frame = predictions_frame(answered)
+        result = scores.vqa_scores(frame, training)
+        reference = frame["reference"].map(scores.normalize_answer).to_numpy(str)
+        is_right = scores.vqa_right(frame)
+        yes_no = np.flatnonzero(np.isin(reference, ("yes", "no")))
+        balanced_low, balanced_high = scores.bootstrap_interval(
+            lambda r: scores.balanced_accuracy(reference[yes_no[r]], is_right[yes_no[r]]),
+            frame["patient_id"].to_numpy(str)[yes_no].tolist(),
+            n=self.settings.bootstrap,
+            seed=self.settings.seed,
+        )
+        accuracy_low, accuracy_high = scores.bootstrap_interval(
+            lambda r: float(is_right[r].mean()),
+            frame["patient_id"].to_list(),
+            n=self.settings.bootstrap,
+            seed=self.settings.seed,
+        )
         rows = self.order[: self.settings.probabilities]
         studies = [self.cases.test[i] for i in rows]
         texts = [presence_question(name) for name in self.cases.findings]
@@ -270,7 +309,12 @@ class Evaluation:
         judged = scores.mean_auroc(labels, self.judge.scores(self.cases.images[rows], self.device))
         self.results.summary["vqa"] = {
             "accuracy": result.accuracy,
+            "accuracy_low": accuracy_low,
+            "accuracy_high": accuracy_high,
             "balanced_accuracy": result.balanced_accuracy,
+            "balanced_accuracy_low": balanced_low,
+            "balanced_accuracy_high": balanced_high,
+            "balanced_n": len(yes_no),
             "majority_accuracy": result.majority_accuracy,
             "by_kind": result.by_kind,
             "count_by_kind": result.count_by_kind,
@@ -327,12 +371,22 @@ class Evaluation:
                     "draw", study.image_id, study.patient_id, part, texts[k], "", "", extra={"codes": codes[k].tolist()}
                 )
             )
+        between: list[float] = []
+        shifted: list[float] = []
         for k in range(min(8, len(studies))):
             again = self.model.draw_codes(
                 [texts[k]] * 3, Sampling(DRAWING.temperature, DRAWING.top_p, seed=self.settings.seed + 1)
             )
             pictures = [drawn[k], *to_uint8(self.model.decode(again))]
             self.results.drawings.append(DrawingCard(texts[k], real[k], pictures))
+            own = real[k] / 255.0
+            between += [scores.ms_ssim(a / 255.0, b / 255.0) for a, b in itertools.combinations(pictures, 2)]
+            shifted.append(scores.ms_ssim(own, scores.shifted_with_noise(own, self.settings.seed + k)))
+        # Draws of one report should differ more than a patient's image differs from itself, moved a little.
+        self.results.summary["image"] |= {
+            "ms_ssim_between_draws": float(np.mean(between)),
+            "ms_ssim_own_shifted": float(np.mean(shifted)),
+        }
 
     def language(self) -> None:
         """Perplexity on general text against the base model, in the same precision."""

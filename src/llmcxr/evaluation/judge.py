@@ -8,6 +8,7 @@ Shapes: B images, F findings, S side in pixels. Pixels in [-1, 1].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,11 @@ from llmcxr.image_tokens.clinical_features import ClassifierSettings, in_batches
 
 def _block(width_in: int, width_out: int, stride: int) -> list[nn.Module]:
     return [nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False), nn.BatchNorm2d(width_out), nn.ReLU(True)]
+
+
+def judge_findings(folder: Path) -> tuple[str, ...]:
+    """The findings that a saved judge knows."""
+    return tuple(read_json(folder / "config.json")["findings"])
 
 
 class Judge(nn.Module):
@@ -75,9 +81,16 @@ class Judge(nn.Module):
         return judge
 
     @classmethod
-    def load(cls, folder: Path) -> Judge:
-        """Read what `train_on` wrote."""
-        judge = cls(tuple(read_json(folder / "config.json")["findings"]))
-        judge.load_state_dict(load_weights(folder / "model.safetensors"))
+    def load(cls, folder: Path, findings: Sequence[str] | None = None) -> Judge:
+        """Read what `train_on` wrote; of it the given `findings` only, in that order (ValueError for one it does not know)."""
+        known = judge_findings(folder)
+        state = load_weights(folder / "model.safetensors")
+        if findings is not None:
+            rows = [known.index(name) for name in findings]
+            known = tuple(findings)
+            for name in ("head.3.weight", "head.3.bias"):
+                state[name] = state[name][rows]
+        judge = cls(known)
+        judge.load_state_dict(state)
         place_network(judge, torch.device("cpu"))
         return judge.eval().requires_grad_(False)

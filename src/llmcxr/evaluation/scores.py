@@ -191,6 +191,12 @@ def vqa_right(frame: pd.DataFrame) -> Bools:
     return (frame["response"].map(normalize_answer) == frame["reference"].map(normalize_answer)).to_numpy(bool)
 
 
+def balanced_accuracy(reference: NDArray[np.str_], right: Bools) -> float:
+    """Mean of the recalls of "yes" and of "no"; NaN where one of them is never the reference. `reference` is normalised."""
+    recalls = [right[reference == a].mean() if (reference == a).any() else np.nan for a in ("yes", "no")]
+    return float(np.mean(recalls))
+
+
 def vqa_scores(frame: pd.DataFrame, training: pd.DataFrame) -> VqaScores:
     """Score answers to questions about images.
 
@@ -200,7 +206,6 @@ def vqa_scores(frame: pd.DataFrame, training: pd.DataFrame) -> VqaScores:
     reference = frame["reference"].map(normalize_answer).to_numpy(str)
     right = vqa_right(frame)
     majority = np.asarray(majority_answers(frame, training), dtype=str) == reference
-    recalls = np.array([right[reference == a].mean() if (reference == a).any() else np.nan for a in ("yes", "no")])
     area = float("nan")
     if "p_yes" in frame:
         p_yes = pd.to_numeric(frame["p_yes"]).to_numpy(float)
@@ -209,7 +214,7 @@ def vqa_scores(frame: pd.DataFrame, training: pd.DataFrame) -> VqaScores:
     kinds = frame["kind"].to_numpy(str)
     return VqaScores(
         accuracy=_mean(right.astype(float)),
-        balanced_accuracy=float(recalls.mean()),
+        balanced_accuracy=balanced_accuracy(reference, right),
         majority_accuracy=_mean(majority.astype(float)),
         auroc=area,
         by_kind={str(k): float(right[kinds == k].mean()) for k in np.unique(kinds)},
@@ -267,16 +272,59 @@ def shuffled(n: int, seed: int = 0) -> NDArray[np.int64]:
 # ------------------------------------------------------------------------------------------------------ drawn images
 
 
+_SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, from the finest scale on, as published
+
+
 def _windowed(image: Floats) -> Floats:
     return gaussian_filter(image, sigma=1.5, truncate=3.5)  # 11 x 11 pixels, as published
+
+
+def _ssim_parts(a: Floats, b: Floats) -> tuple[Floats, Floats]:
+    """Luminance and contrast-structure maps [H, W] of SSIM (K1 = 0.01, K2 = 0.03) for images in [0, 1]."""
+    mean_a, mean_b = _windowed(a), _windowed(b)
+    product, c1, c2 = mean_a * mean_b, 0.01**2, 0.03**2
+    squares = mean_a**2 + mean_b**2
+    variances = _windowed(a**2) + _windowed(b**2) - squares
+    covariance = _windowed(a * b) - product
+    return (2 * product + c1) / (squares + c1), (2 * covariance + c2) / (variances + c2)
+
+
+def ssim(a: ArrayLike, b: ArrayLike) -> float:
+    """SSIM of two images [H, W] in [0, 1] (Wang et al., IEEE TIP 2004)."""
+    luminance, structure = _ssim_parts(np.asarray(a, float), np.asarray(b, float))
+    return float((luminance * structure).mean())
+
+
+def ms_ssim(a: ArrayLike, b: ArrayLike) -> float:
+    """Multi-scale SSIM of two images [H, W] in [0, 1] (Wang et al., Asilomar 2003).
+
+    As many of the five scales as leave a side of 11 pixels, their weights made to sum to 1; the luminance of the coarsest.
+    """
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    weights = [w for k, w in enumerate(_SCALE_WEIGHTS) if min(x.shape) >> k >= 11] or [1.0]
+    result = 1.0
+    for k, weight in enumerate(weights):
+        luminance, structure = _ssim_parts(x, y)
+        value = (luminance * structure).mean() if k == len(weights) - 1 else structure.mean()
+        result *= max(0.0, float(value)) ** (weight / sum(weights))
+        H, W = (side // 2 * 2 for side in x.shape)
+        x, y = (z[:H, :W].reshape(H // 2, 2, W // 2, 2).mean((1, 3)) for z in (x, y))
+    return result
+
+
+def shifted_with_noise(image: ArrayLike, seed: int = 0, share: float = 0.02) -> Floats:
+    """`image` [H, W] in [0, 1] moved by `share` of its sides (edges repeated), with noise of that deviation: still the same patient."""
+    x = np.asarray(image, float)
+    dy, dx = (max(1, round(share * side)) for side in x.shape)
+    moved = np.pad(x, ((dy, 0), (dx, 0)), mode="edge")[: x.shape[0], : x.shape[1]]
+    return np.clip(moved + share * stream(seed, "noise").normal(size=x.shape), 0, 1)
 
 
 def mean_pairwise_ssim(images: ArrayLike, pairs: int = 500, seed: int = 0) -> float:
     """Likeness of drawn images to each other: mean SSIM over pairs; 1 means that all are the same.
 
-    `images` [N, H, W] in [0, 1]. SSIM by Wang et al., IEEE TIP 2004 (K1 = 0.01, K2 = 0.03, Gaussian window), over
-    all pairs or `pairs` drawn ones. It speaks of variety only beside the same number for real images.
-    NaN for fewer than two images.
+    `images` [N, H, W] in [0, 1], over all pairs or `pairs` drawn ones. It speaks of variety only beside the same number
+    for real images. NaN for fewer than two images.
     """
     stack = np.asarray(images, float)
     left, right = np.triu_indices(len(stack), 1)
@@ -285,14 +333,4 @@ def mean_pairwise_ssim(images: ArrayLike, pairs: int = 500, seed: int = 0) -> fl
     if left.size > pairs:
         chosen = stream(seed, "ssim pairs").choice(left.size, pairs, replace=False)
         left, right = left[chosen], right[chosen]
-    needed = np.unique(np.concatenate([left, right]))
-    mean = {int(i): _windowed(stack[i]) for i in needed}
-    variance = {i: _windowed(stack[i] ** 2) - mean[i] ** 2 for i in mean}
-    c1, c2 = 0.01**2, 0.03**2
-    values = []
-    for a, b in zip(left.tolist(), right.tolist(), strict=True):
-        product = mean[a] * mean[b]
-        covariance = _windowed(stack[a] * stack[b]) - product
-        luminance = (2 * product + c1) / (mean[a] ** 2 + mean[b] ** 2 + c1)
-        values.append((luminance * (2 * covariance + c2) / (variance[a] + variance[b] + c2)).mean())
-    return float(np.mean(values))
+    return float(np.mean([ssim(stack[a], stack[b]) for a, b in zip(left.tolist(), right.tolist(), strict=True)]))

@@ -26,6 +26,7 @@ from llmcxr.instructions.templates import build_template
 from llmcxr.instructions.vqa import LIST_QUESTION, presence_question
 from llmcxr.studies.radiographs import load_square, to_square
 from llmcxr.tuning.model_folder import ModelInfo, load_info
+from llmcxr.tuning.packed import find_model
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 ImageLike = str | Path | Image.Image | np.ndarray
@@ -39,13 +40,11 @@ class LlmCxr:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "auto") -> LlmCxr:
-        """Load a run's model/ folder (a run folder works too).
+        """Load a model: a run's folder or its model/ folder, a packed model, or the name of one that is shipped.
 
         Raises `UserError` where it is no model, or where image tokenizer and model do not belong together.
         """
-        folder = Path(folder)
-        if (folder / "model" / "llmcxr.json").exists():
-            folder = folder / "model"
+        folder = find_model(folder)
         info = load_info(folder)
         place = pick_device(device)
         image_tokenizer = ImageTokenizer.from_pretrained(folder / "image_tokenizer").to(place)

@@ -41,9 +41,14 @@ class ModelInfo:
 
 
 def save_model(
-    folder: Path, model: PreTrainedModel, vocabulary: ImageVocabulary, image_tokenizer: Path, info: ModelInfo
+    folder: Path,
+    model: PreTrainedModel,
+    vocabulary: ImageVocabulary,
+    image_tokenizer: Path,
+    info: ModelInfo,
+    judge: Path | None = None,
 ) -> None:
-    """Write the whole folder at once; the LM is stored in bfloat16."""
+    """Write the whole folder at once; the LM is stored in bfloat16. `judge` goes with it where it is given."""
     with atomic_path(folder) as temporary:
         cast(nn.Module, model).to(torch.bfloat16)
         model.save_pretrained(temporary)
@@ -51,6 +56,8 @@ def save_model(
         shutil.copytree(
             image_tokenizer, temporary / "image_tokenizer", ignore=shutil.ignore_patterns("curves.json", ".*")
         )
+        if judge is not None:
+            shutil.copytree(judge, temporary / "judge")
         write_json(temporary / "llmcxr.json", asdict(info))
 
 

@@ -1,0 +1,148 @@
+"""Packed models: what a run trained, small enough to hand on, without the base LLM that everybody can fetch.
+
+A packed folder holds adapters and image rows, image tokenizer and judge in half precision, llmcxr.json, packed.json (all
+that `unpack` needs beside them) and SHA256SUMS (`sha256sum -c` reads it). Unpacking merges the adapters into the base
+LLM once, into the user's cache; what is used from then on is an ordinary model folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, write_json
+from llmcxr.foundation.assets import cache_folder
+from llmcxr.foundation.checkpoints import load_weights
+from llmcxr.foundation.errors import UserError
+from llmcxr.tuning.model_folder import load_info, save_model
+from llmcxr.tuning.settings import TuningSettings
+from llmcxr.tuning.tunable import TunableModel
+from llmcxr.vocabulary.growing import table_of
+from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
+from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
+
+SHIPPED = Path(__file__).parents[1] / "models"  # folders of packed models that come with the package
+_SUMS = "SHA256SUMS"
+
+
+def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices and kernels in float16. Vectors stay: running variances of batch norms exceed what float16 can hold."""
+    return {k: v.half() if v.dtype == torch.float32 and v.ndim > 1 else v for k, v in state.items()}
+
+
+def _halve(folder: Path, target: Path) -> None:
+    """A folder of config.json and model.safetensors, in half precision."""
+    target.mkdir(parents=True)
+    shutil.copy(folder / "config.json", target / "config.json")
+    save_file(halved(load_weights(folder / "model.safetensors")), target / "model.safetensors")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _SUMS)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_sums(folder: Path) -> None:
+    """Write SHA256SUMS over every other file of `folder`."""
+    lines = [f"{_sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in _files(folder)]
+    with atomic_path(folder / _SUMS) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def check_sums(folder: Path) -> None:
+    """`UserError` where a file of a packed folder is missing or is not the one that was packed."""
+    try:
+        lines = (folder / _SUMS).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{folder / _SUMS} cannot be read ({error}). Fetch the packed model again.") from error
+    for line in lines:
+        expected, name = line.split(maxsplit=1)
+        path = folder / name
+        if not path.is_file() or _sha256(path) != expected:
+            raise UserError(
+                f"{path} is {'damaged' if path.exists() else 'missing'}: its SHA-256 is not the one in {_SUMS}. "
+                "Fetch the packed model again (in a clone: git checkout, or git lfs pull where it is stored so)."
+            )
+
+
+def pack(run: Path, last_stage: str, tuning: TuningSettings, folder: Path) -> None:
+    """Pack the finished run in the folder `run` into `folder`, which must not exist.
+
+    Raises `UserError` where adapters were not what was tuned, or where `folder` is there already.
+    """
+    if tuning.method == "full":
+        raise UserError(
+            "only runs with adapters (tuning.method lora or qlora) can be packed; hand on their model/ folder."
+        )
+    if folder.exists():
+        raise UserError(f"{folder} is there already. Name another folder, or remove it first.")
+    info = load_info(run / "model")
+    with atomic_path(folder) as temporary:
+        _halve(run / "image_tokenizer", temporary / "image_tokenizer")
+        _halve(run / "judge", temporary / "judge")
+        weights = load_weights(run / last_stage / "weights.safetensors")
+        save_file({k: v.to(torch.bfloat16) for k, v in weights.items()}, temporary / "adapters.safetensors")
+        own = fingerprint(temporary / "image_tokenizer" / "model.safetensors")
+        write_json(temporary / "llmcxr.json", dataclasses.asdict(dataclasses.replace(info, image_tokenizer=own)))
+        write_json(temporary / "packed.json", {"lora_rank": tuning.lora_rank})
+        write_sums(temporary)
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether `folder` holds a packed model."""
+    return (folder / "packed.json").exists()
+
+
+def shipped(name: str) -> Path | None:
+    """Folder of the packed model of that name that comes with the package, or None."""
+    folder = SHIPPED / name
+    return folder if name and "/" not in name and is_packed(folder) else None
+
+
+def unpack(folder: Path) -> Path:
+    """The ordinary model folder of a packed one: from the cache, or made there now (about half a minute, once).
+
+    Raises `UserError` where a file is not the one that was packed, or does not fit the base LLM.
+    """
+    target = cache_folder() / "models" / f"{folder.name}-{fingerprint(folder / _SUMS)}"
+    if (target / "llmcxr.json").exists():
+        return target
+    check_sums(folder)
+    info, options = load_info(folder), read_json(folder / "packed.json")
+    vocabulary = ImageVocabulary.grow(load_text_tokenizer(info.base), info.codebook_size)
+    model = load_language_model(info.base, torch.bfloat16)
+    rows = torch.zeros(vocabulary.size, table_of(model).shape[1])
+    tunable = TunableModel(model, vocabulary, rows, TuningSettings(lora_rank=options["lora_rank"], max_tokens=1))
+    path = folder / "adapters.safetensors"
+    tunable.load_state(load_weights(path), str(path))
+    save_model(target, tunable.merge(), vocabulary, folder / "image_tokenizer", info, folder / "judge")
+    return target
+
+
+def find_model(name: str | Path) -> Path:
+    """The model folder that `name` means: such a folder, a run's, a packed one, or the name of one that is shipped.
+
+    Raises `UserError` where there is nothing of that name.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "model" / "llmcxr.json").exists():
+        return folder / "model"
+    if not folder.exists() and (own := shipped(str(name))) is not None:
+        folder = own
+    if not folder.is_dir():
+        names = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if is_packed(p))) if SHIPPED.is_dir() else ""
+        raise UserError(
+            f"there is no model {str(name)!r}. Give the folder of a run, its model/ folder, a packed model"
+            + (f", or one that is shipped: {names}." if names else ".")
+        )
+    return unpack(folder) if is_packed(folder) else folder
