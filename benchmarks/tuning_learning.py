@@ -24,7 +24,7 @@ import torch
 
 from llmcxr.evaluation.extraction import build_extractor
 from llmcxr.evaluation.scores import best_constant_prediction, mean_auroc, micro_macro_f1
-from llmcxr.foundation.artifacts import write_json
+from llmcxr.foundation.artifacts import atomic_path, write_json
 from llmcxr.foundation.settings import load_settings
 from llmcxr.generation.engine import Engine, Sampling
 from llmcxr.instructions.cxr_to_report import report_turns
@@ -184,6 +184,33 @@ def show(results: dict[str, Any]) -> None:
         )
 
 
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Curves over minutes (left) and tokens (right): one colour a variant, one line a seed."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    scores = {"auroc": "AUROC of p(yes)", "list_f1": "list of findings, micro-F1", "report_f1": "report, micro-F1"}
+    figure = Figure(figsize=(10, 11), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots(len(scores), 2, sharey="row")
+    variants = list(dict.fromkeys(name.rpartition(", ")[0] for name in results))
+    for row, (score, label) in zip(axes, scores.items(), strict=True):
+        for ax, key, unit in zip(row, ("minutes", "tokens"), (1, 1e6), strict=True):
+            for name, result in results.items():
+                variant = name.rpartition(", ")[0]
+                points = [(p[key] / unit, p[score]) for p in result["curve"]]
+                ax.plot(*zip(*points, strict=True), color=f"C{variants.index(variant)}", marker=".", label=variant)
+            ax.set_xlabel("minutes" if key == "minutes" else "million tokens")
+            ax.grid(alpha=0.3)
+            ax.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel(label)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    first = dict(zip(reversed(labels), reversed(handles), strict=True))
+    figure.legend([first[v] for v in variants], variants, loc="outside lower center", ncols=4, frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, metadata={"Date": None})
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,6 +227,7 @@ def main() -> None:
         metavar="NAME",
         help=", ".join(VARIANTS),
     )
+    parser.add_argument("--plot", type=Path, help="SVG of all curves in the results file")
     parser.add_argument("--json", type=Path, default=Path("tuning_learning.json"), help="results, kept between calls")
     o = parser.parse_args()
     base = load_settings(Recipe, RECIPE, [f"runs={o.run.parent}", f"name={o.run.name}", "tuning.logging=none"])
@@ -214,6 +242,8 @@ def main() -> None:
             results[key] = learn(base, VARIANTS[name], seed, o.minutes * 60, o.points, o.images)
             write_json(o.json, results)
     show(results)
+    if o.plot:
+        plot(results, o.plot)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -513,14 +514,15 @@ def test_a_model_with_another_image_tokenizer_is_refused(copied, capsys):
     weights.write_bytes(weights.read_bytes()[:1000])
 
 
-def test_learning_is_measured_at_equal_times(tiny):
+def test_learning_is_measured_at_equal_times(tiny, tmp_path):
     """benchmarks/tuning_learning.py, with and without alignment, on the codes of a finished run."""
     benchmark = load_script("benchmarks/tuning_learning.py")
     base = load_settings(Recipe, tiny / "recipe.yaml", ["tuning.logging=none", "tuning.alignment.layers=1"])
     before = {p: p.stat().st_mtime_ns for p in (tiny / "runs").rglob("*") if p.is_file()}
+    results = {}
     for steps in (0, 1):
         change = {"alignment": steps, "mixture": {"cxr_vqa": 1.0}, "tokens_per_batch": 640}
-        result = benchmark.learn(base, change, 0, seconds=1.5, points=2, images=40)
+        result = results[f"steps {steps}, 0"] = benchmark.learn(base, change, 0, seconds=1.5, points=2, images=40)
         curve = result["curve"]
         assert len(curve) >= 3 and result["images"] == 40
         minutes, tokens = ([point[k] for point in curve] for k in ("minutes", "tokens"))
@@ -529,3 +531,6 @@ def test_learning_is_measured_at_equal_times(tiny):
         assert all(0 <= point[k] <= 1 for point in curve for k in ("auroc", "list_f1", "report_f1"))
         assert curve[-1]["loss"]["cxr_vqa"] < curve[0]["loss"]["cxr_vqa"]
     assert {p: p.stat().st_mtime_ns for p in (tiny / "runs").rglob("*") if p.is_file()} == before
+    benchmark.plot(results, tmp_path / "curves.svg")
+    drawn = ElementTree.parse(tmp_path / "curves.svg").getroot()
+    assert drawn.tag.endswith("svg") and len(list(drawn.iter("{http://www.w3.org/2000/svg}path"))) > 12

@@ -389,17 +389,20 @@ def _windows(total: int, sample: int) -> Iterable[range]:
         yield range(first, min(first + WINDOW, total))
 
 
-def _lengths(rendered: Sequence[RenderedExample], vocabulary: ImageVocabulary) -> Lengths:
+def _lengths(rendered: Sequence[RenderedExample], vocabulary: ImageVocabulary, read_images: bool) -> Lengths:
     end = vocabulary.first_id + vocabulary.size
     image = [(r.ids >= vocabulary.first_id) & (r.ids < end) for r in rendered]
     # As in the objective: the first code of an image competes with all rows.
-    inside = [int((m[1:] & m[:-1] & r.supervised[1:]).sum()) for m, r in zip(image, rendered, strict=True)]
-    supervised = [int(r.supervised.sum()) for r in rendered]
+    pairs = [(m[1:] & m[:-1], r.supervised[1:]) for m, r in zip(image, rendered, strict=True)]
+    inside = [int((inner & (learned | read_images)).sum()) for inner, learned in pairs]
+    outside = [
+        int(r.supervised.sum() - (inner & learned).sum()) for r, (inner, learned) in zip(rendered, pairs, strict=True)
+    ]
     return Lengths(
         tokens=np.array([len(r.ids) for r in rendered]),
         image=np.array([int(m.sum()) for m in image]),
         inside=np.array(inside),
-        outside=np.array(supervised) - np.array(inside),
+        outside=np.array(outside),
         language=np.array([r.task == "language" for r in rendered]),
     )
 
@@ -448,7 +451,7 @@ def measure_rate(
         tokens, weight = 0, 0
         for _ in range(settings.batches_per_step):
             batch = next(batches)
-            losses, _ = losses_of(batch)
+            losses = losses_of(batch)[0]
             losses.sum().backward()
             tokens, weight = tokens + batch.tokens, weight + len(losses)
         optimizer.step({"body": 0.0, "rows": 0.0}, weight)
@@ -599,14 +602,14 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
             own_lengths = np.array([len(r.ids) for r in rendered], dtype=int)
             groups = plan_batches(own_lengths, tuning.tokens_per_batch, number) if rendered else []
             batches += len(groups)
-            lengths = _lengths(rendered, vocabulary) if rendered else None
+            lengths = _lengths(rendered, vocabulary, tuning.read_image_weight > 0) if rendered else None
             for group in groups:
                 assert lengths is not None
                 padded += len(group) * int(own_lengths[group].max())
                 inside = max(inside, int(lengths.inside[group].sum()))
                 outside = max(outside, int(lengths.outside[group].sum()))
         kept = [r for w in windows for r in w]
-        lengths = _lengths(kept, vocabulary)
+        lengths = _lengths(kept, vocabulary, tuning.read_image_weight > 0)
         drawn = len(kept) + left_out
         scale = stage.examples / drawn
         flops = flops_of(size, tuning, lengths) * scale

@@ -71,6 +71,28 @@ def test_every_token_by_hand(kind, mode):
     assert len(rows) == sum(int(e.supervised.sum()) for e in rendered)
 
 
+@pytest.mark.parametrize("mode", ["all_rows", "image_rows"])
+def test_codes_of_images_that_are_read_by_hand(mode):
+    model = grown()
+    rendered = examples()
+    with torch.no_grad():
+        plain = token_losses(model, collate(rendered), VOCABULARY, mode)
+        found = token_losses(model, collate(rendered), VOCABULARY, mode, read_images=True)
+        expected, rows = [], []
+        for row, e in enumerate(rendered):
+            logits = model(torch.from_numpy(e.ids)[None]).logits[0]
+            for t in range(1, len(e.ids)):  # after the first code of an image, and no response
+                if not e.supervised[t] and FIRST <= e.ids[t] < END and FIRST <= e.ids[t - 1] < END:
+                    allowed = slice(FIRST, END) if mode == "image_rows" else slice(0, None)
+                    start = FIRST if allowed.start else 0
+                    expected.append(-torch.log_softmax(logits[t - 1, allowed], -1)[int(e.ids[t]) - start])
+                    rows.append(row)
+    assert len(rows) == 6 and found.rows[found.read].tolist() == rows  # two images of four codes are read
+    torch.testing.assert_close(found.losses[found.read], torch.stack(expected), atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(found.losses[~found.read], plain.losses)
+    assert found.rows[~found.read].tolist() == plain.rows.tolist() and not plain.read.any()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_rows_is_the_loss_of_transformers(kind):
     model = grown(kind, tied=kind != "phi")

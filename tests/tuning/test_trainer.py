@@ -145,6 +145,34 @@ def gradients(one) -> dict[str, torch.Tensor]:
     return {n: p.grad / one._divisor(batches) for n, p in one.tunable.trainable().items()}
 
 
+def test_images_that_are_read_weigh_what_is_said(tmp_path):
+    stages = [dataclasses.replace(STAGE, examples=12)]
+    settings = dataclasses.replace(SETTINGS, tokens_per_batch=100_000, batches_per_step=1, stages=stages)
+    settings = dataclasses.replace(settings, read_image_weight=0.3)
+    one, two = stage(tmp_path, settings), stage(tmp_path, settings)
+    (batch,) = next(one._steps(0, 0))[2]
+    model, vocabulary = two.tunable.model.train(), two.tunable.vocabulary
+    result = trainer.token_losses(model, batch, vocabulary, "image_rows", read_images=True)
+    read = result.read.tolist()
+    assert sum(read) == 3 * batch.tasks.count("cxr_to_report") > 0
+    tasks = [batch.tasks[r] for r in result.rows]
+    weights = [0.3 if r else 0.5 if t == "report_to_cxr" else 1.0 for r, t in zip(read, tasks, strict=True)]
+    ((result.losses * torch.tensor(weights)).sum() / sum(weights)).backward()
+    expected = {n: p.grad for n, p in two.tunable.trainable().items()}
+    torch.testing.assert_close(gradients(one), expected, rtol=1e-4, atol=1e-6)
+    one.run()
+    last = json.loads((tmp_path / "curves.json").read_text())[-1]
+    assert last["train"]["read_image"] > 0 and last["unseen"]["read_image"] > 0
+    # Codes that are read count apart: the losses of the tasks are those of their responses alone.
+    own = {n: [] for n in ("cxr_to_report", "report_to_cxr", "language", "read_image")}
+    for loss, r, t in zip(result.losses.tolist(), read, tasks, strict=True):
+        own["read_image" if r else t].append(loss)
+    row = torch.tensor(two._losses_of(batch)[1].tolist()[1:]).view(2, -1)
+    for k, name in enumerate(trainer.KINDS):
+        if name in own:
+            torch.testing.assert_close(row[:, k], torch.tensor([sum(own[name]), len(own[name])]), rtol=1e-4, atol=1e-4)
+
+
 def test_a_step_in_several_batches_has_the_gradient_of_one_batch(tmp_path):
     stages = [dataclasses.replace(STAGE, examples=12)]
     wide = dataclasses.replace(SETTINGS, tokens_per_batch=100_000, batches_per_step=1, stages=stages)
@@ -205,7 +233,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_images(
         calls += model.training
         if calls == 3:
             before.append((one.tunable.state(), [i for i in batch.image_ids if i]))
-            return type(result)(result.losses * float("nan"), result.rows)
+            return dataclasses.replace(result, losses=result.losses * float("nan"))
         return result
 
     monkeypatch.setattr(trainer, "token_losses", breaks)

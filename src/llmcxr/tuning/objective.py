@@ -23,10 +23,18 @@ ImageSoftmax = Literal["image_rows", "all_rows"]
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """`losses` float32 [N], one a supervised token; `rows` int64 [N], the example each belongs to."""
+    """`losses` float32 [N], one a learned token; `rows` int64 [N], the example each belongs to; `read` bool [N] marks tokens
+    of images that are read (none without `read_images`), the others are supervised ones."""
 
     losses: Tensor
     rows: Tensor
+    read: Tensor
+
+
+def read_tokens(batch: Batch, vocabulary: ImageVocabulary) -> Tensor:
+    """Bool [B, T - 1]: target t + 1 is a code after another one, in an image that is read, not drawn."""
+    image = (batch.ids >= vocabulary.first_id) & (batch.ids < vocabulary.first_id + vocabulary.size)
+    return image[:, 1:] & image[:, :-1] & ~batch.supervised[:, 1:]
 
 
 def _bias(model: PreTrainedModel, first: int, end: int | None) -> Tensor | None:
@@ -85,6 +93,7 @@ def token_losses(
     vocabulary: ImageVocabulary,
     image_softmax: ImageSoftmax,
     base_hidden: Tensor | None = None,
+    read_images: bool = False,
 ) -> TokenLosses:
     """Cross entropy of every supervised token. The head runs only where a token is supervised.
 
@@ -94,9 +103,13 @@ def token_losses(
 
     With `base_hidden` [B_language, T, d], the base model's states for the batch's language examples in order, the loss of
     those examples is `anchor_losses` instead: keep to the base model, rather than to one sampled answer.
+
+    With `read_images` the codes of images that are read are learned as well: every example then teaches how radiographs go
+    on, which a drawing needs, for the price of K logits a code. Ours; the paper learns responses only.
     """
     hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
-    wanted = batch.supervised[:, 1:]
+    read = read_tokens(batch, vocabulary) if read_images else torch.zeros_like(batch.supervised[:, 1:])
+    wanted = batch.supervised[:, 1:] | read
     rows, places = wanted.nonzero(as_tuple=True)
     states = hidden[rows, places]  # [N, d]
     targets = batch.ids[rows, places + 1]
@@ -122,4 +135,4 @@ def token_losses(
         )
     if outside.any():
         losses = losses.masked_scatter(outside, cross_entropy(model, states[outside], targets[outside]))
-    return TokenLosses(losses, rows)
+    return TokenLosses(losses, rows, read[rows, places])

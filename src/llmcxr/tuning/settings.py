@@ -98,6 +98,11 @@ class TuningSettings:
     task_loss_weights: dict[str, float] = setting(
         {}, "weight of a task's supervised tokens in the loss (1 where not named)"
     )
+    read_image_weight: float = setting(
+        0.0,
+        "weight of the codes of images that are read, which are then learned, too: every example teaches how radiographs go on "
+        "(ours; 0 as in the paper)",
+    )
     language_loss: Literal["answers", "base_model"] = setting(
         "answers",
         "'answers' as in the paper, or 'base_model' (adapters only): stay close to the base model's own distribution",

@@ -31,7 +31,7 @@ from llmcxr.instructions.mixture import Mixture, TaskItems
 from llmcxr.instructions.rendering import RenderedExample, fit, supervise_all
 from llmcxr.instructions.templates import Template
 from llmcxr.tuning.batches import Batch, collate, plan_batches
-from llmcxr.tuning.objective import token_losses
+from llmcxr.tuning.objective import read_tokens, token_losses
 from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.settings import StageSettings, TuningSettings
 from llmcxr.tuning.trackers import Tracker
@@ -39,6 +39,7 @@ from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 
 _DECAY = 1 / 3  # share of a stage at its end over which the learning rates fall
 WINDOW = 512  # examples that are rendered and sorted by length together
+KINDS = (*TASKS, "read_image")  # of learned tokens: responses by task, and codes of images that are read
 
 
 class Losses(nn.Module):
@@ -49,8 +50,8 @@ class Losses(nn.Module):
         self.model, self._tunable, self._settings = cast(nn.Module, tunable.model), tunable, settings
         self._sharded = sharded
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """`losses` float32 [N] and `rows` int64 [N] of `token_losses`."""
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """`losses` float32 [N], `rows` int64 [N] and `read` bool [N] of `token_losses`."""
         base_states = None
         language = [row for row, task in enumerate(batch.tasks) if task == "language"]
         if self._settings.language_loss == "base_model" and torch.is_grad_enabled():
@@ -58,15 +59,15 @@ class Losses(nn.Module):
                 base_states = self._tunable.base_states(batch.ids[language])
             elif self._sharded:  # processes gather each layer's shards together: all must pass the layers equally often
                 self._tunable.base_states(batch.ids[:1])
-        result = token_losses(
-            self._tunable.model, batch, self._tunable.vocabulary, self._settings.image_softmax, base_states
-        )
-        return result.losses, result.rows
+        settings, vocabulary = self._settings, self._tunable.vocabulary
+        read = settings.read_image_weight > 0
+        result = token_losses(self._tunable.model, batch, vocabulary, settings.image_softmax, base_states, read)
+        return result.losses, result.rows, result.read
 
 
-def _means(sums: np.ndarray) -> dict[Task, float]:
-    """Mean loss of a token by task, from sums and counts [2, tasks]; tasks without tokens are left out."""
-    return {task: total / count for task, total, count in zip(TASKS, *sums.tolist(), strict=True) if count}
+def _means(sums: np.ndarray) -> dict[str, float]:
+    """Mean loss of a token by kind, from sums and counts [2, kinds]; kinds without tokens are left out."""
+    return {kind: total / count for kind, total, count in zip(KINDS, *sums.tolist(), strict=True) if count}
 
 
 class Stage:
@@ -167,14 +168,19 @@ class Stage:
         return torch.tensor([self.settings.task_loss_weights.get(task, 1.0) for task in batch.tasks])
 
     def _divisor(self, batches: Sequence[Batch]) -> float:
-        """Supervised tokens of a step over all processes, each with its task's weight."""
-        return sum(float((b.supervised[:, 1:].sum(1) * self._task_weights(b)).sum()) for b in batches) or 1.0
+        """Learned tokens of a step over all processes, each with its weight."""
+        total = sum(float((b.supervised[:, 1:].sum(1) * self._task_weights(b)).sum()) for b in batches)
+        if weight := self.settings.read_image_weight:
+            total += weight * sum(int(read_tokens(b, self.tunable.vocabulary).sum()) for b in batches)
+        return total or 1.0
 
     def _losses_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Weighted sum of token losses, and float32 [1 + 2 tasks]: the same, then unweighted sums and counts by task."""
-        losses, rows = self.losses(batch.to(self.device))
-        weighted = (losses * self._task_weights(batch).to(self.device)[rows]).sum()
-        own = torch.tensor([[task == name for name in TASKS] for task in batch.tasks], device=self.device)[rows].float()
+        """Weighted sum of token losses, and float32 [1 + 2 kinds]: the same, then unweighted sums and counts by kind."""
+        losses, rows, read = self.losses(batch.to(self.device))
+        weights = self._task_weights(batch).to(self.device)[rows].masked_fill(read, self.settings.read_image_weight)
+        weighted = (losses * weights).sum()
+        kinds = torch.tensor([TASKS.index(task) for task in batch.tasks], device=self.device)[rows]
+        own = torch.nn.functional.one_hot(kinds.masked_fill(read, len(TASKS)), len(KINDS)).float()
         sums = (losses.detach()[:, None] * own).sum(0)
         return weighted, torch.cat([weighted.detach()[None], sums, own.sum(0)])
 
@@ -183,10 +189,10 @@ class Stage:
         return self.processes.sum(table).cpu().double().numpy()
 
     @torch.no_grad()
-    def evaluate(self) -> dict[Task, float]:
-        """Mean loss of a response token on unseen patients, by task."""
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss of a learned token on unseen patients, by kind."""
         self.losses.eval()
-        table = torch.zeros(len(self.evaluation), 1 + 2 * len(TASKS), device=self.device)
+        table = torch.zeros(len(self.evaluation), 1 + 2 * len(KINDS), device=self.device)
         for number, idle, _, batch in self._share(self.evaluation):
             _, row = self._losses_of(batch)
             if not idle:
@@ -197,9 +203,9 @@ class Stage:
     def _gradients(self, step: int, batches: Sequence[Batch], flag: bool) -> tuple[np.ndarray, bool]:
         """Add the gradients of this process's share of a step.
 
-        Returns float64 [batches, 1 + 2 tasks] as `_losses_of` gives it for the whole step, and the main process's `flag`.
+        Returns float64 [batches, 1 + 2 kinds] as `_losses_of` gives it for the whole step, and the main process's `flag`.
         """
-        table = torch.zeros(len(batches) + 1, 1 + 2 * len(TASKS), device=self.device)
+        table = torch.zeros(len(batches) + 1, 1 + 2 * len(KINDS), device=self.device)
         for number, idle, last, batch in self._share(batches):
             # A model's dropout, if it has any, depends on the place in training alone, not on what ran before.
             torch.manual_seed(int(stream(self.seed, "dropout", step, number).integers(2**62)))
@@ -230,7 +236,7 @@ class Stage:
         optimizer = MasterAdamW(self.tunable, settings.weight_decay)
         checkpoint = self.folder / "checkpoint.pt"
         position: dict[str, Any] = {"window": 0, "done": 0, "seen": 0, "tokens": 0, "step": 0, "seconds": 0.0}
-        sums = np.zeros((2, len(TASKS)))  # of the train loss since the last evaluation
+        sums = np.zeros((2, len(KINDS)))  # of the train loss since the last evaluation
         if saved := load_checkpoint(checkpoint):
             optimizer.load_state(saved["optimizer"])
             position, self.curve, self.too_long = saved["position"], saved["curve"], Counter(saved["too_long"])
