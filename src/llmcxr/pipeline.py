@@ -151,12 +151,9 @@ class Run:
     @cached_property
     def image_size(self) -> int:
         """Side of the images in pixels."""
-        size = (
-            self.recipe.image_tokenizer.architecture.image_size
-            if self.given is None
-            else load_info(self.given).image_size
-        )
-        own = self.recipe.source.phantom.image_size
+        if self.given is None:
+            return self.recipe.image_tokenizer.architecture.image_size
+        size, own = load_info(self.given).image_size, self.recipe.source.phantom.image_size
         if self.recipe.source.kind == "phantom" and own != size:
             raise UserError(
                 f"source.phantom.image_size is {own}, but the model {self.recipe.model} sees {size} pixels."
