@@ -44,6 +44,7 @@ _ENOUGH = 200_000  # examples: more than any time allows
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "reports at once": {"findings_first": False},
+    "codes learned where they are read": {"read_image_weight": 0.2},
     "no alignment": {"alignment": 0},
     "rows from the codebook": {"row_start": "codebook", "alignment": 0},
     "rows at random": {"row_start": "random", "alignment": 0},
