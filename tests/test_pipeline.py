@@ -497,7 +497,15 @@ def test_findings_are_named_before_a_report_and_a_drawing(tiny):
     wanted = report_to_cxr.PHRASINGS[0]
     turns = [(Turn(report_to_cxr.STATED_QUESTION, t, s), Turn(wanted)) for t, s in zip(texts, stated, strict=True)]
     assert np.array_equal(model.draw_codes(texts, draw), [r.codes for r in generate(turns, "image", draw)])
-    model.info = dataclasses.replace(model.info, findings_first=False)  # as in the paper
+    # Guided: by the same instruction without a report.
+    strong = dataclasses.replace(draw, guidance=3.0)
+    prompts, plain = [model.prompt(*t) for t in turns], model.prompt(Turn(wanted))
+    guided = model.engine.generate(prompts, "image", strong, [plain] * len(prompts))
+    assert np.array_equal(model.draw_codes(texts, strong), [r.codes for r in guided])
+    assert not np.array_equal(model.draw_codes(texts, strong), model.draw_codes(texts, draw))
+    model.info = dataclasses.replace(model.info, guidance=3.0)
+    assert np.array_equal(model.draw_codes(texts, draw), [r.codes for r in guided])
+    model.info = dataclasses.replace(model.info, guidance=1.0, findings_first=False)  # as in the paper
     plain = [r.text for r in generate([(Turn(asked, c),) for c in codes], "text", limit)]
     assert model.reports(codes, limit) == plain
     drawn = generate([(Turn(wanted, t),) for t in texts], "image", draw)

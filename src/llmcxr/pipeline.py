@@ -110,7 +110,7 @@ def tasks_of(
     own_codes = {s.image_id: codes[s.image_id] for s in cohort.studies}
     tasks: dict[Task, TaskItems] = {
         "language": LanguageTask(instructions_of(recipe, split)),
-        "report_to_cxr": ReportToCxrTask(pairs),
+        "report_to_cxr": ReportToCxrTask(pairs, recipe.tuning.unguided_share),
         "cxr_to_report": CxrToReportTask(pairs),
         "cxr_vqa": CxrVqaTask(questions, own_codes, recipe.tuning.questions_per_image, stage.conversations),
     }
@@ -489,6 +489,7 @@ class Run:
             findings=self.findings,
             report=tuning.stages[-1].cohort.sections,
             findings_first=tuning.findings_first,
+            guidance=tuning.guidance,
             version=__version__,
         )
         save_model(self.folder / "model", tunable.merge(), tunable.vocabulary, self.folder / "image_tokenizer", info)

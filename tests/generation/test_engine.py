@@ -129,6 +129,37 @@ def test_greedy_text_equals_plain_argmax_without_cache(kind):
     assert ids[len(PROMPTS[1]) :] == seen[0]
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_guided_codes_by_hand(kind, guidance):
+    engine = build(kind)
+    first, end = engine.vocabulary.first_id, engine.vocabulary.first_id + K
+    plain = render_prompt((Turn("Draw any."),), engine.template, engine.vocabulary)
+    sampling = Sampling(guidance=guidance)
+    found = engine.generate(PROMPTS, "image", sampling, [plain] * len(PROMPTS))
+    assert len(found) == len(PROMPTS)
+    for prompt, r in zip(PROMPTS, found, strict=True):
+        drawn: list[int] = []
+        for _ in range(L):
+            with torch.no_grad():
+                a, b = (engine.model(torch.tensor([[*p, *drawn]])).logits[0, -1, first:end] for p in (prompt, plain))
+            drawn.append(first + int((b + guidance * (a - b)).argmax()))
+        assert r.codes is not None and [first + int(c) for c in r.codes] == drawn
+    unguided = engine.generate(PROMPTS, "image", GREEDY)
+    same = all(np.array_equal(a.codes, b.codes) for a, b in zip(found, unguided, strict=True))
+    assert same == (guidance == 1)
+
+
+def test_guidance_is_for_images_with_a_strength():
+    for modality, sampling, unguided in (
+        ("text", Sampling(guidance=2.0), PROMPTS),
+        ("image", GREEDY, PROMPTS),
+        ("image", Sampling(guidance=2.0), PROMPTS[:1]),
+    ):
+        with pytest.raises(ValueError, match="one unguided prompt"):
+            ENGINE.generate(PROMPTS, modality, sampling, unguided)
+
+
 def test_the_seed_decides():
     def draw(seed):
         return np.stack([r.codes for r in ENGINE.generate(PROMPTS * 3, "image", Sampling(1.0, seed=seed))])

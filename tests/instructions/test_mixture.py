@@ -90,6 +90,15 @@ def test_findings_named_first():
     assert np.array_equal(e.turns[1].response, CODES["i3"])
 
 
+def test_some_drawings_without_their_report():
+    task = ReportToCxrTask([ImageReport("i3", CODES["i3"], "report i3", "Mass.")], 0.25)
+    examples = [task.example(0, np.random.default_rng(seed)) for seed in range(400)]
+    without = [e for e in examples if e.turns[0].input == ""]
+    assert 70 < len(without) < 130
+    assert all(len(e.turns) == 1 and np.array_equal(e.turns[0].response, CODES["i3"]) for e in without)
+    assert all(e.turns[0].instruction in report_to_cxr.PHRASINGS for e in without)
+
+
 def test_ten_different_phrasings_each():
     for phrasings in (cxr_to_report.PHRASINGS, report_to_cxr.PHRASINGS):
         assert len(set(phrasings)) == 10

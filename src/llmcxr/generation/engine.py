@@ -34,6 +34,9 @@ class Sampling:
     top_k: int = 0  # 0: all
     max_new_tokens: int = 128  # of text; an image always has its exact length
     seed: int = 0
+    guidance: float | None = (
+        None  # how strongly drawings follow their text (1: as the model says); None: the model's own
+    )
 
 
 GREEDY = Sampling()
@@ -103,8 +106,23 @@ class Engine:
         return output.last_hidden_state
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Sequence[int]], modality: Modality, sampling: Sampling) -> list[Response]:
-        """A response to each prompt (token ids that end where the response begins)."""
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        modality: Modality,
+        sampling: Sampling,
+        unguided: Sequence[Sequence[int]] | None = None,
+    ) -> list[Response]:
+        """A response to each prompt (token ids that end where the response begins).
+
+        With `unguided`, a prompt without its text for each prompt, images are drawn with classifier-free guidance (Ho and
+        Salimans, 2022): logits go from those without the text `sampling.guidance` times as far as to those with it.
+        """
+        strength = 1.0 if sampling.guidance is None else sampling.guidance
+        if guided := unguided is not None:
+            if modality != "image" or sampling.guidance is None or len(unguided or ()) != len(prompts):
+                raise ValueError("guidance is for images, needs a strength, and one unguided prompt for each prompt")
+            prompts = [*prompts, *(unguided or ())]
         B, L = len(prompts), self.image_length
         first, end = self.vocabulary.first_id, self.vocabulary.first_id + self.vocabulary.size
         generator = torch.Generator(self.device).manual_seed(sampling.seed)
@@ -122,9 +140,12 @@ class Engine:
         while True:
             new = torch.full((B,), self.end_id, device=self.device)
             if drawing.any():
-                new[drawing] = (
-                    draw_tokens(project(self.model, hidden[drawing], first, end), sampling, generator) + first
-                )
+                logits = project(self.model, hidden[drawing], first, end)
+                if guided:  # both halves draw in step, and get the same code
+                    with_text, without = logits.chunk(2)
+                    logits = without + strength * (with_text - without)
+                drawn = draw_tokens(logits, sampling, generator) + first
+                new[drawing] = torch.cat([drawn, drawn]) if guided else drawn
             if (writing := ~drawing & ~finished).any():
                 allowed = self._first if modality == "any" and step == 0 else self._text
                 logits = project(self.model, hidden[writing]).masked_fill(~allowed, -torch.inf)
@@ -142,7 +163,7 @@ class Engine:
                 mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
             hidden = self._hidden(new[:, None], mask if ragged else None, place[:, None], cache)[:, -1]
             step += 1
-        return [self._response(row) for row in tokens]
+        return [self._response(row) for row in (tokens[: B // 2] if guided else tokens)]
 
     def _response(self, tokens: list[int]) -> Response:
         if self.vocabulary.is_image(tokens[0]):

@@ -6,6 +6,7 @@ Pixels: images go in as a path, PIL image or array and come out as float32 [S, S
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,10 @@ class LlmCxr:
             prompts = [self.prompt(Turn(STATED_QUESTION, text)) for text in texts]
             stated = [r.text for r in self.engine.generate(prompts, "text", GREEDY)]
         prompts = [self.prompt(*drawing_turns(text, named)) for text, named in zip(texts, stated, strict=True)]
-        return np.stack([r.codes for r in self.engine.generate(prompts, "image", sampling) if r.codes is not None])
+        guidance = self.info.guidance if sampling.guidance is None else sampling.guidance
+        unguided = None if guidance == 1 else [self.prompt(*drawing_turns("", None))] * len(texts)
+        responses = self.engine.generate(prompts, "image", replace(sampling, guidance=guidance), unguided)
+        return np.stack([r.codes for r in responses if r.codes is not None])
 
     def ask(self, image: ImageLike, question: str, sampling: Sampling = GREEDY) -> str:
         """Answer to a question about one image."""

@@ -37,8 +37,10 @@ def drawing_turns(
 class ReportToCxrTask:
     """One item an image with a report."""
 
-    def __init__(self, pairs: list[ImageReport]) -> None:
+    def __init__(self, pairs: list[ImageReport], unguided_share: float = 0.0) -> None:
+        """`unguided_share` of the examples ask for any radiograph, without a report: what guidance starts from."""
         self._pairs = pairs
+        self._unguided_share = unguided_share
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -46,5 +48,8 @@ class ReportToCxrTask:
     def example(self, item: int, rng: np.random.Generator) -> InstructionExample:
         """The item under one of the phrasings."""
         pair = self._pairs[item]
-        turns = drawing_turns(pair.report, pair.findings, PHRASINGS[rng.integers(len(PHRASINGS))], pair.codes)
+        phrasing = PHRASINGS[rng.integers(len(PHRASINGS))]
+        turns = drawing_turns(pair.report, pair.findings, phrasing, pair.codes)
+        if self._unguided_share and rng.random() < self._unguided_share:
+            turns = drawing_turns("", None, phrasing, pair.codes)
         return InstructionExample("report_to_cxr", turns, pair.image_id)

@@ -36,6 +36,7 @@ class ModelInfo:
     findings_first: (
         bool  # reports are written, and images drawn, after the findings have been named in a turn of their own
     )
+    guidance: float  # of drawings, by default
     version: str
     format: int = FORMAT
 

@@ -114,6 +114,14 @@ class TuningSettings:
         False,
         "before a report is written, or an image drawn from one, a turn names the findings (ours; false as in the paper)",
     )
+    unguided_share: float = setting(
+        0.0, "share of the drawings that are learned without their report, so that drawing can be guided (ours)"
+    )
+    guidance: float = setting(
+        1.0,
+        "how strongly the finished model's drawings follow their report by default: 1 as the model says, about 2 with an "
+        "unguided_share (classifier-free guidance)",
+    )
     questions_per_image: int = setting(4, "most questions asked on one reading of an image; the paper asks 1")
     language_instructions: Path | None = setting(None, "JSONL with instruction, input, response; null: the shipped set")
     max_tokens: int = setting(
@@ -152,6 +160,10 @@ class TuningSettings:
             faults.append(
                 "language_loss: base_model needs method: lora or qlora (the base model is the model without its adapters)"
             )
+        if not 0 <= self.unguided_share < 1:
+            faults.append(f"unguided_share: {self.unguided_share} should be 0 to below 1")
+        if self.guidance != 1 and not self.unguided_share:
+            faults.append(f"guidance: {self.guidance} needs an unguided_share above 0, e.g. 0.1")
         if self.batches_per_step < 1:
             faults.append(f"batches_per_step: {self.batches_per_step} should be at least 1")
         if self.max_tokens > self.tokens_per_batch:
