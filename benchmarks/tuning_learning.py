@@ -187,6 +187,7 @@ def show(results: dict[str, Any]) -> None:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Curves over minutes (left) and tokens (right): one colour a variant, one line a seed."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -200,7 +201,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
             for name, result in results.items():
                 variant = name.rpartition(", ")[0]
                 points = [(p[key] / unit, p[score]) for p in result["curve"]]
-                ax.plot(*zip(*points, strict=True), color=f"C{variants.index(variant)}", marker=".", label=variant)
+                colour = colormaps["tab20"](variants.index(variant) % 20)
+                (line,) = ax.plot(*zip(*points, strict=True), color=colour, marker=".", label=variant)
+                line.set_gid(f"{score} over {key}: {name}")
             ax.set_xlabel("minutes" if key == "minutes" else "million tokens")
             ax.grid(alpha=0.3)
             ax.spines[["top", "right"]].set_visible(False)

@@ -397,7 +397,7 @@ def test_the_command_line_uses_the_model(smollm, tmp_path, capsys, monkeypatch):
 
 @pytest.fixture(scope="session")
 def packed(smollm, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("packed") / "small"
+    folder = tmp_path_factory.mktemp("packed") / "packed-tiny-1"
     assert main(["pack", str(smollm / "recipe.yaml"), str(folder)]) == 0
     return folder
 
@@ -429,6 +429,13 @@ def test_a_packed_model_is_checked(packed, smollm, tiny, tmp_path, monkeypatch, 
         find_model(copy)
     (copy / "adapters.safetensors").unlink()
     with pytest.raises(UserError, match=r"adapters\.safetensors is missing"):
+        find_model(copy)
+    shutil.copy(packed / "adapters.safetensors", copy)
+    (copy / "judge" / "extra.json").write_text("{}")
+    with pytest.raises(UserError, match=r"extra\.json is not part of it"):
+        find_model(copy)
+    (copy / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match="SHA256SUMS cannot be read"):
         find_model(copy)
     assert not (tmp_path / "cache").exists()
     with pytest.raises(UserError, match="there is no model 'nowhere'"):
@@ -462,8 +469,10 @@ def test_a_finished_model_is_measured_on_other_data(packed, tmp_path, monkeypatc
     assert (folder / "judge" / "model.safetensors").read_bytes() == (
         packed / "judge" / "model.safetensors"
     ).read_bytes()
-    assert "small" in (folder / "evaluation" / "report.html").read_text()
+    assert "packed-tiny-1" in (folder / "evaluation" / "report.html").read_text()
     capsys.readouterr()
+    assert main(["pack", str(tmp_path / "recipe.yaml"), str(tmp_path / "x")]) == 2
+    assert "nothing to pack" in capsys.readouterr().err
     wrong = "source.phantom.image_size=96"
     assert main(["run", str(tmp_path / "recipe.yaml"), "name=wrong", wrong]) == 2
     assert "sees 64 pixels" in capsys.readouterr().err
@@ -501,8 +510,11 @@ def test_findings_are_named_before_a_report_and_a_drawing(tiny):
     strong = dataclasses.replace(draw, guidance=3.0)
     prompts, plain = [model.prompt(*t) for t in turns], model.prompt(Turn(wanted))
     guided = model.engine.generate(prompts, "image", strong, [plain] * len(prompts))
+    assert not np.array_equal([r.codes for r in guided], model.draw_codes(texts, draw))
+    with pytest.raises(UserError, match="cannot be guided"):
+        model.draw_codes(texts, strong)
+    model.info = dataclasses.replace(model.info, unguided_share=0.1)
     assert np.array_equal(model.draw_codes(texts, strong), [r.codes for r in guided])
-    assert not np.array_equal(model.draw_codes(texts, strong), model.draw_codes(texts, draw))
     model.info = dataclasses.replace(model.info, guidance=3.0)
     assert np.array_equal(model.draw_codes(texts, draw), [r.codes for r in guided])
     model.info = dataclasses.replace(model.info, guidance=1.0, findings_first=False)  # as in the paper
@@ -541,4 +553,5 @@ def test_learning_is_measured_at_equal_times(tiny, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (tiny / "runs").rglob("*") if p.is_file()} == before
     benchmark.plot(results, tmp_path / "curves.svg")
     drawn = ElementTree.parse(tmp_path / "curves.svg").getroot()
-    assert drawn.tag.endswith("svg") and len(list(drawn.iter("{http://www.w3.org/2000/svg}path"))) > 12
+    named = [g.get("id") for g in drawn.iter("{http://www.w3.org/2000/svg}g") if ": steps " in g.get("id", "")]
+    assert drawn.tag.endswith("svg") and len(named) == len(set(named)) == 3 * 2 * 2

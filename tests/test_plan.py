@@ -46,6 +46,8 @@ SIZE = ModelSize(
     gradient_bytes=600,
     step_gradient_bytes=1200,
     optimizer_bytes=3600,
+    table_copies=3,
+    logit_bytes=2,
 )
 
 
@@ -90,6 +92,7 @@ def test_counts_are_those_of_the_real_model_and_optimizer(kind, tied, method, to
     masters = [master for p, master in optimizer._pairs if master is not p]
     moments = [v for state in optimizer.optimizer.state.values() for k, v in state.items() if k != "step"]
     assert size.optimizer_bytes == sum(t.nbytes for t in masters + moments)
+    assert (size.table_copies, size.logit_bytes) == (3 if method == "full" else 2, 2)
     assert size.step_gradient_bytes == size.gradient_bytes + 4 * size.trained  # a toy: all at once
     assert size.parameters == sum(p.numel() for p in {id(p): p for p in real.merge().parameters()}.values())
 
@@ -132,6 +135,8 @@ def test_memory_by_hand():
     assert (
         dataclasses.replace(memory, activations=500).peak == 8000 + 3600 + 1200
     )  # then the optimiser's step is larger
+    anchored = device_memory(SIZE, 100, 64.0, 30, 7, False, anchored=3)
+    assert anchored.activations == activations + 3 * 50 * (8 - 2)
     sharded = device_memory(SIZE, 100, 64.0, 30, 7, all_rows=True, shards=4)
     assert sharded.weights == 8000 // 4 + 2 * 8000 // 4 and sharded.optimizer == 900 and sharded.gradients == 150
     assert sharded.activations == 100 * 64 + 2 * 37 * 50 + 6 * 50 * 8

@@ -54,9 +54,12 @@ def _pack(arguments: argparse.Namespace) -> None:
     from llmcxr.tuning.packed import pack
 
     run = Run(load_settings(Recipe, arguments.recipe, arguments.overrides))
-    missing = [name for name in ("model", "judge") if not run.has(name)]
-    if run.recipe.model is not None or missing:
-        raise UserError(f"{run.folder} has no finished {missing[0] if missing else 'training'}; `llmcxr run` it first.")
+    if run.recipe.model is not None:
+        raise UserError(
+            f"{arguments.recipe} trains nothing (it measures the model {run.recipe.model}), so there is nothing to pack."
+        )
+    if missing := [name for name in ("model", "judge") if not run.has(name)]:
+        raise UserError(f"{run.folder} has no finished {missing[0]}; `llmcxr run` it first.")
     tuning = run.recipe.tuning
     pack(run.folder, tuning.stages[-1].name, tuning, arguments.output)
     size = sum(p.stat().st_size for p in arguments.output.rglob("*") if p.is_file())
@@ -277,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("-o", "--output", type=Path, default=Path("drawn.png"))
     draw.add_argument(
         "--guidance",
-        type=float,
+        type=_above_zero,
         help="how strongly the image follows the text: 1 as the model says, more for clearer findings and less variety "
         "(default: the model's own)",
     )

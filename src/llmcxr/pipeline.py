@@ -44,7 +44,14 @@ from llmcxr.instructions.language import SHIPPED, LanguageTask, load_instruction
 from llmcxr.instructions.mixture import TaskItems
 from llmcxr.instructions.report_to_cxr import ReportToCxrTask
 from llmcxr.instructions.templates import Template, build_template
-from llmcxr.instructions.vqa import QuestionAnswer, known_finding_list, questions_of, read_questions, write_questions
+from llmcxr.instructions.vqa import (
+    QuestionAnswer,
+    questions_of,
+    read_questions,
+    seen_list,
+    stated_list,
+    write_questions,
+)
 from llmcxr.recipe import Recipe
 from llmcxr.sources import table
 from llmcxr.sources.phantom import source as phantom
@@ -101,12 +108,18 @@ def tasks_of(
     """Items of every task of a tuning stage for the patients of a split, and the studies left out, by reason."""
     cohort = select_cohort([s for s in studies if s.split == split], stage.cohort)
     part = stage.cohort.sections
-    named = recipe.tuning.findings_first
-    pairs = [
-        ImageReport(s.image_id, codes[s.image_id], text, known_finding_list(s) if named else None)
-        for s in cohort.studies
-        if (text := report_text(s, part))
-    ]
+    findings = known_findings([s for s in studies if s.split == "train"])
+    pairs = []
+    for study in cohort.studies:
+        if text := report_text(study, part):
+            pair = ImageReport(study.image_id, codes[study.image_id], text)
+            if recipe.tuning.findings_first:
+                pair = dataclasses.replace(pair, seen=seen_list(study, findings), stated=stated_list(text, findings))
+            pairs.append(pair)
+    if recipe.tuning.findings_first and pairs and all(p.seen is None and p.stated is None for p in pairs):
+        raise UserError(
+            "tuning.findings_first: no report has findings that are known, so none could be named first. Set it to false."
+        )
     own_codes = {s.image_id: codes[s.image_id] for s in cohort.studies}
     tasks: dict[Task, TaskItems] = {
         "language": LanguageTask(instructions_of(recipe, split)),
@@ -147,6 +160,12 @@ class Run:
     def given(self) -> Path | None:
         """Folder of the finished model that is measured, where one is."""
         return None if self.recipe.model is None else find_model(self.recipe.model)
+
+    @property
+    def given_judge(self) -> Path | None:
+        """Folder of the judge that comes with the given model, where one does."""
+        folder = self.given / "judge" if self.given is not None else None
+        return folder if folder is not None and (folder / "model.safetensors").exists() else None
 
     @cached_property
     def image_size(self) -> int:
@@ -206,11 +225,14 @@ class Run:
             about = "every radiograph written as image tokens, once"
             return Stage("codes", about, settings, (after,), ("codes",), self._codes)
 
+        own_judge = self.given_judge / "model.safetensors" if self.given_judge is not None else None
+
         def measuring(*after: str) -> list[Stage]:
             classifier = "an independent classifier that measures what images show"
+            judging = (r.evaluation.judge, fingerprint(own_judge)) if own_judge is not None else r.evaluation.judge
             about = "how well the model reads and draws patients it has never seen"
             return [
-                Stage("judge", classifier, r.evaluation.judge, ("studies",), ("judge",), self._judge),
+                Stage("judge", classifier, judging, ("studies",), ("judge",), self._judge),
                 Stage("evaluation", about, r.evaluation, (*after, "judge", "vqa"), ("evaluation",), self._evaluation),
             ]
 
@@ -238,8 +260,8 @@ class Run:
             vqa,
         ]
         before: tuple[str, ...] = ("codes", "vqa")
-        # Where curves are shown and how often state is saved change no result.
-        shared = dataclasses.replace(r.tuning, stages=[], logging="none", checkpoint_minutes=0.0)
+        # Where curves are shown, how often state is saved, and how the finished model draws by default change no training.
+        shared = dataclasses.replace(r.tuning, stages=[], logging="none", checkpoint_minutes=0.0, guidance=1.0)
         language = r.tuning.language_instructions or SHIPPED
         content = fingerprint(language) if language.exists() else ""
         llm = self._with_content(r.llm, r.llm)
@@ -257,7 +279,8 @@ class Run:
             tune: Callable[[], None] = lambda i=index: self._tune(i)  # type: ignore[misc] # noqa: E731
             result.append(Stage(stage.name, about, settings, before, (stage.name,), tune, everywhere=True))
             before = (stage.name,)
-        model = Stage("model", "the tuned model as an ordinary checkpoint", None, before, ("model",), self._model)
+        about = "the tuned model as an ordinary checkpoint"
+        model = Stage("model", about, r.tuning.guidance, before, ("model",), self._model)
         return [*result, model, *measuring("model")]
 
     def _with_content(self, settings: Any, folder: str | None) -> Any:
@@ -490,15 +513,24 @@ class Run:
             report=tuning.stages[-1].cohort.sections,
             findings_first=tuning.findings_first,
             guidance=tuning.guidance,
+            unguided_share=tuning.unguided_share,
             version=__version__,
         )
         save_model(self.folder / "model", tunable.merge(), tunable.vocabulary, self.folder / "image_tokenizer", info)
 
     def _judge(self) -> None:
-        known = self.given / "judge" if self.given is not None else None
-        if known is not None and known.is_dir() and set(self.findings) <= set(judge_findings(known)):
-            shutil.copytree(known, self.folder / "judge")
+        known = self.given_judge
+        if not self.findings:
+            raise UserError("no label occurs both present and absent in the data, so nothing can be scored.")
+        if known is not None and set(self.findings) <= set(judge_findings(known)):
+            with atomic_path(self.folder / "judge") as temporary:
+                shutil.copytree(known, temporary)
             return
+        if not any(study.split == "train" for study in self.studies):
+            raise UserError(
+                f"the data has no training split from which a judge could learn {', '.join(self.findings)}, and none that knows "
+                "them comes with the model. Give some patients the split train."
+            )
         studies, images = self.of_split("train")
         labels = label_matrix(studies, self.findings)
         Judge.train_on(images, labels, self.findings, self.recipe.evaluation.judge, self.folder / "judge", self.device)
@@ -506,6 +538,10 @@ class Run:
     def _evaluation(self) -> None:
         model = LlmCxr.from_pretrained(self.given or self.folder / "model", self.recipe.device)
         test, images = self.of_split("test")
+        if not test:
+            raise UserError(
+                "the data has no test split, so nothing can be measured. Give some patients the split test."
+            )
         train = [s for s in self.studies if s.split == "train"]
         cases = Cases(test, images, self.codes, train, read_questions(self.folder / "vqa.jsonl"), self.findings)
         judge = Judge.load(self.folder / "judge", self.findings).to(self.device)

@@ -43,6 +43,7 @@ from llmcxr.studies.study import Finding, Study
 from llmcxr.tuning import four_bit
 from llmcxr.tuning.alignment import alignment_prompt
 from llmcxr.tuning.batches import collate, plan_batches
+from llmcxr.tuning.objective import after_head
 from llmcxr.tuning.settings import StageSettings, TuningSettings
 from llmcxr.tuning.trainer import WINDOW, Losses
 from llmcxr.tuning.tunable import UPDATED_AT_ONCE, MasterAdamW, TunableModel
@@ -121,6 +122,10 @@ class ModelSize:
     gradient_bytes: int  # while a batch is computed
     step_gradient_bytes: int  # while the optimiser steps: the same, and float32 copies of some at a time
     optimizer_bytes: int  # float32 masters and both moments
+    table_copies: (
+        int  # of the table in the model's precision: laid over with image rows for the input, its gradient, the head's
+    )
+    logit_bytes: int  # that a logit keeps: 2, or 8 where the head's output is capped or scaled
 
 
 @dataclass(frozen=True)
@@ -262,6 +267,8 @@ def size_of(tunable: TunableModel, quantised: bool = False) -> ModelSize:
         weight_bytes=round(weights),
         gradient_bytes=gradients,
         step_gradient_bytes=gradients + 4 * min(count, UPDATED_AT_ONCE + max(p.numel() for p in trained)),
+        table_copies=2 + table.requires_grad,
+        logit_bytes=8 if any(after_head(config)) else 2,
         optimizer_bytes=sum((8 if p.dtype == torch.float32 else 12) * p.numel() for p in trained),
     )
 
@@ -304,22 +311,35 @@ def activation_bytes(config: PreTrainedConfig, settings: TuningSettings, vocabul
 
 
 def device_memory(
-    size: ModelSize, tokens: int, token_bytes: float, inside: int, outside: int, all_rows: bool, shards: int = 1
+    size: ModelSize,
+    tokens: int,
+    token_bytes: float,
+    inside: int,
+    outside: int,
+    all_rows: bool,
+    anchored: int = 0,
+    shards: int = 1,
 ) -> Memory:
-    """Bytes on one device for batches of `tokens` padded tokens, `inside` and `outside` of them supervised.
+    """Bytes on one device for batches of `tokens` padded tokens, `inside` and `outside` of them supervised, `anchored` of these
+    against the base model's distribution (8 bytes a logit).
 
-    `token_bytes` are the layers' activations. The head adds 2 bytes a logit, which becomes its own gradient, and the
-    table with the image rows laid over it exists three times (for input, head and gradient). `shards` > 1: weights,
+    `token_bytes` are the layers' activations. The head adds `logit_bytes` a logit (2: it becomes its own
+    gradient), and the table exists `table_copies` times more. `shards` > 1: weights,
     gradients and optimizer states are spread over that many devices, and one layer's weights are gathered at a time.
     """
-    logits = outside * size.rows + inside * (size.rows if all_rows else size.image_rows)
+    logits = (outside - anchored) * size.rows + inside * (size.rows if all_rows else size.image_rows)
     gathered = 0 if shards == 1 else 2 * size.weight_bytes // max(1, size.layers)  # this layer and the next
     return Memory(
         weights=size.weight_bytes // shards + gathered,
         optimizer=size.optimizer_bytes // shards,
         gradients=size.gradient_bytes // shards,
         step_gradients=size.step_gradient_bytes // shards,
-        activations=round(tokens * token_bytes + 2 * logits + 3 * 2 * size.rows * size.width),
+        activations=round(
+            tokens * token_bytes
+            + size.logit_bytes * logits
+            + 8 * anchored * size.rows
+            + 2 * size.table_copies * size.rows * size.width
+        ),
     )
 
 
@@ -521,11 +541,15 @@ def _alignment(
 def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 1024) -> Plan:  # noqa: B008 (frozen)
     """Plan of the tuning stages of `recipe`; about `sample` examples of each are drawn and rendered.
 
-    `UserError` where the LLM's configuration cannot be had, where a task of a mixture has no data, or where
+    `UserError` where the recipe trains nothing, where the LLM's configuration cannot be had, where a task of a mixture has no data, or where
     the batches of a step cannot be shared by the devices.
     """
     tuning, architecture = recipe.tuning, recipe.image_tokenizer.architecture
     notes: list[str] = []
+    if recipe.model is not None:
+        raise UserError(
+            f"the recipe measures the finished model {recipe.model} and trains nothing, so there is nothing to plan."
+        )
     if tuning.batches_per_step % options.devices:
         raise UserError(
             f"tuning.batches_per_step is {tuning.batches_per_step}: {options.devices} devices need a multiple of their number, "
@@ -594,7 +618,7 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
         per_step = min(align.batch_size, train)
         stages.append(_alignment(size, tuning, prompt, architecture.grid**2, per_step, options, rate))
         aligned = per_step * prompt * stages[0].share
-    inside = outside = 0
+    inside = outside = anchored = 0
     per_example: list[tuple[float, float]] = []  # tokens and operations of an example of the first stage
     for stage, mixture, items, windows, left_out in samples:
         batches = padded = 0
@@ -608,6 +632,8 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
                 padded += len(group) * int(own_lengths[group].max())
                 inside = max(inside, int(lengths.inside[group].sum()))
                 outside = max(outside, int(lengths.outside[group].sum()))
+                if tuning.language_loss == "base_model":
+                    anchored = max(anchored, int((lengths.outside * lengths.language)[group].sum()))
         kept = [r for w in windows for r in w]
         lengths = _lengths(kept, vocabulary, tuning.read_image_weight > 0)
         drawn = len(kept) + left_out
@@ -637,7 +663,15 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
         )
 
     token_bytes = activation_bytes(config, tuning, vocabulary)
-    arguments = (size, tuning.tokens_per_batch, token_bytes, inside, outside, tuning.image_softmax == "all_rows")
+    arguments = (
+        size,
+        tuning.tokens_per_batch,
+        token_bytes,
+        inside,
+        outside,
+        tuning.image_softmax == "all_rows",
+        anchored,
+    )
     memory = device_memory(*arguments)
     memory = dataclasses.replace(memory, activations=max(memory.activations, round(aligned * token_bytes)))
     if aligned and options.devices > 1:

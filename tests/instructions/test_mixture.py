@@ -79,19 +79,19 @@ def test_examples_of_each_task():
 
 
 def test_findings_named_first():
-    pair = ImageReport("i3", CODES["i3"], "report i3", "Mass.")
+    pair = ImageReport("i3", CODES["i3"], "report i3", seen="Mass.", stated="Left mass.")
     e = CxrToReportTask([pair]).example(0, np.random.default_rng(0))
     assert e.turns[0].instruction == LIST_QUESTION and np.array_equal(e.turns[0].input, CODES["i3"])
     assert [t.response for t in e.turns] == ["Mass.", "report i3"]
     assert e.turns[1].instruction in cxr_to_report.PHRASINGS and e.turns[1].input == ""
     e = ReportToCxrTask([pair]).example(0, np.random.default_rng(0))
-    assert e.turns[0] == Turn(report_to_cxr.STATED_QUESTION, "report i3", "Mass.")
+    assert e.turns[0] == Turn(report_to_cxr.STATED_QUESTION, "report i3", "Left mass.")
     assert e.turns[1].instruction in report_to_cxr.PHRASINGS and e.turns[1].input == ""
     assert np.array_equal(e.turns[1].response, CODES["i3"])
 
 
 def test_some_drawings_without_their_report():
-    task = ReportToCxrTask([ImageReport("i3", CODES["i3"], "report i3", "Mass.")], 0.25)
+    task = ReportToCxrTask([ImageReport("i3", CODES["i3"], "report i3", stated="Mass.")], 0.25)
     examples = [task.example(0, np.random.default_rng(seed)) for seed in range(400)]
     without = [e for e in examples if e.turns[0].input == ""]
     assert 70 < len(without) < 130

@@ -11,10 +11,11 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.instructions.vqa import (
     QuestionAnswer,
     finding_list,
-    known_finding_list,
     presence_question,
     questions_of,
     read_questions,
+    seen_list,
+    stated_list,
     write_questions,
 )
 from llmcxr.studies.study import Finding, Study
@@ -96,13 +97,24 @@ def test_wording_of_lists_and_articles():
     assert presence_question("nodule") == "Is there a nodule?"
 
 
-def test_the_known_list_comes_from_exact_findings_else_from_labels():
-    assert known_finding_list(study(0, (Finding("opacity", "left"),), {"opacity": 1})) == "Left opacity."
-    assert known_finding_list(study(0, (), {"opacity": 0})) == "No abnormal finding."
-    labels = {"opacity": 1, "mass": 1, "nodule": 0, "edema": -1}
-    assert known_finding_list(study(0, (), labels, exact=False)) == "Mass; opacity."
-    assert known_finding_list(study(0, (), {"nodule": 0}, exact=False)) == "No abnormal finding."
-    assert known_finding_list(study(0, (), {"edema": -1}, exact=False)) is None
+def test_what_is_seen_comes_from_exact_findings_else_from_labels():
+    names = ("opacity", "mass", "nodule")
+    assert seen_list(study(0, (Finding("opacity", "left"),), {"opacity": 1}), names) == "Left opacity."
+    assert seen_list(study(0, (), {"opacity": 0}), names) == "No abnormal finding."
+    labels = {"opacity": 1, "mass": 1, "nodule": 0}
+    assert seen_list(study(0, (), labels, exact=False), names) == "Mass; opacity."
+    assert seen_list(study(0, (), dict.fromkeys(names, 0), exact=False), names) == "No abnormal finding."
+    # Nothing is denied that is not known to be absent.
+    assert seen_list(study(0, (), {"nodule": 0}, exact=False), names) is None
+    assert seen_list(study(0, (), labels | {"nodule": -1}, exact=False), names) is None
+    assert seen_list(study(0, (), {}, exact=False), ()) is None
+
+
+def test_what_is_stated_comes_from_the_text():
+    text = "Small left pleural effusion. The heart is enlarged. No pneumothorax."
+    assert stated_list(text, ("pleural effusion", "pneumothorax")) == "Cardiomegaly; left pleural effusion."
+    assert stated_list("The lungs are clear.", ("pneumothorax",)) == "No abnormal finding."
+    assert stated_list(text, ("tuberculosis",)) is None and stated_list(text, ()) is None
 
 
 @pytest.mark.parametrize("exact", [True, False])

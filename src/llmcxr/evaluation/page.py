@@ -152,11 +152,12 @@ SCORES: tuple[Score, ...] = (
     Score(
         "Report findings, side right",
         "report.side_accuracy",
-        None,
-        "",
-        1.0,
-        "every side",
+        "report.side_baseline",
+        "the commonest side of each finding in training",
+        "report.side_reference",
+        "the radiologist's own reports",
         "Where a report states a finding that is in the image, and on which side: the share of sides that are right.",
+        interval=("report.side_low", "report.side_high"),
         count="report.side_n",
     ),
     Score(

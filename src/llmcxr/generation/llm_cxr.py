@@ -113,13 +113,17 @@ class LlmCxr:
         return self.decode(self.draw_codes([text], sampling))[0]
 
     def draw_codes(self, texts: Sequence[str], sampling: Sampling = DRAWING) -> np.ndarray:
-        """Codes uint16 [N, L] of one drawing for each text."""
+        """Codes uint16 [N, L] of one drawing for each text. `UserError` for guidance that the model has not learned."""
         stated: Sequence[str | None] = [None] * len(texts)
         if self.info.findings_first:
             prompts = [self.prompt(Turn(STATED_QUESTION, text)) for text in texts]
             stated = [r.text for r in self.engine.generate(prompts, "text", GREEDY)]
         prompts = [self.prompt(*drawing_turns(text, named)) for text, named in zip(texts, stated, strict=True)]
         guidance = self.info.guidance if sampling.guidance is None else sampling.guidance
+        if guidance != 1 and not self.info.unguided_share:
+            raise UserError(
+                "this model cannot be guided: it has learned no drawing without a report (tuning.unguided_share). Leave guidance out."
+            )
         unguided = None if guidance == 1 else [self.prompt(*drawing_turns("", None))] * len(texts)
         responses = self.engine.generate(prompts, "image", replace(sampling, guidance=guidance), unguided)
         return np.stack([r.codes for r in responses if r.codes is not None])

@@ -26,21 +26,23 @@ PHRASINGS = (
 
 @dataclass(frozen=True)
 class ImageReport:
-    """An image's codes uint16 [L] and its report; `findings` is the list that is named first, None where none is."""
+    """An image's codes uint16 [L] and its report, with the lists that are named first, None where none is: `seen` in the image,
+    before a report is written, and `stated` by the report, before an image is drawn."""
 
     image_id: str
     codes: np.ndarray
     report: str
-    findings: str | None = None
+    seen: str | None = None
+    stated: str | None = None
 
 
 def report_turns(
-    codes: np.ndarray, findings: str | None, instruction: str = PHRASINGS[0], report: str | None = None
+    codes: np.ndarray, seen: str | None, instruction: str = PHRASINGS[0], report: str | None = None
 ) -> tuple[Turn, ...]:
-    """Turns that end in a report (None: to be written) of the image `codes`, with its `findings` named first or without."""
-    if findings is None:
+    """Turns that end in a report (None: to be written) of the image `codes`, with the list of what is `seen` first or without."""
+    if seen is None:
         return (Turn(instruction, codes, report),)
-    return Turn(LIST_QUESTION, codes, findings), Turn(instruction, "", report)
+    return Turn(LIST_QUESTION, codes, seen), Turn(instruction, "", report)
 
 
 class CxrToReportTask:
@@ -55,5 +57,5 @@ class CxrToReportTask:
     def example(self, item: int, rng: np.random.Generator) -> InstructionExample:
         """The item under one of the phrasings."""
         pair = self._pairs[item]
-        turns = report_turns(pair.codes, pair.findings, PHRASINGS[rng.integers(len(PHRASINGS))], pair.report)
+        turns = report_turns(pair.codes, pair.seen, PHRASINGS[rng.integers(len(PHRASINGS))], pair.report)
         return InstructionExample("cxr_to_report", turns, pair.image_id)

@@ -26,12 +26,12 @@ STATED_QUESTION = "Which abnormal findings does this report state?"
 
 
 def drawing_turns(
-    report: str, findings: str | None, instruction: str = PHRASINGS[0], codes: np.ndarray | None = None
+    report: str, stated: str | None, instruction: str = PHRASINGS[0], codes: np.ndarray | None = None
 ) -> tuple[Turn, ...]:
-    """Turns that end in an image (None: to be drawn) for a report, with its `findings` named first or without."""
-    if findings is None:
+    """Turns that end in an image (None: to be drawn) for a report, with the list of what is `stated` first or without."""
+    if stated is None:
         return (Turn(instruction, report, codes),)
-    return Turn(STATED_QUESTION, report, findings), Turn(instruction, "", codes)
+    return Turn(STATED_QUESTION, report, stated), Turn(instruction, "", codes)
 
 
 class ReportToCxrTask:
@@ -49,7 +49,7 @@ class ReportToCxrTask:
         """The item under one of the phrasings."""
         pair = self._pairs[item]
         phrasing = PHRASINGS[rng.integers(len(PHRASINGS))]
-        turns = drawing_turns(pair.report, pair.findings, phrasing, pair.codes)
+        turns = drawing_turns(pair.report, pair.stated, phrasing, pair.codes)
         if self._unguided_share and rng.random() < self._unguided_share:
             turns = drawing_turns("", None, phrasing, pair.codes)
         return InstructionExample("report_to_cxr", turns, pair.image_id)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmcxr.studies.labels import PHANTOM_FINDINGS
+from llmcxr.studies.study import Finding
 
 # Building blocks. Each pattern works on one lower-case sentence with single spaces.
 _LUNG = r"(?:lungs?|lung fields?|lung parenchyma|pulmonary parenchyma)"
@@ -436,3 +437,9 @@ def find_sides(text: str) -> dict[str, str]:
         for name in PHANTOM_FINDINGS
         if (found := sides.get(name))
     }
+
+
+def stated_findings(text: str) -> tuple[Finding, ...]:
+    """The findings that `text` affirms, each with the side that it states ("" where it states none)."""
+    sides = find_sides(text)
+    return tuple(Finding(name, sides.get(name, "")) for name, state in label_report(text).items() if state == 1)

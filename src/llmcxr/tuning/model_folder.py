@@ -33,11 +33,10 @@ class ModelInfo:
     system_prompt: str | None
     findings: tuple[str, ...]  # names that presence questions were asked about
     report: ReportPart
-    findings_first: (
-        bool  # reports are written, and images drawn, after the findings have been named in a turn of their own
-    )
-    guidance: float  # of drawings, by default
     version: str
+    findings_first: bool = False  # reports are written, and images drawn, after a turn that names the findings
+    guidance: float = 1.0  # of drawings, by default
+    unguided_share: float = 0.0  # of the drawings that were learned without a report; 0: drawing cannot be guided
     format: int = FORMAT
 
 

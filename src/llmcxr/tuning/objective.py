@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from llmcxr.tuning.batches import Batch
 from llmcxr.tuning.head_loss import head_cross_entropy
@@ -42,9 +42,8 @@ def _bias(model: PreTrainedModel, first: int, end: int | None) -> Tensor | None:
     return None if bias is None else bias[first:end]
 
 
-def _after_head(model: PreTrainedModel) -> tuple[float | None, float | None]:
-    """Cap (Gemma 2) and scale (Cohere) of a model's logits."""
-    config = model.config.get_text_config()
+def after_head(config: PreTrainedConfig) -> tuple[float | None, float | None]:
+    """Cap (Gemma 2) and scale (Cohere) of the logits of a model with this configuration of its text half."""
     return getattr(config, "final_logit_softcapping", None), getattr(config, "logit_scale", None)
 
 
@@ -59,7 +58,7 @@ def project(
     bias = _bias(model, first, end)
     logits = torch.cat([F.linear(hidden, part.to(hidden.dtype)) for part in head_parts(model, first, end)], dim=1)
     logits = (logits if bias is None else logits + bias.to(hidden.dtype)).float()
-    cap, scale = _after_head(model)
+    cap, scale = after_head(model.config.get_text_config())
     if cap:
         logits = cap * torch.tanh(logits / cap)
     if scale:
@@ -71,7 +70,7 @@ def cross_entropy(
     model: PreTrainedModel, hidden: Tensor, targets: Tensor, first: int = 0, end: int | None = None
 ) -> Tensor:
     """-log p(target) of each state [N, d] over the table rows `first` to `end`; `targets` count from `first`. Float32 [N]."""
-    if any(_after_head(model)):
+    if any(after_head(model.config.get_text_config())):
         return F.cross_entropy(project(model, hidden, first, end), targets, reduction="none")
     return head_cross_entropy(hidden, head_parts(model, first, end), targets, _bias(model, first, end))
 

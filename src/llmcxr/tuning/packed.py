@@ -59,19 +59,25 @@ def write_sums(folder: Path) -> None:
         temporary.write_text("".join(lines), encoding="utf-8")
 
 
-def check_sums(folder: Path) -> None:
-    """`UserError` where a file of a packed folder is missing or is not the one that was packed."""
+def _read_sums(folder: Path) -> str:
     try:
-        lines = (folder / _SUMS).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+        return (folder / _SUMS).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / _SUMS} cannot be read ({error}). Fetch the packed model again.") from error
-    for line in lines:
-        expected, name = line.split(maxsplit=1)
+
+
+def check_sums(folder: Path) -> None:
+    """`UserError` where a file of a packed folder is missing, unknown, or not the one that was packed."""
+    lines = [line.split(maxsplit=1) for line in _read_sums(folder).splitlines()]
+    sums = {parts[1]: parts[0] for parts in lines if len(parts) == 2}
+    names = {p.relative_to(folder).as_posix() for p in _files(folder)}
+    for name in sorted(names | set(sums) | {"adapters.safetensors"}):
         path = folder / name
-        if not path.is_file() or _sha256(path) != expected:
+        if name not in sums or not path.is_file() or _sha256(path) != sums[name]:
+            what = "missing" if not path.exists() else "not part of it" if name not in sums else "damaged"
             raise UserError(
-                f"{path} is {'damaged' if path.exists() else 'missing'}: its SHA-256 is not the one in {_SUMS}. "
-                "Fetch the packed model again (in a clone: git checkout, or git lfs pull where it is stored so)."
+                f"{path} is {what}: the packed model is not the one that {_SUMS} describes. Fetch it again (in a clone: "
+                "git checkout, or git lfs pull where it is stored so)."
             )
 
 
@@ -80,9 +86,9 @@ def pack(run: Path, last_stage: str, tuning: TuningSettings, folder: Path) -> No
 
     Raises `UserError` where adapters were not what was tuned, or where `folder` is there already.
     """
-    if tuning.method == "full":
+    if tuning.method != "lora":
         raise UserError(
-            "only runs with adapters (tuning.method lora or qlora) can be packed; hand on their model/ folder."
+            f"only runs with tuning.method lora can be packed, this one has {tuning.method}; hand on its model/ folder."
         )
     if folder.exists():
         raise UserError(f"{folder} is there already. Name another folder, or remove it first.")
@@ -114,7 +120,7 @@ def unpack(folder: Path) -> Path:
 
     Raises `UserError` where a file is not the one that was packed, or does not fit the base LLM.
     """
-    target = cache_folder() / "models" / f"{folder.name}-{fingerprint(folder / _SUMS)}"
+    target = cache_folder() / "models" / f"{folder.name}-{fingerprint(_read_sums(folder))}"
     if (target / "llmcxr.json").exists():
         return target
     check_sums(folder)

@@ -160,8 +160,14 @@ class TuningSettings:
             faults.append(
                 "language_loss: base_model needs method: lora or qlora (the base model is the model without its adapters)"
             )
+        if self.read_image_weight < 0:
+            faults.append(f"read_image_weight: {self.read_image_weight} should be at least 0")
+        if self.read_image_weight > 0 and self.loss == "sequence":
+            faults.append("read_image_weight: loss: sequence learns those codes already; set one of the two")
         if not 0 <= self.unguided_share < 1:
             faults.append(f"unguided_share: {self.unguided_share} should be 0 to below 1")
+        if not self.guidance > 0:
+            faults.append(f"guidance: {self.guidance} should be above 0")
         if self.guidance != 1 and not self.unguided_share:
             faults.append(f"guidance: {self.guidance} needs an unguided_share above 0, e.g. 0.1")
         if self.batches_per_step < 1:
