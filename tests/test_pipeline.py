@@ -403,6 +403,11 @@ def packed(smollm, tmp_path_factory) -> Path:
 
 
 def test_a_packed_model_is_the_model(smollm, packed, tmp_path, monkeypatch):
+    card = (packed / "README.md").read_text()
+    summary = json.loads((smollm / "evaluation" / "summary.json").read_text())
+    assert f"| Image tokens, L1 error | {summary['image_tokenizer']['l1']:.3f} | - | 0.000 |  |" in card
+    assert "24 training, 8 validation and 40 test images" in card and "CC BY-NC-ND 4.0" in card
+    assert "stage1: LoRA of rank 2, " in card
     size = sum(p.stat().st_size for p in packed.rglob("*"))
     assert size < 0.06 * sum(p.stat().st_size for p in (smollm / "model").rglob("*"))
     monkeypatch.setattr("llmcxr.tuning.packed.cache_folder", lambda: tmp_path)

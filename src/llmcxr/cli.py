@@ -51,17 +51,8 @@ def _pack(arguments: argparse.Namespace) -> None:
     from llmcxr.foundation.settings import load_settings
     from llmcxr.pipeline import Run
     from llmcxr.recipe import Recipe
-    from llmcxr.tuning.packed import pack
 
-    run = Run(load_settings(Recipe, arguments.recipe, arguments.overrides))
-    if run.recipe.model is not None:
-        raise UserError(
-            f"{arguments.recipe} trains nothing (it measures the model {run.recipe.model}), so there is nothing to pack."
-        )
-    if missing := [name for name in ("model", "judge") if not run.has(name)]:
-        raise UserError(f"{run.folder} has no finished {missing[0]}; `llmcxr run` it first.")
-    tuning = run.recipe.tuning
-    pack(run.folder, tuning.stages[-1].name, tuning, arguments.output)
+    Run(load_settings(Recipe, arguments.recipe, arguments.overrides)).pack(arguments.output)
     size = sum(p.stat().st_size for p in arguments.output.rglob("*") if p.is_file())
     print(f"{arguments.output}: {size / 1e6:.0f} MB")
 

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmcxr import __version__
 from llmcxr.evaluation.evaluate import Cases, Evaluation, Results, save_results, shortfalls
 from llmcxr.evaluation.judge import Judge, judge_findings
+from llmcxr.evaluation.model_card import model_card
 from llmcxr.evaluation.page import PageContent, write_page
 from llmcxr.foundation.artifacts import atomic_path, fingerprint, folder_fingerprint, read_json, write_json
 from llmcxr.foundation.devices import core_count
@@ -63,7 +64,7 @@ from llmcxr.tuning.alignment import align, alignment_prompt
 from llmcxr.tuning.forgetting import LanguageCheck
 from llmcxr.tuning.four_bit import bitsandbytes
 from llmcxr.tuning.model_folder import ModelInfo, load_info, save_model
-from llmcxr.tuning.packed import find_model
+from llmcxr.tuning.packed import find_model, pack
 from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.settings import StageSettings
 from llmcxr.tuning.trackers import check_tracker
@@ -551,6 +552,46 @@ class Run:
             results.summary["language"]["trace"] = read_json(last).get("language", [])
         save_results(self.folder / "evaluation", results)
         self._page(results, model.info)
+
+    def pack(self, folder: Path) -> None:
+        """Pack the finished run into `folder`. `UserError` where it trained nothing, is not finished, or cannot be packed."""
+        recipe = self.recipe
+        if recipe.model is not None:
+            raise UserError(
+                f"{recipe.name} trains nothing (it measures the model {recipe.model}), so there is nothing to pack."
+            )
+        if missing := [name for name in ("model", "judge", "evaluation") if not self.has(name)]:
+            raise UserError(f"{self.folder} has no finished {missing[0]}; `llmcxr run` it first.")
+        tuning, tokenizer = recipe.tuning, recipe.image_tokenizer
+        hours = {s.name: self.record(s.name).get("seconds", 0) / 3600 for s in self.stages()}
+        training = [("image tokenizer", f"{tokenizer.steps:,} steps of {tokenizer.batch_size} images")]
+        if align := tuning.alignment.steps:
+            training.append(
+                (
+                    "alignment",
+                    f"{align:,} steps of {tuning.alignment.batch_size} images, {tuning.alignment.layers} layers",
+                )
+            )
+        for stage in tuning.stages:
+            done = read_json(self.folder / stage.name / "summary.json")
+            tasks = ", ".join(f"{count:,} {task}" for task, count in done["examples"].items())
+            training.append(
+                (
+                    stage.name,
+                    f"LoRA of rank {tuning.lora_rank}, {done['tokens']:,} tokens in {done['step']:,} steps ({tasks})",
+                )
+            )
+        took = ", ".join(f"{name} {value:.1f}" for name, value in hours.items() if value >= 0.05)
+        training += [("hours", f"{took} ({self.device.type}, {core_count()} cores)")] if took else []
+        card = model_card(
+            folder.name,
+            load_info(self.folder / "model"),
+            recipe.source.kind == "phantom",
+            read_json(self.folder / "studies.json")["studies"],
+            training,
+            read_json(self.folder / "evaluation" / "summary.json"),
+        )
+        pack(self.folder, tuning.stages[-1].name, tuning, folder, card)
 
     def _page(self, results: Results, info: ModelInfo) -> None:
         train_loss: dict[str, list[tuple[float, float, float]]] = {}

@@ -269,8 +269,8 @@ def _text(value: float | None, missing: str = NOT_MEASURED) -> str:
     return missing if value is None else f"{value:.3f}"
 
 
-def score_table(summary: Mapping[str, Any]) -> str:
-    """The scores as a short plain-text table: number, trivial baseline, ceiling. Missing ones read "not measured"."""
+def score_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of label, number with its interval, trivial baseline, ceiling and n; the first is the head. Missing: "not measured"."""
     rows: list[tuple[str, ...]] = [("score", "model", "baseline", "ceiling", "n")]
     for score in SCORES:
         value = _text(_look_up(summary, score.key))
@@ -280,6 +280,12 @@ def score_table(summary: Mapping[str, Any]) -> str:
         count = _look_up(summary, score.count)
         limits = ["-" if key is None else _text(_look_up(summary, key)) for key in (score.baseline, score.ceiling)]
         rows.append((score.label, value, *limits, "" if count is None else f"{count:.0f}"))
+    return rows
+
+
+def score_table(summary: Mapping[str, Any]) -> str:
+    """The scores as a short plain-text table."""
+    rows = score_rows(summary)
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     rows.insert(1, tuple("-" * width for width in widths))
     return "\n".join(

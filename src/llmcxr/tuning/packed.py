@@ -1,7 +1,7 @@
 """Packed models: what a run trained, small enough to hand on, without the base LLM that everybody can fetch.
 
 A packed folder holds adapters and image rows, image tokenizer and judge in half precision, llmcxr.json, packed.json (all
-that `unpack` needs beside them) and SHA256SUMS (`sha256sum -c` reads it). Unpacking merges the adapters into the base
+that `unpack` needs beside them), a model card and SHA256SUMS (`sha256sum -c` reads it). Unpacking merges the adapters into the base
 LLM once, into the user's cache; what is used from then on is an ordinary model folder.
 """
 
@@ -81,8 +81,8 @@ def check_sums(folder: Path) -> None:
             )
 
 
-def pack(run: Path, last_stage: str, tuning: TuningSettings, folder: Path) -> None:
-    """Pack the finished run in the folder `run` into `folder`, which must not exist.
+def pack(run: Path, last_stage: str, tuning: TuningSettings, folder: Path, card: str) -> None:
+    """Pack the finished run in the folder `run` into `folder`, which must not exist, with the text of its model card.
 
     Raises `UserError` where adapters were not what was tuned, or where `folder` is there already.
     """
@@ -101,6 +101,7 @@ def pack(run: Path, last_stage: str, tuning: TuningSettings, folder: Path) -> No
         own = fingerprint(temporary / "image_tokenizer" / "model.safetensors")
         write_json(temporary / "llmcxr.json", dataclasses.asdict(dataclasses.replace(info, image_tokenizer=own)))
         write_json(temporary / "packed.json", {"lora_rank": tuning.lora_rank})
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         write_sums(temporary)
 
 
