@@ -18,6 +18,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file, save_file
 from toy_stage import SETTINGS, STAGE, WINDOW, full, run_stage, stage, together
 
+from llmcxr.foundation.devices import core_count
 from llmcxr.tuning import trainer
 from llmcxr.tuning.processes import Processes
 
@@ -187,3 +188,15 @@ def test_shipped_configurations_are_accelerates(name):
     assert config.distributed_type == {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}[name] and config.mixed_precision == "no"
     if name == "fsdp2":
         assert config.fsdp_config["fsdp_version"] == 2 and not config.fsdp_config["fsdp_cpu_ram_efficient_loading"]
+
+
+def count_threads(processes: Processes, folder: Path) -> None:
+    before = torch.get_num_threads()
+    processes.on_main(lambda: (folder / "alone").write_text(str(torch.get_num_threads())))
+    (folder / str(processes.rank)).write_text(f"{before} {torch.get_num_threads()}")
+
+
+def test_the_main_process_has_all_cores_while_the_others_wait(tmp_path):
+    assert together(count_threads, tmp_path) == [(0, ""), (0, "")]
+    assert (tmp_path / "alone").read_text() == str(core_count())
+    assert {(tmp_path / rank).read_text() for rank in "01"} == {"1 1"}

@@ -8,8 +8,8 @@ holds a part of every weight (FSDP2, where Accelerate's configuration asks for i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from llmcxr.foundation.devices import pick_device
+from llmcxr.foundation.devices import core_count, pick_device
 from llmcxr.foundation.errors import UserError
 
 _PATIENCE = timedelta(days=30)  # how long processes wait for a stage that the main process runs alone
@@ -80,12 +80,25 @@ class Processes:
         """Run `function` on the main process while the others wait. Where it fails, the others end as well (exit code 2)."""
         if self.main:
             try:
-                function()
+                with self._all_cores():
+                    function()
             except BaseException:
                 self.from_main(False)
                 raise
         if not self.from_main(True):
             raise SystemExit(2)
+
+    @contextmanager
+    def _all_cores(self) -> Iterator[None]:
+        """Processes that share the cores of a machine have a part of them each: while the others wait, one takes all."""
+        own = torch.get_num_threads()
+        if self.count > 1 and self.device.type == "cpu":
+            torch.set_num_threads(max(own, core_count()))
+        try:
+            yield
+        finally:
+            if torch.get_num_threads() != own:
+                torch.set_num_threads(own)
 
     def fault(self, message: str) -> BaseException:
         """What to raise for a fault that all processes find: the main process says it, the others just end."""
