@@ -44,7 +44,7 @@ _ENOUGH = 200_000  # examples: more than any time allows
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "reports at once": {"findings_first": False},
-    "codes learned where they are read": {"read_image_weight": 0.2},
+    "responses only": {"read_image_weight": 0.0},
     "no alignment": {"alignment": 0},
     "rows from the codebook": {"row_start": "codebook", "alignment": 0},
     "rows at random": {"row_start": "random", "alignment": 0},
@@ -61,7 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Section 2.4.2: its rate, about its batch of 16 examples, one question an image, random rows, softmax over all rows.
     "the paper": {
         "method": "full", "row_start": "random", "alignment": 0, "language_loss": "answers", "image_softmax": "all_rows",
-        "questions_per_image": 1, "findings_first": False, "task_loss_weights": {}, "template": "paper", "tokens_per_batch": 3072,
+        "questions_per_image": 1, "findings_first": False, "read_image_weight": 0.0, "task_loss_weights": {}, "template": "paper", "tokens_per_batch": 3072,
         "learning_rate": 5e-6, "rows_learning_rate": 5e-6,
         "mixture": {"language": 0.2, "report_to_cxr": 0.25, "cxr_to_report": 0.25, "cxr_vqa": 0.3},
     },
