@@ -171,19 +171,25 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function)
         return command
 
+    def take_recipe(command: argparse.ArgumentParser) -> None:
+        command.add_argument("recipe", type=Path, help="YAML file, e.g. recipes/quickstart.yaml")
+
+    def take_overrides(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="KEY.SUB=VALUE",
+            help="settings that replace the file's; `llmcxr settings` lists them",
+        )
+
     fetch = add("fetch", _fetch, "download embedded data into the cache, once; afterwards everything works offline")
     fetch.add_argument("names", nargs="*", metavar="NAME", help="assets to fetch (all where none is named)")
 
     run = add(
         "run", _run, "run a recipe from data to results page; what is done is skipped, what was interrupted goes on"
     )
-    run.add_argument("recipe", type=Path, help="YAML file, e.g. recipes/quickstart.yaml")
-    run.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY.SUB=VALUE",
-        help="settings that replace the file's; `llmcxr settings` lists them",
-    )
+    take_recipe(run)
+    take_overrides(run)
     run.add_argument("--stage", help="run only this stage, e.g. image_tokenizer")
 
     pack = add(
@@ -192,9 +198,9 @@ def _parser() -> argparse.ArgumentParser:
         "what a finished run trained as a small folder (adapters, image tokenizer, judge), without the base LLM; every "
         "command takes it as --model",
     )
-    pack.add_argument("recipe", type=Path, help="YAML file of the finished run")
+    take_recipe(pack)
     pack.add_argument("output", type=Path, help="folder to write")
-    pack.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that replace the file's")
+    take_overrides(pack)
 
     plan = add(
         "plan",
@@ -202,8 +208,8 @@ def _parser() -> argparse.ArgumentParser:
         "tokens, steps, memory, disk and hours that tuning by a recipe takes, without running it or loading weights. What is "
         "not on disk (data, the LLM's tokenizer) is replaced by assumptions, which are printed",
     )
-    plan.add_argument("recipe", type=Path, help="YAML file, e.g. recipes/mimic-cxr-paper.yaml")
-    plan.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that replace the file's")
+    take_recipe(plan)
+    take_overrides(plan)
     plan.add_argument("--devices", type=_positive, default=1, help="data-parallel devices (default: 1)")
     speed = plan.add_mutually_exclusive_group()
     speed.add_argument(
@@ -248,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--model",
             default="runs/quickstart",
-            help="folder of a run or a model, or the name of a shipped model (default: %(default)s)",
+            help="folder of a run, of a model, or of a packed one (default: %(default)s)",
         )
         command.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
         command.add_argument(

@@ -123,7 +123,7 @@ class ModelSize:
     step_gradient_bytes: int  # while the optimiser steps: the same, and float32 copies of some at a time
     optimizer_bytes: int  # float32 masters and both moments
     table_copies: (
-        int  # of the table in the model's precision: laid over with image rows for the input, its gradient, the head's
+        int  # beside the table: with image rows laid over it, that one's gradient, the head's where it is trained
     )
     logit_bytes: int  # that a logit keeps: 2, or 8 where the head's output is capped or scaled
 
@@ -541,8 +541,8 @@ def _alignment(
 def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 1024) -> Plan:  # noqa: B008 (frozen)
     """Plan of the tuning stages of `recipe`; about `sample` examples of each are drawn and rendered.
 
-    `UserError` where the recipe trains nothing, where the LLM's configuration cannot be had, where a task of a mixture has no data, or where
-    the batches of a step cannot be shared by the devices.
+    `UserError` where the recipe trains nothing, where the LLM's configuration cannot be had, where a task of a mixture
+    has no data, or where the batches of a step cannot be shared by the devices.
     """
     tuning, architecture = recipe.tuning, recipe.image_tokenizer.architecture
     notes: list[str] = []

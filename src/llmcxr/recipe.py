@@ -40,8 +40,7 @@ class Recipe:
     llm: str = setting("smollm2-135m-instruct", "base LLM: an asset, a local folder, or a Hugging Face id")
     model: str | None = setting(
         None,
-        "measure this finished model (a folder, or the name of one that is shipped) instead of training one: only its "
-        "`source` and `evaluation` count then",
+        "measure the finished model in this folder instead of training one: only `source` and `evaluation` count then",
     )
     source: SourceSettings = setting(SourceSettings(), "data")
     clinical_features: ClinicalFeatureSettings = setting(

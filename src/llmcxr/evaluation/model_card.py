@@ -56,7 +56,7 @@ def model_card(
         PHANTOM_DATA if simulated else OWN_DATA,
         "",
         f"{studies.get('train', 0):,} training, {studies.get('validate', 0):,} validation and {studies.get('test', 0):,} test images; "
-        "no patient and no report text is in two of them.",
+        + ("no patient and no report text is in two of them." if simulated else "no patient is in two of them."),
         "",
         "## Training",
         *(f"- {what}: {how}" for what, how in training),

@@ -63,13 +63,18 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def fingerprint(*parts: Any) -> str:
     """Twelve hex digits that identify JSON-able values and the contents of files (given as `Path`)."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
-            with open(part, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(sha256(part)))
         else:
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
         digest.update(b"\0")

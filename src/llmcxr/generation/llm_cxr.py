@@ -41,7 +41,7 @@ class LlmCxr:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "auto") -> LlmCxr:
-        """Load a model: a run's folder or its model/ folder, a packed model, or the name of one that is shipped.
+        """Load a model: a run's folder, its model/ folder, or a packed model.
 
         Raises `UserError` where it is no model, or where image tokenizer and model do not belong together.
         """

@@ -8,7 +8,6 @@ LLM once, into the user's cache; what is used from then on is an ordinary model 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, write_json
+from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, sha256, write_json
 from llmcxr.foundation.assets import cache_folder
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.errors import UserError
@@ -27,7 +26,6 @@ from llmcxr.vocabulary.growing import table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
 
-SHIPPED = Path(__file__).parents[1] / "models"  # folders of packed models that come with the package
 _SUMS = "SHA256SUMS"
 
 
@@ -47,14 +45,9 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _SUMS)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def write_sums(folder: Path) -> None:
     """Write SHA256SUMS over every other file of `folder`."""
-    lines = [f"{_sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in _files(folder)]
+    lines = [f"{sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in _files(folder)]
     with atomic_path(folder / _SUMS) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
 
@@ -73,7 +66,7 @@ def check_sums(folder: Path) -> None:
     names = {p.relative_to(folder).as_posix() for p in _files(folder)}
     for name in sorted(names | set(sums) | {"adapters.safetensors"}):
         path = folder / name
-        if name not in sums or not path.is_file() or _sha256(path) != sums[name]:
+        if name not in sums or not path.is_file() or sha256(path) != sums[name]:
             what = "missing" if not path.exists() else "not part of it" if name not in sums else "damaged"
             raise UserError(
                 f"{path} is {what}: the packed model is not the one that {_SUMS} describes. Fetch it again (in a clone: "
@@ -110,12 +103,6 @@ def is_packed(folder: Path) -> bool:
     return (folder / "packed.json").exists()
 
 
-def shipped(name: str) -> Path | None:
-    """Folder of the packed model of that name that comes with the package, or None."""
-    folder = SHIPPED / name
-    return folder if name and "/" not in name and is_packed(folder) else None
-
-
 def unpack(folder: Path) -> Path:
     """The ordinary model folder of a packed one: from the cache, or made there now (about half a minute, once).
 
@@ -137,19 +124,15 @@ def unpack(folder: Path) -> Path:
 
 
 def find_model(name: str | Path) -> Path:
-    """The model folder that `name` means: such a folder, a run's, a packed one, or the name of one that is shipped.
+    """The model folder that `name` means: such a folder, a run's, or that of a packed one.
 
-    Raises `UserError` where there is nothing of that name.
+    Raises `UserError` where there is no such folder.
     """
     folder = Path(name).expanduser()
     if (folder / "model" / "llmcxr.json").exists():
         return folder / "model"
-    if not folder.exists() and (own := shipped(str(name))) is not None:
-        folder = own
     if not folder.is_dir():
-        names = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if is_packed(p))) if SHIPPED.is_dir() else ""
         raise UserError(
-            f"there is no model {str(name)!r}. Give the folder of a run, its model/ folder, a packed model"
-            + (f", or one that is shipped: {names}." if names else ".")
+            f"there is no model {str(name)!r}. Give the folder of a run, its model/ folder, or a packed model."
         )
     return unpack(folder) if is_packed(folder) else folder
