@@ -443,7 +443,7 @@ def test_a_packed_model_is_checked(packed, smollm, tiny, tmp_path, monkeypatch, 
     with pytest.raises(UserError, match="SHA256SUMS cannot be read"):
         find_model(copy)
     assert not (tmp_path / "cache").exists()
-    with pytest.raises(UserError, match="there is no model 'nowhere'"):
+    with pytest.raises(UserError, match=r"there is no model 'nowhere'.*phantom"):
         find_model("nowhere")
     assert main(["pack", str(smollm / "recipe.yaml"), str(packed)]) == 2
     assert "is there already" in capsys.readouterr().err
@@ -475,6 +475,7 @@ def test_a_finished_model_is_measured_on_other_data(packed, tmp_path, monkeypatc
         packed / "judge" / "model.safetensors"
     ).read_bytes()
     assert "packed-tiny-1" in (folder / "evaluation" / "report.html").read_text()
+    assert Image.open(folder / "evaluation" / "glance.png").text["Synthetic"] == "true"
     capsys.readouterr()
     assert main(["pack", str(tmp_path / "recipe.yaml"), str(tmp_path / "x")]) == 2
     assert "nothing to pack" in capsys.readouterr().err

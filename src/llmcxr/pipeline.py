@@ -28,12 +28,13 @@ from llmcxr import __version__
 from llmcxr.evaluation.evaluate import Cases, Evaluation, Results, save_results, shortfalls
 from llmcxr.evaluation.judge import Judge, judge_findings
 from llmcxr.evaluation.model_card import model_card
-from llmcxr.evaluation.page import PageContent, write_page
+from llmcxr.evaluation.page import PageContent, glance, write_page
 from llmcxr.foundation.artifacts import atomic_path, fingerprint, folder_fingerprint, read_json, write_json
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.generation.llm_cxr import LlmCxr
+from llmcxr.generation.provenance import save_picture
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, train_classifier
 from llmcxr.image_tokens.codes import encode_images, read_codes, write_codes
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
@@ -639,6 +640,9 @@ class Run:
             simulated=self.recipe.source.kind == "phantom",
         )
         write_page(self.folder / "evaluation" / "report.html", page)
+        if (picture := glance(results.drawings)) is not None:
+            prompts = "\n".join(card.prompt for card in results.drawings)
+            save_picture(self.folder / "evaluation" / "glance.png", picture, prompts)
 
     # --- running and skipping
 

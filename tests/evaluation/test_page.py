@@ -16,6 +16,7 @@ from llmcxr.evaluation.page import (
     QuestionRow,
     Reconstruction,
     ReportCard,
+    glance,
     score_table,
     write_page,
 )
@@ -93,7 +94,7 @@ def full_content(text="Small effusion."):
         summary=SUMMARY,
         reconstructions=[Reconstruction(image, image / 255.0, text, 0.0123)],
         reports=[ReportCard(image, text, text, ["right finding"], ["missed finding"], ["invented finding"], text)],
-        drawings=[DrawingCard(text, image, [image, image], text), DrawingCard(text, None, [image])],
+        drawings=[DrawingCard(text, image, [image, image], text, image), DrawingCard(text, None, [image])],
         questions=[QuestionRow(text, text, text, True, image, 0.91), QuestionRow(text, text, text, False)],
         findings=[FindingRow(text, 0.91, 0.82, float("nan"), None, 12), FindingRow("never measured")],
         train_loss={text: curve, "empty": []},
@@ -107,11 +108,11 @@ def test_page_is_well_formed_and_has_every_section(tmp_path):
     source, reader = read(tmp_path, full_content())
     anchors = {a["href"][1:] for a in reader.all("a")}
     assert anchors == {s["id"] for s in reader.all("section")}
-    assert len(anchors) == 9
+    assert len(anchors) == 10
     assert "For research only" in reader.text
     assert "Simulated radiographs" in reader.text
     assert "Images marked as drawn are synthetic" in reader.text
-    assert source.count("What this shows.") == 9
+    assert source.count("What this shows.") == 10
     for shown in ("0.412", "0.264", "0.694 to 0.768", "L1 0.012", "p(yes) 0.91", "stage 2", "unseen patients 0.200"):
         assert shown in reader.text, shown
     for symbol, kind in (("✓", "right"), ("−", "missed"), ("+", "invented")):
@@ -136,8 +137,9 @@ def test_text_is_escaped(tmp_path):
 
 def test_images_are_inside(tmp_path):
     _, reader = read(tmp_path, full_content())
-    images = reader.all("img")
-    assert len(images) == 2 + 1 + 4 + 1
+    overview, *images = reader.all("img")
+    assert "radiographs, their reconstructions, and drawings" in overview["alt"]
+    assert len(images) == 2 + 1 + 5 + 1
     original = full_content().reports[0].image
     for attributes in images:
         data = base64.b64decode(attributes["src"].removeprefix("data:image/webp;base64,"))
@@ -149,7 +151,7 @@ def test_images_are_inside(tmp_path):
 
 def test_an_empty_run_says_so(tmp_path):
     _, reader = read(tmp_path, PageContent("Nothing yet", simulated=False))
-    assert reader.text.count("Not measured in this run.") == 7
+    assert reader.text.count("Not measured in this run.") == 8
     assert "Simulated radiographs" not in reader.text
     assert reader.text.count("not measured") >= 9
 
@@ -202,3 +204,16 @@ def test_language_after_each_stage(tmp_path):
     assert "</th><td>25.000</td><td>1.250</td><td>not measured</td></tr>" in page and "<script" not in page
     write_page(tmp_path / "q.html", PageContent("t", summary={"language": {"perplexity_ratio": 1.0}}))
     assert '<table class="language">' not in (tmp_path / "q.html").read_text(encoding="utf-8")
+
+
+def test_the_glance_shows_each_patient_once():
+    shades = [np.full((32, 32), v, np.uint8) for v in (250, 150, 60)]
+    whole = DrawingCard("a report", shades[0], [shades[2], shades[0]], "pleural effusion", shades[1])
+    sheet = glance([DrawingCard("text alone", None, [shades[2]]), whole, whole], columns=6, size=40)
+    assert sheet.width == 2 * 40 + 4  # the card without a radiograph is left out
+    for row, shade in enumerate((250, 150, 60)):
+        for column in range(2):
+            assert sheet.getpixel((column * 44 + 20, row * 44 + 8)) == shade
+    assert np.asarray(sheet)[3 * 44 :].max() > 100  # the caption
+    assert np.asarray(sheet)[2 * 44 : 3 * 44].max() > 200  # the mark on what was drawn
+    assert glance([DrawingCard("text alone", None, [shades[2]])]) is None

@@ -77,7 +77,7 @@ def page(tmp_path):
         title="Browser test",
         facts={"recipe": "test"},
         reconstructions=[Reconstruction(image, image, "a caption", 0.01)],
-        drawings=[DrawingCard("A long text of a report. " * 20, image, [image, image, image])],
+        drawings=[DrawingCard("A long text of a report. " * 20, image, [image, image, image], reconstruction=image)],
         questions=[QuestionRow("Is there cardiomegaly?", "Yes.", "No.", False, image, 0.4)],
         findings=[FindingRow("pleural effusion", 0.9, 0.8, 0.7, 0.6, 12)],
         train_loss={"cxr_vqa": curve},
@@ -90,7 +90,7 @@ def page(tmp_path):
 def test_page_renders_and_asks_for_nothing(page, address, width):
     seen = look(page, address, width)
     assert seen["requests"] == []
-    assert seen["images"] == seen["decoded"] == 2 + 4 + 1
+    assert seen["images"] == seen["decoded"] == 1 + 2 + 5 + 1
     assert seen["heading"] > 0
     assert seen["overflow"] <= 0
 

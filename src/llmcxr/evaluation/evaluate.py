@@ -63,6 +63,11 @@ class Results:
     findings: list[FindingRow] = field(default_factory=list)
 
 
+def _shown(study: Study) -> str:
+    """The findings that a study is known to have, for people."""
+    return ", ".join(name for name, state in study.labels.items() if state == 1) or "no finding" * bool(study.labels)
+
+
 def _side_of(study: Study, name: str) -> str:
     """The side of a finding in the image: "left", "right", "both" or "" (none, or not known)."""
     own = {side for finding in study.truth if finding.name == name and (side := finding.side)}
@@ -144,7 +149,7 @@ class Evaluation:
             "n": len(rows),
         }
         for k in range(min(12, len(rows))):
-            name = ", ".join(dict.fromkeys(f.name for f in self.cases.test[rows[k]].truth)) or "no finding"
+            name = _shown(self.cases.test[rows[k]])
             self.results.reconstructions.append(Reconstruction(images[k], again[k], name, float(difference[k])))
 
     def _named(self, values: np.ndarray) -> dict[str, float]:
@@ -416,7 +421,9 @@ class Evaluation:
                 [texts[k]] * 3, Sampling(DRAWING.temperature, DRAWING.top_p, seed=self.settings.seed + 1)
             )
             pictures = [drawn[k], *to_uint8(self.model.decode(again))]
-            self.results.drawings.append(DrawingCard(texts[k], real[k], pictures))
+            kept = to_uint8(self.model.decode(self.cases.codes[studies[k].image_id][None]))[0]
+            card = DrawingCard(texts[k], real[k], pictures, _shown(studies[k]), kept)
+            self.results.drawings.append(card)
             own = real[k] / 255.0
             between += [scores.ms_ssim(a / 255.0, b / 255.0) for a, b in itertools.combinations(pictures, 2)]
             shifted.append(scores.ms_ssim(own, scores.shifted_with_noise(own, self.settings.seed + k)))

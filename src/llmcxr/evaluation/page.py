@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -17,9 +18,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from llmcxr.foundation.artifacts import atomic_path
+from llmcxr.generation.provenance import mark_visibly
 
 Picture = NDArray[Any]
 Curve = Sequence[tuple[float, float, float]]  # (optimiser step, tokens seen, loss)
@@ -51,12 +53,13 @@ class ReportCard:
 
 @dataclass(frozen=True)
 class DrawingCard:
-    """Images drawn from one text, beside the image that the text was written for."""
+    """Images drawn from one text, beside the image that the text was written for and what its image tokens keep of it."""
 
     prompt: str
     real: Picture | None
     drawn: Sequence[Picture]
     caption: str = ""
+    reconstruction: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -296,12 +299,16 @@ def score_table(summary: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------------------- elements
 
 
-def _image(picture: Picture, about: str, longest: int = 320) -> str:
-    """An <img> with the picture inside."""
+def _as_image(picture: Picture) -> Image.Image:
     pixels = np.asarray(picture)
     if pixels.dtype != np.uint8:
         pixels = np.rint(np.clip(np.nan_to_num(pixels.astype(np.float64)), 0, 1) * 255).astype(np.uint8)
-    image = Image.fromarray(pixels.squeeze())
+    return Image.fromarray(pixels.squeeze())
+
+
+def _image(picture: Picture, about: str, longest: int = 320) -> str:
+    """An <img> with the picture inside."""
+    image = _as_image(picture)
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=88, method=4)
@@ -312,6 +319,27 @@ def _image(picture: Picture, about: str, longest: int = 320) -> str:
 
 def _figure(picture: Picture, caption: str, about: str = "") -> str:
     return f"<figure>{_image(picture, about or caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def glance(cards: Sequence[DrawingCard], columns: int = 6, size: int = 176) -> Image.Image | None:
+    """One picture of a few patients: the radiograph, what its image tokens keep of it, and what is drawn from its report.
+
+    Under each patient stands the card's caption. None where no card has all three.
+    """
+    whole = [c for c in cards if c.real is not None and c.reconstruction is not None and c.drawn][:columns]
+    if not whole:
+        return None
+    gap, line = 4, 18
+    sheet = Image.new("L", (len(whole) * (size + gap) - gap, 3 * (size + gap) + 2 * line), 0)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column, card in enumerate(whole):
+        for row, picture in enumerate((card.real, card.reconstruction, card.drawn[0])):
+            tile = _as_image(np.asarray(picture)).resize((size, size), Image.Resampling.LANCZOS)
+            tile = mark_visibly(tile) if row == 2 else tile
+            sheet.paste(tile, (column * (size + gap), row * (size + gap)))
+        lines = textwrap.wrap(card.caption, size // 7, max_lines=2, placeholder=" ...")
+        pen.multiline_text((column * (size + gap), 3 * (size + gap)), "\n".join(lines), fill=210, font=font, spacing=2)
+    return sheet
 
 
 def _section(anchor: str, title: str, meaning: str, body: str) -> str:
@@ -591,10 +619,12 @@ def _drawing_cards(cards: Sequence[DrawingCard]) -> str:
             if card.real is not None
             else ""
         )
+        if card.reconstruction is not None:
+            real += _figure(card.reconstruction, "the same from its image tokens")
         drawn = "".join(
             f'<div class="drawn">{_figure(p, f"drawn by the model, {i}")}</div>' for i, p in enumerate(card.drawn, 1)
         )
-        caption = f'<p class="small">{escape(card.caption)}</p>' if card.caption else ""
+        caption = f'<p class="small">In the image: {escape(card.caption)}</p>' if card.caption else ""
         items.append(
             f'<article class="card drawing"><blockquote>{escape(card.prompt)}</blockquote>{caption}'
             f'<div class="strip-of-images">{real}{drawn}</div></article>'
@@ -664,6 +694,7 @@ circle.value{fill:var(--accent);stroke:var(--card);stroke-width:2}.meter{margin:
 circle.unseen{fill:var(--accent);stroke:none}
 figure{margin:0}figcaption{font-size:13px;color:var(--soft);margin-top:5px;line-height:1.35}
 img{display:block;width:100%;height:auto;border-radius:4px;background:#000}
+.glance img{min-width:640px}
 .pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(310px,1fr));gap:24px}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:0 4px}.pair p{grid-column:1/-1;font-size:13px;margin:2px 0 0}
 .card{margin-bottom:16px}.report{display:grid;grid-template-columns:220px 1fr;gap:22px}
@@ -691,6 +722,7 @@ td,th{padding:7px 12px 7px 0;border-bottom:1px solid var(--line)}.num{text-align
 """
 
 _SECTIONS = (
+    ("glance", "At a glance"),
     ("scores", "Scores"),
     ("reports", "Reports"),
     ("questions", "Questions"),
@@ -713,7 +745,16 @@ def _render(content: PageContent) -> str:
     facts = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in content.facts.items())
     notes = "".join(f"<li>{escape(note)}</li>" for note in content.notes)
     titles = dict(_SECTIONS)
+    overview = glance(content.drawings)
     sections = {
+        "glance": (
+            "Patients that the model has never seen, one a column. Top: the radiograph. Middle: the same after the way through "
+            "image tokens, which is all that the language model sees of it. Bottom: drawn by the model from the report alone, so "
+            "it should show the same findings in another patient.",
+            ""
+            if overview is None
+            else f'<div class="scroll glance">{_image(np.asarray(overview), "radiographs, their reconstructions, and drawings", 2000)}</div>',
+        ),
         "scores": (
             "Each number stands between a trivial baseline (hollow bar), which needs no look at the image, and a ceiling "
             "(full bar), which is the best that can be expected. Only the way from the baseline is what the model has learned. "

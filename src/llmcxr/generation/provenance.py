@@ -20,13 +20,18 @@ def mark_visibly(image: Image.Image) -> Image.Image:
     return marked
 
 
-def save_synthetic(path: Path, pixels: np.ndarray, prompt: str, visible: bool = True) -> None:
-    """Write float [S, S] in [-1, 1] as an 8-bit PNG with its origin in the metadata."""
-    image = Image.fromarray(to_uint8(pixels))
+def save_picture(path: Path, image: Image.Image, prompt: str) -> None:
+    """Write a picture that holds generated images as a PNG whose metadata say so, with what they were drawn from."""
     info = PngImagePlugin.PngInfo()
     info.add_text("Synthetic", "true")
     info.add_text("Software", f"llmcxr {__version__}")
     info.add_itxt("Prompt", prompt)
     info.add_text("Comment", "Generated radiograph. For research only; not for diagnosis.")
     with atomic_path(path) as temporary:
-        (mark_visibly(image) if visible else image).save(temporary, format="PNG", pnginfo=info)
+        image.save(temporary, format="PNG", pnginfo=info)
+
+
+def save_synthetic(path: Path, pixels: np.ndarray, prompt: str, visible: bool = True) -> None:
+    """Write float [S, S] in [-1, 1] as an 8-bit PNG with its origin in the metadata."""
+    image = Image.fromarray(to_uint8(pixels))
+    save_picture(path, mark_visibly(image) if visible else image, prompt)
