@@ -1,4 +1,4 @@
-# From a fresh clone: `make demo` or `make test`. `make` alone lists the targets.
+# From a fresh clone: `make demo`, `make demo-train` or `make test`. `make` alone lists the targets.
 # pip's own settings (PIP_INDEX_URL, PIP_CERT, pip.conf ...) choose where packages and data come from.
 
 SHELL := bash
@@ -12,10 +12,11 @@ STAMP := $(VENV)/.installed
 # Tried in this order; PYTHON=/path/to/python puts another one first.
 PYTHONS := $(PYTHON) python3.11 python3
 
-.PHONY: help demo test lint setup fetch clean
+.PHONY: help demo demo-train test lint setup fetch clean
 
 help:
-	@echo "make demo    set up, fetch the data, and run recipes/quickstart.yaml (about 30 minutes on two CPU cores)"
+	@echo "make demo    set up, fetch the data, and let the shipped model meet unseen patients (recipes/demo.yaml; MINUTES)"
+	@echo "make demo-train    the same set-up, then every step from nothing (recipes/quickstart.yaml; about 30 minutes)"
 	@echo "make test    set up, fetch the data, then lint, type-check and run all tests"
 	@echo "make lint    set up, then ruff and mypy only"
 	@echo "make setup   the virtual environment $(VENV) only (about 5 minutes, 6.5 GB, once)"
@@ -23,6 +24,9 @@ help:
 	@echo "make clean   remove $(VENV) and the tools' caches; runs/ stays"
 
 demo: fetch
+	@$(PY) -m llmcxr run recipes/demo.yaml
+
+demo-train: fetch
 	@$(PY) -m llmcxr run recipes/quickstart.yaml
 
 test: fetch lint

@@ -253,8 +253,8 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, function, f"{about}. {NOTICE}")
         command.add_argument(
             "--model",
-            default="runs/quickstart",
-            help="folder of a run, of a model, or of a packed one (default: %(default)s)",
+            default="phantom",
+            help="a shipped model by name, or the folder of a run, of a model, or of a packed one (default: %(default)s)",
         )
         command.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
         command.add_argument(

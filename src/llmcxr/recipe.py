@@ -40,7 +40,8 @@ class Recipe:
     llm: str = setting("smollm2-135m-instruct", "base LLM: an asset, a local folder, or a Hugging Face id")
     model: str | None = setting(
         None,
-        "measure the finished model in this folder instead of training one: only `source` and `evaluation` count then",
+        "measure a finished model (a shipped one by name, or a folder) instead of training one: only `source` and `evaluation` "
+        "count then",
     )
     source: SourceSettings = setting(SourceSettings(), "data")
     clinical_features: ClinicalFeatureSettings = setting(

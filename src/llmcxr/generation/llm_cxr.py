@@ -40,12 +40,12 @@ class LlmCxr:
         self.engine, self.image_tokenizer, self.info = engine, image_tokenizer, info
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "auto") -> LlmCxr:
-        """Load a model: a run's folder, its model/ folder, or a packed model.
+    def from_pretrained(cls, name: str | Path = "phantom", device: str = "auto") -> LlmCxr:
+        """Load a model: a shipped one by name, a run's folder, its model/ folder, or a packed model.
 
         Raises `UserError` where it is no model, or where image tokenizer and model do not belong together.
         """
-        folder = find_model(folder)
+        folder = find_model(name)
         info = load_info(folder)
         place = pick_device(device)
         image_tokenizer = ImageTokenizer.from_pretrained(folder / "image_tokenizer").to(place)

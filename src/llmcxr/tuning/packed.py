@@ -27,6 +27,7 @@ from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
 
 _SUMS = "SHA256SUMS"
+_SHIPPED = Path(__file__).parents[1] / "models"  # packed models that come with the package
 
 
 def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -123,16 +124,24 @@ def unpack(folder: Path) -> Path:
     return target
 
 
-def find_model(name: str | Path) -> Path:
-    """The model folder that `name` means: such a folder, a run's, or that of a packed one.
+def shipped_models() -> list[str]:
+    """Names of the packed models that come with the package."""
+    return sorted(p.name for p in _SHIPPED.glob("*") if is_packed(p))
 
-    Raises `UserError` where there is no such folder.
+
+def find_model(name: str | Path) -> Path:
+    """The model folder that `name` means: such a folder, a run's, that of a packed one, or of one shipped by that name.
+
+    A folder that holds no model does not hide a shipped one of the same name. Raises `UserError` where there is no model.
     """
     folder = Path(name).expanduser()
     if (folder / "model" / "llmcxr.json").exists():
         return folder / "model"
+    if not (folder / "llmcxr.json").exists() and str(name) in shipped_models():
+        folder = _SHIPPED / str(name)
     if not folder.is_dir():
         raise UserError(
-            f"there is no model {str(name)!r}. Give the folder of a run, its model/ folder, or a packed model."
+            f"there is no model {str(name)!r}. Give the folder of a run, its model/ folder, a packed model, or the name of a "
+            f"shipped one ({', '.join(shipped_models())})."
         )
     return unpack(folder) if is_packed(folder) else folder
