@@ -10,6 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.errors import UserError
 
 NOTICE = "For research only: not a medical device, not for diagnosis."
@@ -253,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, function, f"{about}. {NOTICE}")
         command.add_argument(
             "--model",
-            default="phantom",
+            default=DEFAULT_MODEL,
             help="a shipped model by name, or the folder of a run, of a model, or of a packed one (default: %(default)s)",
         )
         command.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")

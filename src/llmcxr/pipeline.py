@@ -34,7 +34,7 @@ from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.generation.llm_cxr import LlmCxr
-from llmcxr.generation.provenance import save_picture
+from llmcxr.generation.provenance import save_marked_png
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, train_classifier
 from llmcxr.image_tokens.codes import encode_images, read_codes, write_codes
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
@@ -624,6 +624,7 @@ class Run:
             "Machine": f"{self.device.type}, {core_count()} cores, {platform.machine()}",
             "Versions": f"llmcxr {__version__}, torch {version('torch')}, transformers {version('transformers')}",
         }
+        overview = glance(results.drawings)
         page = PageContent(
             title=f"llmcxr: {self.recipe.name}",
             facts={name: value for name, value in facts.items() if value},
@@ -631,6 +632,7 @@ class Run:
             reconstructions=results.reconstructions,
             reports=results.reports,
             drawings=results.drawings,
+            overview=overview,
             questions=results.questions,
             findings=results.findings,
             train_loss=train_loss,
@@ -640,9 +642,11 @@ class Run:
             simulated=self.recipe.source.kind == "phantom",
         )
         write_page(self.folder / "evaluation" / "report.html", page)
-        if (picture := glance(results.drawings)) is not None:
-            prompts = "\n".join(card.prompt for card in results.drawings)
-            save_picture(self.folder / "evaluation" / "glance.png", picture, prompts)
+        if (
+            overview is not None
+        ):  # without the reports: a picture to show should not carry texts that may not be handed on
+            rows = "top: radiographs; middle: the same from their image tokens; bottom: drawn by a model"
+            save_marked_png(self.folder / "evaluation" / "glance.png", overview, Comment=rows)
 
     # --- running and skipping
 

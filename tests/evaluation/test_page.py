@@ -95,6 +95,7 @@ def full_content(text="Small effusion."):
         reconstructions=[Reconstruction(image, image / 255.0, text, 0.0123)],
         reports=[ReportCard(image, text, text, ["right finding"], ["missed finding"], ["invented finding"], text)],
         drawings=[DrawingCard(text, image, [image, image], text, image), DrawingCard(text, None, [image])],
+        overview=Image.fromarray(image),
         questions=[QuestionRow(text, text, text, True, image, 0.91), QuestionRow(text, text, text, False)],
         findings=[FindingRow(text, 0.91, 0.82, float("nan"), None, 12), FindingRow("never measured")],
         train_loss={text: curve, "empty": []},
@@ -206,14 +207,17 @@ def test_language_after_each_stage(tmp_path):
     assert '<table class="language">' not in (tmp_path / "q.html").read_text(encoding="utf-8")
 
 
-def test_the_glance_shows_each_patient_once():
+def test_the_glance_shows_patients_one_a_column():
     shades = [np.full((32, 32), v, np.uint8) for v in (250, 150, 60)]
     whole = DrawingCard("a report", shades[0], [shades[2], shades[0]], "pleural effusion", shades[1])
-    sheet = glance([DrawingCard("text alone", None, [shades[2]]), whole, whole], columns=6, size=40)
-    assert sheet.width == 2 * 40 + 4  # the card without a radiograph is left out
+    sheet = glance([DrawingCard("text alone", None, [shades[2]]), whole, whole, whole], columns=2, size=40)
+    assert sheet.width == 2 * 40 + 4  # the card without a radiograph is left out, and so is the third with one
     for row, shade in enumerate((250, 150, 60)):
         for column in range(2):
-            assert sheet.getpixel((column * 44 + 20, row * 44 + 8)) == shade
-    assert np.asarray(sheet)[3 * 44 :].max() > 100  # the caption
-    assert np.asarray(sheet)[2 * 44 : 3 * 44].max() > 200  # the mark on what was drawn
+            assert sheet.getpixel((column * 44 + 20, row * 44 + 20)) == shade
+    pixels = np.asarray(sheet)
+    assert pixels[3 * 44 :].max() > 100  # the caption
+    assert pixels[2 * 44 : 3 * 44, 44:].max() > 200  # the mark on what was drawn
+    assert (pixels[44:84, 44:84] == 150).all()  # and on nothing else
+    assert not (pixels[44:84, :40] == 150).all()  # the first column names the rows
     assert glance([DrawingCard("text alone", None, [shades[2]])]) is None

@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from llmcxr.evaluation.page import DrawingCard, FindingRow, PageContent, QuestionRow, Reconstruction, write_page
 
@@ -78,6 +79,7 @@ def page(tmp_path):
         facts={"recipe": "test"},
         reconstructions=[Reconstruction(image, image, "a caption", 0.01)],
         drawings=[DrawingCard("A long text of a report. " * 20, image, [image, image, image], reconstruction=image)],
+        overview=Image.fromarray(image),
         questions=[QuestionRow("Is there cardiomegaly?", "Yes.", "No.", False, image, 0.4)],
         findings=[FindingRow("pleural effusion", 0.9, 0.8, 0.7, 0.6, 12)],
         train_loss={"cxr_vqa": curve},

@@ -63,9 +63,12 @@ class Results:
     findings: list[FindingRow] = field(default_factory=list)
 
 
-def _shown(study: Study) -> str:
-    """The findings that a study is known to have, for people."""
-    return ", ".join(name for name, state in study.labels.items() if state == 1) or "no finding" * bool(study.labels)
+def _shown(study: Study, findings: Sequence[str]) -> str:
+    """The findings that a study is known to have, for people; "" where nothing is known to be there, but not all is denied."""
+    present = [name for name, state in study.labels.items() if state == 1]
+    if not present and findings and all(study.labels.get(name) == 0 for name in findings):
+        return "no finding"
+    return ", ".join(present)
 
 
 def _side_of(study: Study, name: str) -> str:
@@ -149,7 +152,7 @@ class Evaluation:
             "n": len(rows),
         }
         for k in range(min(12, len(rows))):
-            name = _shown(self.cases.test[rows[k]])
+            name = _shown(self.cases.test[rows[k]], self.cases.findings)
             self.results.reconstructions.append(Reconstruction(images[k], again[k], name, float(difference[k])))
 
     def _named(self, values: np.ndarray) -> dict[str, float]:
@@ -422,7 +425,7 @@ class Evaluation:
             )
             pictures = [drawn[k], *to_uint8(self.model.decode(again))]
             kept = to_uint8(self.model.decode(self.cases.codes[studies[k].image_id][None]))[0]
-            card = DrawingCard(texts[k], real[k], pictures, _shown(studies[k]), kept)
+            card = DrawingCard(texts[k], real[k], pictures, _shown(studies[k], self.cases.findings), kept)
             self.results.drawings.append(card)
             own = real[k] / 255.0
             between += [scores.ms_ssim(a / 255.0, b / 255.0) for a, b in itertools.combinations(pictures, 2)]
@@ -457,7 +460,7 @@ def shortfalls(summary: Mapping[str, Any]) -> list[str]:
     if vqa and not vqa["accuracy"] > vqa["majority_accuracy"]:
         notes.append("Questions are answered no better than by always giving the commonest training answer.")
     for part, name in ((vqa, "p(yes)"), (image, "drawn images")):
-        if part and not part["auroc_low"] > 0.5:
+        if part and part["auroc_low"] <= 0.5:  # NaN: too few images to say
             notes.append(f"The AUROC of {name} is not above 0.5 (95 % interval).")
     if image and image["ssim_between_drawn"] > image["ssim_between_real"] + 0.1:
         notes.append("Drawn images vary less than real ones.")

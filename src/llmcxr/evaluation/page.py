@@ -101,6 +101,7 @@ class PageContent:
     reconstructions: Sequence[Reconstruction] = ()
     reports: Sequence[ReportCard] = ()
     drawings: Sequence[DrawingCard] = ()
+    overview: Image.Image | None = None  # of `glance`
     questions: Sequence[QuestionRow] = ()
     findings: Sequence[FindingRow] = ()
     train_loss: Mapping[str, Curve] = field(default_factory=dict)
@@ -321,10 +322,12 @@ def _figure(picture: Picture, caption: str, about: str = "") -> str:
     return f"<figure>{_image(picture, about or caption)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def glance(cards: Sequence[DrawingCard], columns: int = 6, size: int = 176) -> Image.Image | None:
-    """One picture of a few patients: the radiograph, what its image tokens keep of it, and what is drawn from its report.
+_ROWS = ("radiograph", "from its image tokens", "drawn from its report")
 
-    Under each patient stands the card's caption. None where no card has all three.
+
+def glance(cards: Sequence[DrawingCard], columns: int = 6, size: int = 176) -> Image.Image | None:
+    """One picture of a few patients, one a column: the radiograph, what its image tokens keep of it, and what is drawn from
+    its report, with the card's caption below. None where no card has all three.
     """
     whole = [c for c in cards if c.real is not None and c.reconstruction is not None and c.drawn][:columns]
     if not whole:
@@ -336,7 +339,10 @@ def glance(cards: Sequence[DrawingCard], columns: int = 6, size: int = 176) -> I
         for row, picture in enumerate((card.real, card.reconstruction, card.drawn[0])):
             tile = _as_image(np.asarray(picture)).resize((size, size), Image.Resampling.LANCZOS)
             tile = mark_visibly(tile) if row == 2 else tile
-            sheet.paste(tile, (column * (size + gap), row * (size + gap)))
+            place = column * (size + gap), row * (size + gap)
+            sheet.paste(tile, place)
+            if column == 0:
+                pen.text((place[0] + 4, place[1] + 2), _ROWS[row], fill=255, font=font, stroke_width=1, stroke_fill=0)
         lines = textwrap.wrap(card.caption, size // 7, max_lines=2, placeholder=" ...")
         pen.multiline_text((column * (size + gap), 3 * (size + gap)), "\n".join(lines), fill=210, font=font, spacing=2)
     return sheet
@@ -745,15 +751,14 @@ def _render(content: PageContent) -> str:
     facts = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in content.facts.items())
     notes = "".join(f"<li>{escape(note)}</li>" for note in content.notes)
     titles = dict(_SECTIONS)
-    overview = glance(content.drawings)
     sections = {
         "glance": (
             "Patients that the model has never seen, one a column. Top: the radiograph. Middle: the same after the way through "
             "image tokens, which is all that the language model sees of it. Bottom: drawn by the model from the report alone, so "
             "it should show the same findings in another patient.",
             ""
-            if overview is None
-            else f'<div class="scroll glance">{_image(np.asarray(overview), "radiographs, their reconstructions, and drawings", 2000)}</div>',
+            if content.overview is None
+            else f'<div class="scroll glance">{_image(np.asarray(content.overview), "radiographs, their reconstructions, and drawings", 2000)}</div>',
         ),
         "scores": (
             "Each number stands between a trivial baseline (hollow bar), which needs no look at the image, and a ceiling "

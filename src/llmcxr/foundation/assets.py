@@ -17,6 +17,9 @@ from pathlib import Path
 from llmcxr.foundation.artifacts import atomic_path, sha256
 from llmcxr.foundation.errors import UserError
 
+SHIPPED_MODELS = Path(__file__).parents[1] / "models"  # packed models that come with the package, by name
+DEFAULT_MODEL = "phantom"  # the one that is used where none is named
+
 
 @dataclass(frozen=True)
 class Asset:

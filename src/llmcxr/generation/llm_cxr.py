@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.devices import pick_device
 from llmcxr.foundation.errors import UserError
 from llmcxr.generation.engine import DRAWING, GREEDY, Engine, Sampling
@@ -40,7 +41,7 @@ class LlmCxr:
         self.engine, self.image_tokenizer, self.info = engine, image_tokenizer, info
 
     @classmethod
-    def from_pretrained(cls, name: str | Path = "phantom", device: str = "auto") -> LlmCxr:
+    def from_pretrained(cls, name: str | Path = DEFAULT_MODEL, device: str = "auto") -> LlmCxr:
         """Load a model: a shipped one by name, a run's folder, its model/ folder, or a packed model.
 
         Raises `UserError` where it is no model, or where image tokenizer and model do not belong together.

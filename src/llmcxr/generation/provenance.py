@@ -15,18 +15,18 @@ from llmcxr.studies.radiographs import to_uint8
 def mark_visibly(image: Image.Image) -> Image.Image:
     """Write "SYNTHETIC" into the lower left corner."""
     marked = image.copy()
-    size = max(8, image.height // 20)
+    size = max(10, image.height // 16)
     ImageDraw.Draw(marked).text((size // 2, image.height - 2 * size), "SYNTHETIC", fill=255, font_size=size)
     return marked
 
 
-def save_picture(path: Path, image: Image.Image, prompt: str) -> None:
-    """Write a picture that holds generated images as a PNG whose metadata say so, with what they were drawn from."""
+def save_marked_png(path: Path, image: Image.Image, **about: str) -> None:
+    """Write a picture that is, or holds, generated radiographs as a PNG whose metadata say so, with `about` beside it."""
     info = PngImagePlugin.PngInfo()
     info.add_text("Synthetic", "true")
     info.add_text("Software", f"llmcxr {__version__}")
-    info.add_itxt("Prompt", prompt)
-    info.add_text("Comment", "Generated radiograph. For research only; not for diagnosis.")
+    for key, text in about.items():
+        info.add_itxt(key, text)
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
 
@@ -34,4 +34,5 @@ def save_picture(path: Path, image: Image.Image, prompt: str) -> None:
 def save_synthetic(path: Path, pixels: np.ndarray, prompt: str, visible: bool = True) -> None:
     """Write float [S, S] in [-1, 1] as an 8-bit PNG with its origin in the metadata."""
     image = Image.fromarray(to_uint8(pixels))
-    save_picture(path, mark_visibly(image) if visible else image, prompt)
+    comment = "Generated radiograph. For research only; not for diagnosis."
+    save_marked_png(path, mark_visibly(image) if visible else image, Prompt=prompt, Comment=comment)

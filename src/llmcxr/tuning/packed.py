@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, sha256, write_json
-from llmcxr.foundation.assets import cache_folder
+from llmcxr.foundation.assets import SHIPPED_MODELS, cache_folder
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.errors import UserError
 from llmcxr.tuning.model_folder import load_info, save_model
@@ -27,7 +27,6 @@ from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
 
 _SUMS = "SHA256SUMS"
-_SHIPPED = Path(__file__).parents[1] / "models"  # packed models that come with the package
 
 
 def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -43,7 +42,8 @@ def _halve(folder: Path, target: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _SUMS)
+    """All but the sums themselves, and what file managers leave behind."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _SUMS and not p.name.startswith("."))
 
 
 def write_sums(folder: Path) -> None:
@@ -126,19 +126,20 @@ def unpack(folder: Path) -> Path:
 
 def shipped_models() -> list[str]:
     """Names of the packed models that come with the package."""
-    return sorted(p.name for p in _SHIPPED.glob("*") if is_packed(p))
+    return sorted(p.name for p in SHIPPED_MODELS.glob("*") if is_packed(p))
 
 
 def find_model(name: str | Path) -> Path:
-    """The model folder that `name` means: such a folder, a run's, that of a packed one, or of one shipped by that name.
+    """The model folder that `name` means: that of a shipped model, of a run, of a packed model, or such a folder itself.
 
-    A folder that holds no model does not hide a shipped one of the same name. Raises `UserError` where there is no model.
+    The name of a shipped model always means that one; a folder of the same name is given as ./NAME. Raises `UserError`
+    where there is no model.
     """
+    if name in shipped_models():
+        return unpack(SHIPPED_MODELS / str(name))
     folder = Path(name).expanduser()
     if (folder / "model" / "llmcxr.json").exists():
         return folder / "model"
-    if not (folder / "llmcxr.json").exists() and str(name) in shipped_models():
-        folder = _SHIPPED / str(name)
     if not folder.is_dir():
         raise UserError(
             f"there is no model {str(name)!r}. Give the folder of a run, its model/ folder, a packed model, or the name of a "
