@@ -71,6 +71,14 @@ def _shown(study: Study, findings: Sequence[str]) -> str:
     return ", ".join(present)
 
 
+def _to_show(studies: Sequence[Study], count: int) -> list[int]:
+    """Which studies the page shows: the first, but a quarter of them without findings where there are others."""
+    positive = [any(state == 1 for state in study.labels.values()) for study in studies]
+    order = sorted(range(len(studies)), key=lambda k: not positive[k])
+    quiet = [k for k in order if not positive[k]][: count // 4]
+    return [k for k in order if k not in quiet][: count - len(quiet)] + quiet
+
+
 def _side_of(study: Study, name: str) -> str:
     """The side of a finding in the image: "left", "right", "both" or "" (none, or not known)."""
     own = {side for finding in study.truth if finding.name == name and (side := finding.side)}
@@ -206,6 +214,7 @@ class Evaluation:
         }
         self.results.summary["report"] |= self._sides(studies, truth & predicted, generated, truth & stated, references)
         names = np.array(self.cases.findings)
+        shown = _to_show(studies, 12)
         for k, study in enumerate(studies):
             stated_names = names[predicted[k]].tolist()
             self.results.predictions.append(
@@ -220,7 +229,7 @@ class Evaluation:
                     extra={"findings": stated_names},
                 )
             )
-            if k < 12:
+            if k in shown:
                 card = ReportCard(
                     self.cases.images[rows[k]],
                     references[k],
@@ -419,7 +428,7 @@ class Evaluation:
             )
         between: list[float] = []
         shifted: list[float] = []
-        for k in range(min(8, len(studies))):
+        for k in _to_show(studies, 8):
             again = self.model.draw_codes(
                 [texts[k]] * 3, Sampling(DRAWING.temperature, DRAWING.top_p, seed=self.settings.seed + 1)
             )
