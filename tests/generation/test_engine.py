@@ -217,3 +217,16 @@ def test_drawing_by_hand():
     assert shares(temperature=1.0, top_p=0.01) == [1, 0, 0, 0]
     square = np.array([0.25, 0.09, 0.0225, 0.0025])
     assert shares(temperature=0.5) == pytest.approx((square / square.sum()).tolist(), abs=0.03)
+
+
+@pytest.mark.parametrize("kind", ["llama", "neox"])
+def test_log_likelihoods_equal_a_full_pass(kind):
+    engine = build(kind)
+    responses = ["No abnormal finding.", "Left mass.", "a"]
+    expected = []
+    for prompt, response in zip(PROMPTS, responses, strict=True):
+        ids = [*prompt, *engine.vocabulary.encode_text(response), engine.end_id]
+        with torch.no_grad():
+            log_p = engine.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        expected.append(sum(log_p[i - 1, ids[i]].item() for i in range(len(prompt), len(ids))))
+    np.testing.assert_allclose(engine.log_likelihoods(PROMPTS, responses), expected, rtol=1e-5)

@@ -9,7 +9,9 @@ import numpy as np
 from llmcxr.evaluation.scores import mean_auroc
 from llmcxr.foundation.assets import DEFAULT_MODEL, SHIPPED_MODELS, cache_folder
 from llmcxr.generation.llm_cxr import LlmCxr
-from llmcxr.instructions.vqa import presence_question
+from llmcxr.instructions.example import Turn
+from llmcxr.instructions.report_to_cxr import STATED_QUESTION
+from llmcxr.instructions.vqa import LIST_QUESTION, presence_question
 from llmcxr.sources.phantom.source import PhantomSettings, collect
 from llmcxr.studies.study import label_matrix
 from llmcxr.tuning.packed import check_sums, find_model, shipped_models
@@ -44,3 +46,10 @@ def test_the_default_model_reads_patients_it_has_never_seen(tmp_path):
     p_yes = np.stack([model.yes_probabilities(row, questions) for row in codes])
     result = mean_auroc(label_matrix(studies, model.info.findings), p_yes)
     assert np.isfinite(result.per_finding).sum() >= 8 and result.mean > 0.75
+    # Of several reports the model keeps the one from which it would read what it named on the image.
+    found = model.answers(codes[:4], [LIST_QUESTION] * 4)
+    told = [
+        model.engine.log_likelihoods([model.prompt(Turn(STATED_QUESTION, text)) for text in texts], found)
+        for texts in (model.reports(codes[:4]), model.reports(codes[:4], candidates=3))
+    ]
+    assert (told[1] >= told[0] - 0.05).all() and told[1].sum() > told[0].sum()

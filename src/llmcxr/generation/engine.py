@@ -41,6 +41,7 @@ class Sampling:
 
 GREEDY = Sampling()
 DRAWING = Sampling(temperature=1.0, top_p=0.95)
+CANDIDATE = Sampling(temperature=0.7, top_p=0.95)  # further candidates of a report
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,22 @@ class Engine:
             return Response(codes=self.vocabulary.decode_codes(tokens))
         complete = tokens[-1] == self.end_id
         return Response(text=self.vocabulary.decode_text(tokens[:-1] if complete else tokens), complete=complete)
+
+    @torch.inference_mode()
+    def log_likelihoods(self, prompts: Sequence[Sequence[int]], responses: Sequence[str]) -> np.ndarray:
+        """log p(text response, its end included | prompt) in nats: float64 [B]."""
+        endings = [[*self.vocabulary.encode_text(response), self.end_id] for response in responses]
+        rows = [[*prompt, *ending] for prompt, ending in zip(prompts, endings, strict=True)]
+        T = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=self.device)
+        # Right padding needs no mask: a causal model never looks at it from a real token.
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        result = []
+        for row, prompt, ending in zip(hidden, prompts, endings, strict=True):
+            logits = project(self.model, row[len(prompt) - 1 : len(prompt) - 1 + len(ending)])
+            targets = torch.tensor(ending, device=self.device)
+            result.append(-torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item())
+        return np.array(result)
 
     @torch.inference_mode()
     def answer_probabilities(self, prompts: Sequence[Sequence[int]], answers: Sequence[str]) -> np.ndarray:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.devices import pick_device
 from llmcxr.foundation.errors import UserError
-from llmcxr.generation.engine import DRAWING, GREEDY, Engine, Sampling
+from llmcxr.generation.engine import CANDIDATE, DRAWING, GREEDY, Engine, Sampling
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.instructions.cxr_to_report import report_turns
 from llmcxr.instructions.example import Turn
@@ -97,17 +97,39 @@ class LlmCxr:
 
     # --- the four tasks
 
-    def report(self, image: ImageLike, sampling: Sampling = GREEDY) -> str:
-        """Report of one image."""
-        return self.reports(self.encode([image]), sampling)[0]
+    def report(self, image: ImageLike, sampling: Sampling = GREEDY, candidates: int = 1) -> str:
+        """Report of one image; see `reports`."""
+        return self.reports(self.encode([image]), sampling, candidates)[0]
 
-    def reports(self, codes: np.ndarray, sampling: Sampling = GREEDY) -> list[str]:
-        """Reports of images given as codes [N, L]."""
+    def reports(self, codes: np.ndarray, sampling: Sampling = GREEDY, candidates: int = 1) -> list[str]:
+        """Reports of images given as codes [N, L].
+
+        Of several `candidates` (the first as `sampling` says, the others drawn more freely) that one is kept from which the
+        model itself would most likely read the findings that it named on the image: ours, docs/measurements.md. `UserError`
+        for candidates of a model that names no findings first.
+        """
+        if candidates > 1 and not self.info.findings_first:
+            raise UserError(
+                "this model names no findings first (tuning.findings_first), by which candidates could be told apart. Leave "
+                "candidates at 1."
+            )
         found: Sequence[str | None] = [None] * len(codes)
         if self.info.findings_first:
             found = self.answers(codes, [LIST_QUESTION] * len(codes), sampling)
         prompts = [self.prompt(*report_turns(row, named)) for row, named in zip(codes, found, strict=True)]
-        return [r.text for r in self.engine.generate(prompts, "text", sampling)]
+        written = [[r.text for r in self.engine.generate(prompts, "text", sampling)]]
+        for index in range(1, candidates):
+            freely = replace(CANDIDATE, max_new_tokens=sampling.max_new_tokens, seed=sampling.seed + index)
+            written.append([r.text for r in self.engine.generate(prompts, "text", freely)])
+        if candidates == 1:
+            return written[0]
+        likely = [
+            self.engine.log_likelihoods(
+                [self.prompt(Turn(STATED_QUESTION, text)) for text in texts], [str(f) for f in found]
+            )
+            for texts in written
+        ]
+        return [written[best][k] for k, best in enumerate(np.argmax(likely, axis=0))]
 
     def draw(self, text: str, sampling: Sampling = DRAWING) -> np.ndarray:
         """A radiograph for a report: float32 [S, S] in [-1, 1]."""
