@@ -642,9 +642,8 @@ class Run:
             simulated=self.recipe.source.kind == "phantom",
         )
         write_page(self.folder / "evaluation" / "report.html", page)
-        if (
-            overview is not None
-        ):  # without the reports: a picture to show should not carry texts that may not be handed on
+        if overview is not None:
+            # Without the reports: a picture to show should not carry texts that may not be handed on.
             rows = "top: radiographs; middle: the same from their image tokens; bottom: drawn by a model"
             save_marked_png(self.folder / "evaluation" / "glance.png", overview, Comment=rows)
 

@@ -72,7 +72,10 @@ def _shown(study: Study, findings: Sequence[str]) -> str:
 
 
 def _to_show(studies: Sequence[Study], count: int) -> list[int]:
-    """Which studies the page shows: the first, but a quarter of them without findings where there are others."""
+    """Which studies the page shows: the first with findings, then for a quarter of the places the first without.
+
+    Chosen by what is in the images, never by what the model made of them.
+    """
     positive = [any(state == 1 for state in study.labels.values()) for study in studies]
     order = sorted(range(len(studies)), key=lambda k: not positive[k])
     quiet = [k for k in order if not positive[k]][: count // 4]
