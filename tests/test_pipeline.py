@@ -32,10 +32,11 @@ from llmcxr.generation.engine import GREEDY, Sampling
 from llmcxr.generation.llm_cxr import LlmCxr
 from llmcxr.instructions import cxr_to_report, report_to_cxr
 from llmcxr.instructions.example import Turn
-from llmcxr.instructions.vqa import LIST_QUESTION
+from llmcxr.instructions.vqa import LIST_QUESTION, NOTHING
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.tuning.packed import find_model
+from llmcxr.tuning.settings import DecodingSettings
 from llmcxr.vocabulary.language_model import load_language_model
 
 RECIPE = {
@@ -61,6 +62,8 @@ RECIPE = {
         "system_prompt": "",
         "findings_first": True,
         "questions_per_image": 2,
+        "language_loss": "base_model",
+        "replay": {"texts": 3, "tokens": 6},
         "max_tokens": 640,
         "tokens_per_batch": 1280,
         "evaluations": 1,
@@ -93,6 +96,7 @@ STAGES = [
     "image_tokenizer",
     "codes",
     "vqa",
+    "replay",
     "stage1",
     "stage2",
     "model",
@@ -248,12 +252,14 @@ def test_changed_contents_of_model_folders_are_noticed(copied, tiny, tmp_path, m
     run()  # the stages do nothing, but their records are written
     for stage in ("image_tokenizer", "codes", "stage1", "stage2", "model", "evaluation"):
         (copied.folder / stage).mkdir(exist_ok=True)
+    (copied.folder / "replay.jsonl").touch()
     assert run() == []
     weights = llm / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    assert run() == ["stage1", "stage2", "model", "evaluation"]
+    assert run() == ["replay", "stage1", "stage2", "model", "evaluation"]
     for stage in ("stage1", "stage2", "model", "evaluation"):
         (copied.folder / stage).mkdir(exist_ok=True)
+    (copied.folder / "replay.jsonl").touch()
     weights = images / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     assert run() == ["image_tokenizer", "codes", "stage1", "stage2", "model", "evaluation"]
@@ -325,7 +331,7 @@ def test_several_processes_share_tuning_and_the_main_one_does_the_rest(copied, t
     result = subprocess.run([sys.executable, *command, *recipe], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     starts = [line for line in result.stdout.splitlines() if line.startswith("[") and "(done)" not in line]
-    expected = ["5/11] vqa", "6/11] alignment", "7/11] stage1", "8/11] stage2", "9/11] model", "11/11] evaluation"]
+    expected = ["5/12] vqa", "6/12] alignment", "8/12] stage1", "9/12] stage2", "10/12] model", "12/12] evaluation"]
     assert [line.split(":")[0] for line in starts] == ["[" + name for name in expected], "each said once"
     check_summary(copied.folder)
     trace = json.loads((copied.folder / "evaluation" / "summary.json").read_text())["language"]["trace"]
@@ -512,7 +518,12 @@ def test_findings_are_named_before_a_report_and_a_drawing(tiny):
     wanted = report_to_cxr.PHRASINGS[0]
     turns = [(Turn(report_to_cxr.STATED_QUESTION, t, s), Turn(wanted)) for t, s in zip(texts, stated, strict=True)]
     assert np.array_equal(model.draw_codes(texts, draw), [r.codes for r in generate(turns, "image", draw)])
-    # Guided: by the same instruction without a report.
+    # Guided: away from the report of a normal image, and from the same instruction without a report.
+    led = dataclasses.replace(limit, guidance=3.0)
+    told = [model.prompt(Turn(LIST_QUESTION, c, f), Turn(asked)) for c, f in zip(codes, found, strict=True)]
+    normal = [model.prompt(Turn(LIST_QUESTION, c, NOTHING), Turn(asked)) for c in codes]
+    led_reports = [r.text for r in model.engine.generate(told, "text", led, normal)]
+    assert led_reports == model.reports(codes, led) != model.reports(codes, limit)
     strong = dataclasses.replace(draw, guidance=3.0)
     prompts, plain = [model.prompt(*t) for t in turns], model.prompt(Turn(wanted))
     guided = model.engine.generate(prompts, "image", strong, [plain] * len(prompts))
@@ -521,13 +532,52 @@ def test_findings_are_named_before_a_report_and_a_drawing(tiny):
         model.draw_codes(texts, strong)
     model.info = dataclasses.replace(model.info, unguided_share=0.1)
     assert np.array_equal(model.draw_codes(texts, strong), [r.codes for r in guided])
-    model.info = dataclasses.replace(model.info, guidance=3.0)
+    own = DecodingSettings(report_guidance=3.0, drawing_guidance=3.0)
+    model.info = dataclasses.replace(model.info, decoding=own)
     assert np.array_equal(model.draw_codes(texts, draw), [r.codes for r in guided])
-    model.info = dataclasses.replace(model.info, guidance=1.0, findings_first=False)  # as in the paper
+    assert model.reports(codes, limit) == led_reports
+    model.info = dataclasses.replace(model.info, decoding=DecodingSettings(), findings_first=False)  # as in the paper
     plain = [r.text for r in generate([(Turn(asked, c),) for c in codes], "text", limit)]
     assert model.reports(codes, limit) == plain
     drawn = generate([(Turn(wanted, t),) for t in texts], "image", draw)
     assert np.array_equal(model.draw_codes(texts, draw), [r.codes for r in drawn])
+    for refused in (
+        lambda: model.reports(codes, led),
+        lambda: model.reports(codes, limit, candidates=2),
+        lambda: model.draw_codes(texts, draw, candidates=2),
+    ):
+        with pytest.raises(UserError, match="names no findings first"):
+            refused()
+
+
+def test_of_candidates_the_one_that_the_model_reads_best_is_kept(tiny):
+    model = LlmCxr.from_pretrained(tiny / "runs" / "tiny")
+    codes, texts = np.random.default_rng(0).integers(0, 16, (3, 16)).astype(np.uint16), ["Left effusion.", "Clear."]
+    sampling, draw = Sampling(max_new_tokens=6), Sampling(temperature=1.0, seed=4)
+    found = model.answers(codes, [LIST_QUESTION] * 3, sampling)
+
+    def likely(turns, answers):
+        return model.engine.log_likelihoods([model.prompt(turn) for turn in turns], answers)
+
+    def told(reports):
+        return likely([Turn(report_to_cxr.STATED_QUESTION, text) for text in reports], found)
+
+    first, kept = model.reports(codes, sampling, candidates=1), model.reports(codes, sampling, candidates=4)
+    assert (told(kept) >= told(first) - 1e-3).all() and kept != first
+    stated = [
+        model.engine.generate([model.prompt(Turn(report_to_cxr.STATED_QUESTION, t))], "text", GREEDY)[0].text
+        for t in texts
+    ]
+    prompts = [
+        model.prompt(*report_to_cxr.drawing_turns(text, named)) for text, named in zip(texts, stated, strict=True)
+    ]
+    all_drawn = [r.codes for r in model.engine.generate(prompts * 3, "image", draw)]
+    values = likely([Turn(LIST_QUESTION, row) for row in all_drawn], stated * 3).reshape(3, 2)
+    best = [all_drawn[2 * k + i] for i, k in enumerate(values.argmax(0))]
+    assert np.array_equal(model.draw_codes(texts, draw, candidates=3), best)
+    decoding = DecodingSettings(report_candidates=4, drawing_candidates=3)
+    model.info = dataclasses.replace(model.info, decoding=decoding)
+    assert model.reports(codes, sampling) == kept and np.array_equal(model.draw_codes(texts, draw), best)
 
 
 def test_a_model_with_another_image_tokenizer_is_refused(copied, capsys):

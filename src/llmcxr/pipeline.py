@@ -67,7 +67,8 @@ from llmcxr.tuning.four_bit import bitsandbytes
 from llmcxr.tuning.model_folder import ModelInfo, load_info, save_model
 from llmcxr.tuning.packed import find_model, pack
 from llmcxr.tuning.processes import Processes
-from llmcxr.tuning.settings import StageSettings
+from llmcxr.tuning.replay import ReplaySettings, load_texts, save_texts, write_texts
+from llmcxr.tuning.settings import DecodingSettings, StageSettings
 from llmcxr.tuning.trackers import check_tracker
 from llmcxr.tuning.trainer import Stage as TuningStage
 from llmcxr.tuning.trainer import load_stage
@@ -106,8 +107,12 @@ def tasks_of(
     studies: Sequence[Study],
     codes: Mapping[str, np.ndarray],
     questions: Sequence[QuestionAnswer],
+    replay: Sequence[str] = (),
 ) -> tuple[dict[Task, TaskItems], Counter[str]]:
-    """Items of every task of a tuning stage for the patients of a split, and the studies left out, by reason."""
+    """Items of every task of a tuning stage for the patients of a split, and the studies left out, by reason.
+
+    `replay` are texts of the base model, for a stage that takes them; none is kept from training.
+    """
     cohort = select_cohort([s for s in studies if s.split == split], stage.cohort)
     part = stage.cohort.sections
     findings = known_findings([s for s in studies if s.split == "train"])
@@ -124,7 +129,7 @@ def tasks_of(
         )
     own_codes = {s.image_id: codes[s.image_id] for s in cohort.studies}
     tasks: dict[Task, TaskItems] = {
-        "language": LanguageTask(instructions_of(recipe, split)),
+        "language": LanguageTask(instructions_of(recipe, split), replay if stage.replay and split == "train" else ()),
         "report_to_cxr": ReportToCxrTask(pairs, recipe.tuning.unguided_share),
         "cxr_to_report": CxrToReportTask(pairs),
         "cxr_vqa": CxrVqaTask(questions, own_codes, recipe.tuning.questions_per_image, stage.conversations),
@@ -196,6 +201,11 @@ class Run:
         """image_id -> codes uint16 [L]."""
         return read_codes(self.folder / "codes" / "codes.parquet", self.image_tokenizer.fingerprint)
 
+    @cached_property
+    def replay(self) -> list[str]:
+        """Texts of the base model; none where the recipe asks for none."""
+        return load_texts(self.folder / "replay.jsonl") if self.recipe.tuning.replay.texts else []
+
     # --- the stages
 
     def stages(self) -> list[Stage]:
@@ -263,7 +273,14 @@ class Run:
         ]
         before: tuple[str, ...] = ("codes", "vqa")
         # Where curves are shown, how often state is saved, and how the finished model draws by default change no training.
-        shared = dataclasses.replace(r.tuning, stages=[], logging="none", checkpoint_minutes=0.0, guidance=1.0)
+        shared = dataclasses.replace(
+            r.tuning,
+            stages=[],
+            logging="none",
+            checkpoint_minutes=0.0,
+            decoding=DecodingSettings(),
+            replay=ReplaySettings(),
+        )
         language = r.tuning.language_instructions or SHIPPED
         content = fingerprint(language) if language.exists() else ""
         llm = self._with_content(r.llm, r.llm)
@@ -271,7 +288,11 @@ class Run:
             about = "the first layers of the language model learn which findings the codes show"
             result.append(Stage("alignment", about, (llm, shared), before, ("alignment",), self._align))
             before = ("alignment",)
+        if r.tuning.replay.texts:
+            about = "the base model writes texts of its own, by which it is kept while it is tuned"
+            result.append(Stage("replay", about, (llm, r.tuning.replay), (), ("replay.jsonl",), self._replay))
         for index, stage in enumerate(r.tuning.stages):
+            replay = ("replay",) if r.tuning.replay.texts and stage.replay else ()
             about = (
                 "teaches the language model to read and write image tokens"
                 if index == 0
@@ -279,10 +300,10 @@ class Run:
             )
             settings = (llm, shared, stage, content)
             tune: Callable[[], None] = lambda i=index: self._tune(i)  # type: ignore[misc] # noqa: E731
-            result.append(Stage(stage.name, about, settings, before, (stage.name,), tune, everywhere=True))
+            result.append(Stage(stage.name, about, settings, (*before, *replay), (stage.name,), tune, everywhere=True))
             before = (stage.name,)
         about = "the tuned model as an ordinary checkpoint"
-        model = Stage("model", about, r.tuning.guidance, before, ("model",), self._model)
+        model = Stage("model", about, r.tuning.decoding, before, ("model",), self._model)
         return [*result, model, *measuring("model")]
 
     def _with_content(self, settings: Any, folder: str | None) -> Any:
@@ -406,7 +427,7 @@ class Run:
     def tasks(self, stage: StageSettings, split: Split) -> dict[Task, TaskItems]:
         """Items of every task for the patients of a split."""
         questions = read_questions(self.folder / "vqa.jsonl")
-        tasks, dropped = tasks_of(self.recipe, stage, split, self.studies, self.codes, questions)
+        tasks, dropped = tasks_of(self.recipe, stage, split, self.studies, self.codes, questions, self.replay)
         if split == "train" and self.processes.main:
             for reason, count in dropped.items():
                 print(f"    left out of {stage.name}, {count}: {reason}")
@@ -439,6 +460,11 @@ class Run:
         tunable = TunableModel(model, vocabulary, torch.zeros(vocabulary.size, text_rows.shape[1]), self.recipe.tuning)
         load_stage(tunable, self.folder / after)
         return tunable
+
+    def _replay(self) -> None:
+        model = load_language_model(self.recipe.llm, torch.bfloat16).to(self.device)  # type: ignore[arg-type]
+        texts = write_texts(model, load_text_tokenizer(self.recipe.llm), self.recipe.tuning.replay)
+        save_texts(self.folder / "replay.jsonl", texts)
 
     def template(self, vocabulary: ImageVocabulary) -> Template:
         """How instructions and responses are written."""
@@ -514,7 +540,7 @@ class Run:
             findings=self.findings,
             report=tuning.stages[-1].cohort.sections,
             findings_first=tuning.findings_first,
-            guidance=tuning.guidance,
+            decoding=tuning.decoding,
             unguided_share=tuning.unguided_share,
             version=__version__,
         )

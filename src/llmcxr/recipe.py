@@ -70,6 +70,7 @@ class Recipe:
             "codes",
             "vqa",
             "alignment",
+            "replay",
             "model",
             "judge",
             "evaluation",

@@ -9,7 +9,7 @@ from conftest import build_model, build_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcxr.generation.engine import GREEDY, Engine, Sampling, draw_tokens
+from llmcxr.generation.engine import GREEDY, PLAUSIBLE, Engine, Sampling, draw_tokens
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.templates import build_template
@@ -150,13 +150,33 @@ def test_guided_codes_by_hand(kind, guidance):
     assert same == (guidance == 1)
 
 
-def test_guidance_is_for_images_with_a_strength():
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_guided_text_by_hand(kind, guidance):
+    engine = build(kind)
+    less = [render_prompt((Turn(text),), engine.template, engine.vocabulary) for text in ("Say.", "No findings.", "a")]
+    found = engine.generate(PROMPTS, "text", Sampling(max_new_tokens=6, guidance=guidance), less)
+    for prompt, other, r in zip(PROMPTS, less, found, strict=True):
+        written: list[int] = []
+        while len(written) < 6 and written[-1:] != [engine.end_id]:
+            with torch.no_grad():
+                a, b = (engine.model(torch.tensor([[*p, *written]])).logits[0, -1] for p in (prompt, other))
+            a[~engine._text] = -torch.inf
+            likely = a.softmax(-1) >= PLAUSIBLE * a.softmax(-1).max()  # the others cannot come, however they are led
+            written.append(int((b + guidance * (a - b)).masked_fill(~likely, -torch.inf).argmax()))
+        assert r.complete == (written[-1] == engine.end_id)
+        assert r.text == engine.vocabulary.decode_text([i for i in written if i != engine.end_id])
+    plain = engine.generate(PROMPTS, "text", Sampling(max_new_tokens=6))
+    assert ([r.text for r in found] == [r.text for r in plain]) == (guidance == 1)
+
+
+def test_guidance_needs_a_modality_a_strength_and_as_many_prompts():
     for modality, sampling, unguided in (
-        ("text", Sampling(guidance=2.0), PROMPTS),
-        ("image", GREEDY, PROMPTS),
+        ("any", Sampling(guidance=2.0), PROMPTS),
+        ("text", GREEDY, PROMPTS),
         ("image", Sampling(guidance=2.0), PROMPTS[:1]),
     ):
-        with pytest.raises(ValueError, match="one unguided prompt"):
+        with pytest.raises(ValueError, match="one prompt that says less"):
             ENGINE.generate(PROMPTS, modality, sampling, unguided)
 
 

@@ -180,7 +180,7 @@ class Evaluation:
         sampling = Sampling(max_new_tokens=self.settings.report_tokens)
         generated: list[str] = []
         for chunk in _chunks(len(rows), self.settings.batch_size, "reports"):
-            generated += self.model.reports(codes[list(chunk)], sampling, self.settings.report_candidates)
+            generated += self.model.reports(codes[list(chunk)], sampling)
         extract = build_extractor(self.cases.findings, self.cases.train, part)
         train = [s for s in self.cases.train if report_text(s, part)]
         truth = label_matrix(studies, self.cases.findings) == 1

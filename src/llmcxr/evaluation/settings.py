@@ -21,9 +21,6 @@ class EvaluationSettings:
     probabilities: int = setting(200, "test images that are asked about every finding, for p(yes)")
     drawings: int = setting(96, "test reports that are drawn")
     report_tokens: int = setting(128, "most tokens of a report")
-    report_candidates: int = setting(
-        1, "reports written of each image, of which the model keeps one (findings_first only)"
-    )
     batch_size: int = setting(32, "responses generated at once")
     bootstrap: int = setting(500, "resamples of patients for each 95 % interval")
     seed: int = setting(0, "which cases are taken, and sampling of the drawings")

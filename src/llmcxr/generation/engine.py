@@ -8,6 +8,7 @@ Shapes: B responses, T tokens of the longest prompt, V rows of the table, K imag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,6 +42,7 @@ class Sampling:
 
 GREEDY = Sampling()
 DRAWING = Sampling(temperature=1.0, top_p=0.95)
+PLAUSIBLE = 0.1  # of the likeliest token's probability: what guided text may take
 CANDIDATE = Sampling(temperature=0.7, top_p=0.95)  # further candidates of a report
 
 
@@ -116,18 +118,17 @@ class Engine:
     ) -> list[Response]:
         """A response to each prompt (token ids that end where the response begins).
 
-        With `unguided`, a prompt without its text for each prompt, images are drawn with classifier-free guidance (Ho and
-        Salimans, 2022): logits go from those without the text `sampling.guidance` times as far as to those with it.
+        With `unguided`, a prompt that says less for each prompt, there is classifier-free guidance (Ho and Salimans, 2022):
+        logits go from those of the prompt that says less `sampling.guidance` times as far as to those of the other. In
+        text only tokens that are at least a tenth as likely as the likeliest without guidance can be drawn.
         """
-        strength = 1.0 if sampling.guidance is None else sampling.guidance
-        if guided := unguided is not None:
-            if modality != "image" or sampling.guidance is None or len(unguided or ()) != len(prompts):
-                raise ValueError("guidance is for images, needs a strength, and one unguided prompt for each prompt")
-            prompts = [*prompts, *(unguided or ())]
+        if unguided is not None and (modality == "any" or sampling.guidance is None or len(unguided) != len(prompts)):
+            raise ValueError("guidance needs a modality, a strength, and one prompt that says less for each prompt")
+        guided, strength = unguided is not None, 1.0 if sampling.guidance is None else sampling.guidance
         B, L = len(prompts), self.image_length
         first, end = self.vocabulary.first_id, self.vocabulary.first_id + self.vocabulary.size
         generator = torch.Generator(self.device).manual_seed(sampling.seed)
-        ids, mask = self._pad(prompts)
+        ids, mask = self._pad([*prompts, *(unguided or ())])
         ragged = bool((mask == 0).any())
         places = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)
@@ -141,15 +142,18 @@ class Engine:
         while True:
             new = torch.full((B,), self.end_id, device=self.device)
             if drawing.any():
-                logits = project(self.model, hidden[drawing], first, end)
-                if guided:  # both halves draw in step, and get the same code
-                    with_text, without = logits.chunk(2)
-                    logits = without + strength * (with_text - without)
-                drawn = draw_tokens(logits, sampling, generator) + first
-                new[drawing] = torch.cat([drawn, drawn]) if guided else drawn
+                logits = project(self.model, hidden[:B][drawing], first, end)
+                if guided:
+                    less = project(self.model, hidden[B:][drawing], first, end)
+                    logits = less + strength * (logits - less)
+                new[drawing] = draw_tokens(logits, sampling, generator) + first
             if (writing := ~drawing & ~finished).any():
                 allowed = self._first if modality == "any" and step == 0 else self._text
-                logits = project(self.model, hidden[writing]).masked_fill(~allowed, -torch.inf)
+                logits = project(self.model, hidden[:B][writing]).masked_fill(~allowed, -torch.inf)
+                if guided:
+                    less = project(self.model, hidden[B:][writing])
+                    unlikely = logits < logits.max(-1, keepdim=True).values + math.log(PLAUSIBLE)
+                    logits = (less + strength * (logits - less)).masked_fill(unlikely, -torch.inf)
                 new[writing] = draw_tokens(logits, sampling, generator)
                 drawing |= writing & (new >= first) & (new < end)
             for row in (~finished).nonzero().flatten().tolist():
@@ -161,10 +165,11 @@ class Engine:
                 break
             place = place + 1
             if ragged:
-                mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
-            hidden = self._hidden(new[:, None], mask if ragged else None, place[:, None], cache)[:, -1]
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            given = torch.cat([new, new]) if guided else new
+            hidden = self._hidden(given[:, None], mask if ragged else None, place[:, None], cache)[:, -1]
             step += 1
-        return [self._response(row) for row in (tokens[: B // 2] if guided else tokens)]
+        return [self._response(row) for row in tokens]
 
     def _response(self, tokens: list[int]) -> Response:
         if self.vocabulary.is_image(tokens[0]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,12 +26,13 @@ from llmcxr.instructions.example import Turn
 from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.report_to_cxr import STATED_QUESTION, drawing_turns
 from llmcxr.instructions.templates import build_template
-from llmcxr.instructions.vqa import LIST_QUESTION, presence_question
+from llmcxr.instructions.vqa import LIST_QUESTION, NOTHING, presence_question
 from llmcxr.studies.radiographs import load_square, to_square
 from llmcxr.tuning.model_folder import ModelInfo, load_info
 from llmcxr.tuning.packed import find_model
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
+Candidate = TypeVar("Candidate")
 ImageLike = str | Path | Image.Image | np.ndarray
 
 
@@ -97,59 +99,86 @@ class LlmCxr:
 
     # --- the four tasks
 
-    def report(self, image: ImageLike, sampling: Sampling = GREEDY, candidates: int = 1) -> str:
+    def report(self, image: ImageLike, sampling: Sampling = GREEDY, candidates: int | None = None) -> str:
         """Report of one image; see `reports`."""
         return self.reports(self.encode([image]), sampling, candidates)[0]
 
-    def reports(self, codes: np.ndarray, sampling: Sampling = GREEDY, candidates: int = 1) -> list[str]:
+    def reports(self, codes: np.ndarray, sampling: Sampling = GREEDY, candidates: int | None = None) -> list[str]:
         """Reports of images given as codes [N, L].
 
-        Of several `candidates` (the first as `sampling` says, the others drawn more freely) that one is kept from which the
-        model itself would most likely read the findings that it named on the image: ours, docs/measurements.md. `UserError`
-        for candidates of a model that names no findings first.
+        A model with findings first names them, then writes. Guidance (`sampling.guidance`, None: the model's own) leads the
+        report away from the one that it would write had it named none. Of several `candidates` (None: the model's own
+        number; the first as `sampling` says, the others drawn more freely) that one is kept from which the model itself
+        would most likely read the findings that it named. Both ours: docs/measurements.md. `UserError` for either with a
+        model that names no findings first.
         """
-        if candidates > 1 and not self.info.findings_first:
-            raise UserError(
-                "this model names no findings first (tuning.findings_first), by which candidates could be told apart. Leave "
-                "candidates at 1."
-            )
+        guidance = self.info.decoding.report_guidance if sampling.guidance is None else sampling.guidance
+        candidates = self.info.decoding.report_candidates if candidates is None else candidates
+        self._need_findings_first(guidance, candidates)
+        sampling = replace(sampling, guidance=guidance)
         found: Sequence[str | None] = [None] * len(codes)
         if self.info.findings_first:
             found = self.answers(codes, [LIST_QUESTION] * len(codes), sampling)
         prompts = [self.prompt(*report_turns(row, named)) for row, named in zip(codes, found, strict=True)]
-        written = [[r.text for r in self.engine.generate(prompts, "text", sampling)]]
-        for index in range(1, candidates):
-            freely = replace(CANDIDATE, max_new_tokens=sampling.max_new_tokens, seed=sampling.seed + index)
-            written.append([r.text for r in self.engine.generate(prompts, "text", freely)])
+        less = None if guidance == 1 else [self.prompt(*report_turns(row, NOTHING)) for row in codes]
+        written = self.engine.generate(prompts, "text", sampling, less)
+        if (more := candidates - 1) > 0:
+            freely = replace(CANDIDATE, max_new_tokens=sampling.max_new_tokens, seed=sampling.seed, guidance=guidance)
+            written += self.engine.generate(prompts * more, "text", freely, less and less * more)
+        texts = [response.text for response in written]
         if candidates == 1:
-            return written[0]
-        likely = [
-            self.engine.log_likelihoods(
-                [self.prompt(Turn(STATED_QUESTION, text)) for text in texts], [str(f) for f in found]
+            return texts
+        questions = [self.prompt(Turn(STATED_QUESTION, text)) for text in texts]
+        return self._likeliest(texts, questions, [str(named) for named in found] * candidates, len(codes))
+
+    def _need_findings_first(self, guidance: float, candidates: int) -> None:
+        if (guidance != 1 or candidates != 1) and not self.info.findings_first:
+            raise UserError(
+                "this model names no findings first (tuning.findings_first), by which reports could be guided and candidates told "
+                "apart. Leave guidance and candidates at 1."
             )
-            for texts in written
-        ]
-        return [written[best][k] for k, best in enumerate(np.argmax(likely, axis=0))]
 
-    def draw(self, text: str, sampling: Sampling = DRAWING) -> np.ndarray:
+    def _likeliest(
+        self, candidates: Sequence[Candidate], prompts: Sequence[Sequence[int]], answers: Sequence[str], count: int
+    ) -> list[Candidate]:
+        """For each of `count` cases the candidate after whose prompt the answer is likeliest. Candidate k of case i is number
+        k * count + i."""
+        likely = self.engine.log_likelihoods(prompts, answers).reshape(-1, count)
+        return [candidates[best * count + i] for i, best in enumerate(likely.argmax(0))]
+
+    def draw(self, text: str, sampling: Sampling = DRAWING, candidates: int | None = None) -> np.ndarray:
         """A radiograph for a report: float32 [S, S] in [-1, 1]."""
-        return self.decode(self.draw_codes([text], sampling))[0]
+        return self.decode(self.draw_codes([text], sampling, candidates))[0]
 
-    def draw_codes(self, texts: Sequence[str], sampling: Sampling = DRAWING) -> np.ndarray:
-        """Codes uint16 [N, L] of one drawing for each text. `UserError` for guidance that the model has not learned."""
+    def draw_codes(
+        self, texts: Sequence[str], sampling: Sampling = DRAWING, candidates: int | None = None
+    ) -> np.ndarray:
+        """Codes uint16 [N, L] of one drawing for each text.
+
+        Guidance (`sampling.guidance`, None: the model's own) leads drawings away from any radiograph. Of several `candidates`
+        (None: the model's own number) that one is kept on which the model itself would most likely see the findings that the
+        text states. `UserError` for guidance that the model has not learned, and for candidates of a model that names no
+        findings first.
+        """
+        guidance = self.info.decoding.drawing_guidance if sampling.guidance is None else sampling.guidance
+        candidates = self.info.decoding.drawing_candidates if candidates is None else candidates
+        self._need_findings_first(1, candidates)
+        if guidance != 1 and not self.info.unguided_share:
+            raise UserError(
+                "this model cannot be guided: it has learned no drawing without a report (tuning.unguided_share). Leave guidance out."
+            )
         stated: Sequence[str | None] = [None] * len(texts)
         if self.info.findings_first:
             prompts = [self.prompt(Turn(STATED_QUESTION, text)) for text in texts]
             stated = [r.text for r in self.engine.generate(prompts, "text", GREEDY)]
         prompts = [self.prompt(*drawing_turns(text, named)) for text, named in zip(texts, stated, strict=True)]
-        guidance = self.info.guidance if sampling.guidance is None else sampling.guidance
-        if guidance != 1 and not self.info.unguided_share:
-            raise UserError(
-                "this model cannot be guided: it has learned no drawing without a report (tuning.unguided_share). Leave guidance out."
-            )
-        unguided = None if guidance == 1 else [self.prompt(*drawing_turns("", None))] * len(texts)
-        responses = self.engine.generate(prompts, "image", replace(sampling, guidance=guidance), unguided)
-        return np.stack([r.codes for r in responses if r.codes is not None])
+        less = None if guidance == 1 else [self.prompt(*drawing_turns("", None))] * (len(texts) * candidates)
+        drawn = self.engine.generate(prompts * candidates, "image", replace(sampling, guidance=guidance), less)
+        codes = [response.codes for response in drawn if response.codes is not None]
+        if candidates > 1:
+            questions = [self.prompt(Turn(LIST_QUESTION, row)) for row in codes]
+            codes = self._likeliest(codes, questions, [str(named) for named in stated] * candidates, len(texts))
+        return np.stack(codes)
 
     def ask(self, image: ImageLike, question: str, sampling: Sampling = GREEDY) -> str:
         """Answer to a question about one image."""

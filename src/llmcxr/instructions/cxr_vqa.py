@@ -18,6 +18,7 @@ from llmcxr.instructions.vqa import Kind, QuestionAnswer
 CONVERSATIONS: dict[str, tuple[Kind, ...]] = {
     "list": ("list",),
     "presence": ("presence", "side", "severity", "type"),
+    "detail": ("side", "severity", "type"),  # of findings that are there: the question says so
     "normal": ("normal",),
     "count": ("count",),
 }

@@ -25,8 +25,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class InstructionExample:
-    """One conversation; later turns may refer to images of earlier ones. Every response is learned."""
+    """One conversation; later turns may refer to images of earlier ones. Every response is learned.
+
+    Or, without turns, `plain` text under no template, of which every token after the first is learned.
+    """
 
     task: Task
     turns: tuple[Turn, ...]
     image_id: str = ""
+    plain: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +47,15 @@ def load_instructions(path: Path) -> list[Turn]:
 
 
 class LanguageTask:
-    """One item an instruction."""
+    """One item an instruction, and one a plain text."""
 
-    def __init__(self, turns: list[Turn]) -> None:
-        self._turns = turns
+    def __init__(self, turns: Sequence[Turn], texts: Sequence[str] = ()) -> None:
+        self._items = [InstructionExample("language", (turn,)) for turn in turns]
+        self._items += [InstructionExample("language", (), plain=text) for text in texts]
 
     def __len__(self) -> int:
-        return len(self._turns)
+        return len(self._items)
 
     def example(self, item: int, rng: np.random.Generator) -> InstructionExample:
         """The item as it is."""
-        return InstructionExample("language", (self._turns[item],))
+        return self._items[item]

@@ -29,12 +29,15 @@ class RenderedExample:
     cut: bool = False  # the report stops at the end of an earlier sentence
 
 
+def _begin(vocabulary: ImageVocabulary) -> list[int]:
+    """The begin token, where the tokenizer puts one before a text by itself (Llama, Gemma: yes; SmolLM2, GPT-NeoX: no)."""
+    bos = vocabulary.tokenizer.bos_token_id
+    return [bos] if bos is not None and vocabulary.tokenizer("a")["input_ids"][:1] == [bos] else []
+
+
 def _render(turns: tuple[Turn, ...], template: Template, vocabulary: ImageVocabulary) -> tuple[list[int], list[bool]]:
-    ids: list[int] = []
-    supervised: list[bool] = []
-    if (bos := vocabulary.tokenizer.bos_token_id) is not None and _starts_with_bos(vocabulary):
-        ids.append(bos)
-        supervised.append(False)
+    ids = _begin(vocabulary)
+    supervised = [False] * len(ids)
     for piece in template.pieces(turns):
         if not isinstance(piece.content, str):
             new = vocabulary.encode_codes(piece.content)
@@ -52,15 +55,18 @@ def _render(turns: tuple[Turn, ...], template: Template, vocabulary: ImageVocabu
     return ids, supervised
 
 
-def _starts_with_bos(vocabulary: ImageVocabulary) -> bool:
-    """Whether the tokenizer puts a begin token before a text by itself (Llama, Gemma: yes; SmolLM2, GPT-NeoX: no)."""
-    return vocabulary.tokenizer("a")["input_ids"][:1] == [vocabulary.tokenizer.bos_token_id]
-
-
 def render(example: InstructionExample, template: Template, vocabulary: ImageVocabulary) -> RenderedExample:
     """Ids and mask of a whole example."""
+    if not example.turns:
+        return render_plain(example.plain, vocabulary)
     ids, supervised = _render(example.turns, template, vocabulary)
     return RenderedExample(np.asarray(ids), np.asarray(supervised), example.task, example.image_id)
+
+
+def render_plain(text: str, vocabulary: ImageVocabulary) -> RenderedExample:
+    """Text under no template, of which every token after the first is learned (or measured)."""
+    ids = np.asarray([*_begin(vocabulary), *vocabulary.encode_text(text)], dtype=np.int64)
+    return RenderedExample(ids, np.arange(len(ids)) > 0, "language")
 
 
 def _report_of(example: InstructionExample) -> str:

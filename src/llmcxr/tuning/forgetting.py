@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llmcxr.instructions.example import InstructionExample, Turn
-from llmcxr.instructions.rendering import RenderedExample, render
+from llmcxr.instructions.rendering import RenderedExample, render, render_plain
 from llmcxr.instructions.templates import Template
 from llmcxr.tuning.batches import collate, plan_batches
 from llmcxr.tuning.objective import token_losses
@@ -51,9 +51,7 @@ def mean_loss(model: PreTrainedModel, examples: Sequence[RenderedExample], vocab
 
 def perplexity(model: PreTrainedModel, vocabulary: ImageVocabulary, texts: Sequence[str]) -> float:
     """exp of the mean loss of a token, over the tokens of all texts but each one's first."""
-    rows = [np.asarray(vocabulary.tokenizer(text)["input_ids"]) for text in texts]
-    examples = [RenderedExample(ids, np.arange(len(ids)) > 0, "language") for ids in rows]
-    return math.exp(mean_loss(model, examples, vocabulary))
+    return math.exp(mean_loss(model, [render_plain(text, vocabulary) for text in texts], vocabulary))
 
 
 class LanguageCheck:

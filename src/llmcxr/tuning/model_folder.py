@@ -15,9 +15,10 @@ from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
 from llmcxr.foundation.errors import UserError
 from llmcxr.instructions.templates import TemplateName
 from llmcxr.studies.report_sections import ReportPart
+from llmcxr.tuning.settings import DecodingSettings
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ModelInfo:
     report: ReportPart
     version: str
     findings_first: bool = False  # reports are written, and images drawn, after a turn that names the findings
-    guidance: float = 1.0  # of drawings, by default
+    decoding: DecodingSettings = DecodingSettings()  # how it writes and draws by default
     unguided_share: float = 0.0  # of the drawings that were learned without a report; 0: drawing cannot be guided
     format: int = FORMAT
 
@@ -70,6 +71,7 @@ def load_info(folder: Path) -> ModelInfo:
     if values.get("format") != FORMAT:
         raise UserError(f"{path} has format {values.get('format')}, this version reads format {FORMAT}.")
     try:
-        return ModelInfo(**{**values, "findings": tuple(values["findings"])})
+        decoding = DecodingSettings(**values["decoding"])
+        return ModelInfo(**{**values, "findings": tuple(values["findings"]), "decoding": decoding})
     except (TypeError, KeyError) as error:
         raise UserError(f"{path} is incomplete: {error}.") from error

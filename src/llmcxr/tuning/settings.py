@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,9 +13,15 @@ from llmcxr.instructions.example import TASKS
 from llmcxr.instructions.templates import TemplateName
 from llmcxr.studies.cohort import CohortSettings
 from llmcxr.tuning.objective import ImageSoftmax
+from llmcxr.tuning.replay import ReplaySettings
 from llmcxr.tuning.trackers import TrackerName
 from llmcxr.vocabulary.growing import RowStart
 from llmcxr.vocabulary.reader import ReaderSettings
+
+
+def unknown_tasks(weights: Mapping[str, float]) -> list[str]:
+    """Faults of loss weights by task."""
+    return [f"task_loss_weights.{t}: no such task; tasks are {', '.join(TASKS)}" for t in weights if t not in TASKS]
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,10 @@ class StageSettings:
     )
     rows_learning_rate: float = setting(2e-3, "the same for the new image rows")
     warmup: float = setting(0.03, "share of the examples over which the rate rises")
+    task_loss_weights: dict[str, float] = setting(
+        {}, "weight of a task's supervised tokens in this stage, instead of tuning.task_loss_weights"
+    )
+    replay: bool = setting(True, "whether the texts of tuning.replay, if any, take part in the language task")
 
     def faults(self) -> list[str]:
         """Impossible combinations."""
@@ -54,6 +65,7 @@ class StageSettings:
             for name in self.conversations
             if name not in CONVERSATIONS
         ]
+        faults += unknown_tasks(self.task_loss_weights)
         if self.examples < 1:
             faults.append(f"examples: {self.examples} should be at least 1")
         return faults
@@ -72,6 +84,35 @@ class AlignmentSettings:
     def faults(self) -> list[str]:
         """Impossible combinations."""
         return [] if self.layers >= 1 else [f"layers: {self.layers} should be at least 1"]
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """How a model writes and draws by default. All ours; 1 everywhere is as in the paper."""
+
+    report_guidance: float = setting(
+        1.0,
+        "how strongly reports follow the findings that the model named first: 1 as the model says, 2 leads them away from the "
+        "report of a normal image (classifier-free guidance)",
+    )
+    report_candidates: int = setting(
+        1, "reports written of an image; the one is kept from which the model would most likely read those findings"
+    )
+    drawing_guidance: float = setting(
+        1.0,
+        "how strongly drawings follow their report: 1 as the model says, 2 or 3 lead them away from any radiograph (needs an "
+        "unguided_share)",
+    )
+    drawing_candidates: int = setting(
+        1, "images drawn of a report; the one is kept on which the model would most likely see the findings it states"
+    )
+
+    def faults(self) -> list[str]:
+        """Impossible values."""
+        strengths = ("report_guidance", "drawing_guidance")
+        faults = [f"{k}: {getattr(self, k)} should be above 0" for k in strengths if not getattr(self, k) > 0]
+        counts = ("report_candidates", "drawing_candidates")
+        return faults + [f"{k}: {getattr(self, k)} should be at least 1" for k in counts if getattr(self, k) < 1]
 
 
 @dataclass(frozen=True)
@@ -117,11 +158,10 @@ class TuningSettings:
     unguided_share: float = setting(
         0.0, "share of the drawings that are learned without their report, so that drawing can be guided (ours)"
     )
-    guidance: float = setting(
-        1.0,
-        "how strongly the finished model's drawings follow their report by default: 1 as the model says, about 2 with an "
-        "unguided_share (classifier-free guidance)",
+    decoding: DecodingSettings = setting(
+        DecodingSettings(), "how the finished model writes and draws where nobody says otherwise; changes no training"
     )
+    replay: ReplaySettings = setting(ReplaySettings(), "texts that the base model writes itself, so that it is kept")
     questions_per_image: int = setting(4, "most questions asked on one reading of an image; the paper asks 1")
     language_instructions: Path | None = setting(None, "JSONL with instruction, input, response; null: the shipped set")
     max_tokens: int = setting(
@@ -151,11 +191,9 @@ class TuningSettings:
         """Impossible combinations."""
         names = [stage.name for stage in self.stages]
         faults = [] if names and len(set(names)) == len(names) else [f"stages: need different names, have {names}"]
-        faults += [
-            f"task_loss_weights.{t}: no such task; tasks are {', '.join(TASKS)}"
-            for t in self.task_loss_weights
-            if t not in TASKS
-        ]
+        faults += unknown_tasks(self.task_loss_weights)
+        if self.replay.texts and self.language_loss != "base_model":
+            faults.append("replay: the base model's own texts are for language_loss: base_model (lora or qlora)")
         if self.language_loss == "base_model" and self.method == "full":
             faults.append(
                 "language_loss: base_model needs method: lora or qlora (the base model is the model without its adapters)"
@@ -166,10 +204,15 @@ class TuningSettings:
             faults.append("read_image_weight: loss: sequence learns those codes already; set one of the two")
         if not 0 <= self.unguided_share < 1:
             faults.append(f"unguided_share: {self.unguided_share} should be 0 to below 1")
-        if not self.guidance > 0:
-            faults.append(f"guidance: {self.guidance} should be above 0")
-        if self.guidance != 1 and not self.unguided_share:
-            faults.append(f"guidance: {self.guidance} needs an unguided_share above 0, e.g. 0.1")
+        decoding = self.decoding
+        if decoding.drawing_guidance != 1 and not self.unguided_share:
+            faults.append(f"decoding.drawing_guidance: {decoding.drawing_guidance} needs an unguided_share, e.g. 0.1")
+        if not self.findings_first and (
+            decoding.report_guidance,
+            decoding.report_candidates,
+            decoding.drawing_candidates,
+        ) != (1, 1, 1):
+            faults.append("decoding: guidance of reports, and candidates, need findings_first: true")
         if self.batches_per_step < 1:
             faults.append(f"batches_per_step: {self.batches_per_step} should be at least 1")
         if self.max_tokens > self.tokens_per_batch:

@@ -165,7 +165,8 @@ class Stage:
         return {"body": self.stage.learning_rate * factor, "rows": self.stage.rows_learning_rate * factor}
 
     def _task_weights(self, batch: Batch) -> Tensor:
-        return torch.tensor([self.settings.task_loss_weights.get(task, 1.0) for task in batch.tasks])
+        weights = {**self.settings.task_loss_weights, **self.stage.task_loss_weights}
+        return torch.tensor([weights.get(task, 1.0) for task in batch.tasks])
 
     def _divisor(self, batches: Sequence[Batch]) -> float:
         """Learned tokens of a step over all processes, each with its weight."""

@@ -1,0 +1,78 @@
+"""Texts of the base model: made once and alike, kept on disk, and learned at every token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_model, build_tokenizer
+
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import load_settings
+from llmcxr.instructions.example import InstructionExample, Turn
+from llmcxr.instructions.language import LanguageTask
+from llmcxr.instructions.rendering import fit, render
+from llmcxr.instructions.templates import build_template
+from llmcxr.recipe import Recipe
+from llmcxr.tuning.replay import ReplaySettings, first_words, load_texts, save_texts, write_texts
+from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
+from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
+
+VOCABULARY = ImageVocabulary.grow(build_tokenizer(), 16)
+TEMPLATE = build_template("chat", VOCABULARY.tokenizer, "")
+
+
+def test_the_base_model_writes_texts_of_its_own():
+    model, tokenizer = (
+        load_language_model("smollm2-135m-instruct", torch.bfloat16),
+        load_text_tokenizer("smollm2-135m-instruct"),
+    )
+    state = torch.get_rng_state()
+    texts = write_texts(model, tokenizer, ReplaySettings(texts=5, tokens=8))
+    assert torch.equal(state, torch.get_rng_state())
+    assert texts == write_texts(model, tokenizer, ReplaySettings(texts=5, tokens=8))
+    assert len(set(texts)) == 5 and all(text[0].isupper() and text == text.strip() for text in texts)
+    assert all(2 <= len(tokenizer(text)["input_ids"]) <= 10 for text in texts)  # spelled anew it may take a token more
+    assert texts != write_texts(model, tokenizer, ReplaySettings(texts=5, tokens=8, seed=1))
+
+
+def test_a_tokenizer_without_whole_words_begins_with_any_text():
+    model, tokenizer = build_model("llama", 340, True), build_tokenizer()
+    assert first_words(tokenizer) and set(first_words(tokenizer)).isdisjoint(tokenizer.all_special_ids)
+    assert len(write_texts(model, tokenizer, ReplaySettings(texts=70, tokens=3))) == 70
+
+
+def test_a_plain_text_is_learned_whole_without_a_template():
+    task = LanguageTask([Turn("Say yes.", "", "Yes.")], ["The heart is normal.", "<|image_3|> in text"])
+    assert len(task) == 3
+    for item, text in ((1, "The heart is normal."), (2, "<|image_3|> in text")):
+        rendered = render(task.example(item, np.random.default_rng(0)), TEMPLATE, VOCABULARY)
+        assert rendered.ids.tolist() == VOCABULARY.encode_text(text) and rendered.task == "language"
+        assert rendered.supervised.tolist() == [False] + [True] * (len(rendered.ids) - 1)
+        assert rendered.ids.max() < VOCABULARY.first_id
+    assert fit(InstructionExample("language", (), plain="word " * 50), TEMPLATE, VOCABULARY, 20) is None
+
+
+def test_saved_texts_come_back(tmp_path):
+    texts = ['Two\nlines, "quoted"', "\u2028 and ü", "plain"]
+    save_texts(tmp_path / "replay.jsonl", texts)
+    assert load_texts(tmp_path / "replay.jsonl") == texts
+    for broken in ("{", '{"txt": ""}', "[1]"):
+        (tmp_path / "replay.jsonl").write_text(broken)
+        with pytest.raises(UserError, match=r"replay\.jsonl cannot be read"):
+            load_texts(tmp_path / "replay.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tuning.replay={texts: 5}", "language_loss: base_model"),
+        ("tuning.replay={texts: -1}", "at least 0"),
+        ("tuning.replay={tokens: 1}", "at least 2"),
+        ("tuning.stages=[{task_loss_weights: {reports: 2}}]", "no such task"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path, override, message):
+    (tmp_path / "r.yaml").write_text("name: r\n")
+    with pytest.raises(UserError, match=message):
+        load_settings(Recipe, tmp_path / "r.yaml", [override])
