@@ -28,7 +28,7 @@ from llmcxr import pipeline
 from llmcxr.cli import main
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import load_settings
-from llmcxr.generation.engine import GREEDY, Sampling
+from llmcxr.generation.engine import CANDIDATE, GREEDY, Sampling
 from llmcxr.generation.llm_cxr import LlmCxr
 from llmcxr.instructions import cxr_to_report, report_to_cxr
 from llmcxr.instructions.example import Turn
@@ -69,7 +69,7 @@ RECIPE = {
         "evaluations": 1,
         "evaluation_examples": 1,
         "stages": [
-            {"name": "stage1", "examples": 6},
+            {"name": "stage1", "examples": 6, "replay": False},
             {
                 "name": "stage2",
                 "examples": 3,
@@ -230,6 +230,8 @@ def test_a_second_run_starts_nothing(copied):
         ("evaluation.questions=3", ["evaluation"]),
         ("evaluation.judge.seed=5", ["judge", "evaluation"]),
         ("vqa_seed=1", ["vqa", "stage1", "stage2", "model", "evaluation"]),
+        ("tuning.decoding={report_guidance: 2}", ["model", "evaluation"]),
+        ("tuning.replay={texts: 3, tokens: 6, seed: 1}", ["replay", "stage2", "model", "evaluation"]),
         ("tuning.seed=1", ["stage1", "stage2", "model", "evaluation"]),
         ("image_tokenizer.seed=1", ["image_tokenizer", "codes", "stage1", "stage2", "model", "evaluation"]),
         ("about=other words", []),
@@ -384,6 +386,7 @@ def test_the_command_line_uses_the_model(smollm, tmp_path, capsys, monkeypatch):
     image = str(next((smollm / "images").glob("*test*.png")))
     model = ["--model", str(smollm), "--device", "cpu", "--max-new-tokens", "6"]
     assert main(["report", image, *model]) == 0
+    assert main(["report", image, *model, "--guidance", "2", "--candidates", "2"]) == 0
     assert main(["ask", image, "Is there cardiomegaly?", *model]) == 0
     capsys.readouterr()
     assert main(["findings", image, *model]) == 0
@@ -399,6 +402,24 @@ def test_the_command_line_uses_the_model(smollm, tmp_path, capsys, monkeypatch):
         first = np.asarray(picture)
     assert main(["draw", "Right pleural effusion.", "-o", str(drawn), *model, "--seed", "3"]) == 0
     np.testing.assert_array_equal(np.asarray(Image.open(drawn)), first)
+    many = ["--seed", "3", "--candidates", "3"]
+    assert main(["draw", "Right pleural effusion.", "-o", str(drawn), *model, *many]) == 0
+    assert np.asarray(Image.open(drawn)).shape == first.shape
+    info = smollm / "model" / "llmcxr.json"
+    whole = info.read_text()
+    try:
+        for old, new, message in (
+            ('"format": 2', '"format": 1', "format 1, this version reads format 2"),
+            ('"report_candidates": 1', '"report_candidates": 0', "report_candidates: 0 should be at least 1"),
+            ('"report_candidates"', '"reports"', "is incomplete"),
+            ('"decoding"', '"decode"', "is incomplete"),
+        ):
+            assert old in whole
+            info.write_text(whole.replace(old, new))
+            assert main(["report", image, *model]) == 2
+            assert message in capsys.readouterr().err
+    finally:
+        info.write_text(whole)
 
 
 @pytest.fixture(scope="session")
@@ -550,7 +571,7 @@ def test_findings_are_named_before_a_report_and_a_drawing(tiny):
             refused()
 
 
-def test_of_candidates_the_one_that_the_model_reads_best_is_kept(tiny):
+def test_of_candidates_the_one_that_the_model_reads_best_is_kept(tiny, monkeypatch):
     model = LlmCxr.from_pretrained(tiny / "runs" / "tiny")
     codes, texts = np.random.default_rng(0).integers(0, 16, (3, 16)).astype(np.uint16), ["Left effusion.", "Clear."]
     sampling, draw = Sampling(max_new_tokens=6), Sampling(temperature=1.0, seed=4)
@@ -564,6 +585,21 @@ def test_of_candidates_the_one_that_the_model_reads_best_is_kept(tiny):
 
     first, kept = model.reports(codes, sampling, candidates=1), model.reports(codes, sampling, candidates=4)
     assert (told(kept) >= told(first) - 1e-3).all() and kept != first
+    # The first candidate is what it would be alone, and the others are not copies of it, however it is drawn.
+    for first_sampling in (sampling, dataclasses.replace(CANDIDATE, max_new_tokens=6, guidance=2.0)):
+        written = []
+        with monkeypatch.context() as patch:
+            generate = model.engine.generate
+            patch.setattr(
+                model.engine, "generate", lambda *a, _to=written, _of=generate: _to.append(_of(*a)) or _to[-1]
+            )
+            model.reports(codes, first_sampling, candidates=4)
+        _, greedy, free = written
+        assert len(greedy) == 3 and len(free) == 9 and [r.text for r in greedy] != [r.text for r in free[:3]]
+    with pytest.raises(UserError, match="at least 1"):
+        model.reports(codes, sampling, candidates=0)
+    with pytest.raises(UserError, match="at least 1"):
+        model.draw_codes(texts, draw, candidates=0)
     stated = [
         model.engine.generate([model.prompt(Turn(report_to_cxr.STATED_QUESTION, t))], "text", GREEDY)[0].text
         for t in texts
@@ -575,6 +611,9 @@ def test_of_candidates_the_one_that_the_model_reads_best_is_kept(tiny):
     values = likely([Turn(LIST_QUESTION, row) for row in all_drawn], stated * 3).reshape(3, 2)
     best = [all_drawn[2 * k + i] for i, k in enumerate(values.argmax(0))]
     assert np.array_equal(model.draw_codes(texts, draw, candidates=3), best)
+    model.info = dataclasses.replace(model.info, unguided_share=0.1)
+    led = model.draw_codes(texts, dataclasses.replace(draw, guidance=3.0), candidates=3)
+    assert led.shape == (2, 16) and not np.array_equal(led, best)
     decoding = DecodingSettings(report_candidates=4, drawing_candidates=3)
     model.info = dataclasses.replace(model.info, decoding=decoding)
     assert model.reports(codes, sampling) == kept and np.array_equal(model.draw_codes(texts, draw), best)

@@ -271,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--guidance",
         type=_above_zero,
-        help="how strongly the report follows the findings that the model named first: 1 as the model says, more to leave none out "
+        help="how strongly the report follows the findings that the model named first: 1 as the model says, more to leave fewer out "
         "(default: the model's own)",
     )
     report.add_argument(

@@ -111,7 +111,7 @@ def tasks_of(
 ) -> tuple[dict[Task, TaskItems], Counter[str]]:
     """Items of every task of a tuning stage for the patients of a split, and the studies left out, by reason.
 
-    `replay` are texts of the base model, for a stage that takes them; none is kept from training.
+    `replay` are texts of the base model, further items of the language task.
     """
     cohort = select_cohort([s for s in studies if s.split == split], stage.cohort)
     part = stage.cohort.sections
@@ -129,7 +129,7 @@ def tasks_of(
         )
     own_codes = {s.image_id: codes[s.image_id] for s in cohort.studies}
     tasks: dict[Task, TaskItems] = {
-        "language": LanguageTask(instructions_of(recipe, split), replay if stage.replay and split == "train" else ()),
+        "language": LanguageTask(instructions_of(recipe, split), replay),
         "report_to_cxr": ReportToCxrTask(pairs, recipe.tuning.unguided_share),
         "cxr_to_report": CxrToReportTask(pairs),
         "cxr_vqa": CxrVqaTask(questions, own_codes, recipe.tuning.questions_per_image, stage.conversations),
@@ -272,7 +272,8 @@ class Run:
             vqa,
         ]
         before: tuple[str, ...] = ("codes", "vqa")
-        # Where curves are shown, how often state is saved, and how the finished model draws by default change no training.
+        # Where curves are shown, how often state is saved, and how the finished model decodes by default change no training;
+        # replay comes in by the stage that writes it, where a stage of tuning takes it.
         shared = dataclasses.replace(
             r.tuning,
             stages=[],
@@ -427,7 +428,8 @@ class Run:
     def tasks(self, stage: StageSettings, split: Split) -> dict[Task, TaskItems]:
         """Items of every task for the patients of a split."""
         questions = read_questions(self.folder / "vqa.jsonl")
-        tasks, dropped = tasks_of(self.recipe, stage, split, self.studies, self.codes, questions, self.replay)
+        replay = self.replay if stage.replay and split == "train" else ()
+        tasks, dropped = tasks_of(self.recipe, stage, split, self.studies, self.codes, questions, replay)
         if split == "train" and self.processes.main:
             for reason, count in dropped.items():
                 print(f"    left out of {stage.name}, {count}: {reason}")
@@ -462,8 +464,8 @@ class Run:
         return tunable
 
     def _replay(self) -> None:
-        model = load_language_model(self.recipe.llm, torch.bfloat16).to(self.device)  # type: ignore[arg-type]
-        texts = write_texts(model, load_text_tokenizer(self.recipe.llm), self.recipe.tuning.replay)
+        model, vocabulary = self._base()
+        texts = write_texts(model.to(self.device), vocabulary, self.recipe.tuning.replay)  # type: ignore[arg-type]
         save_texts(self.folder / "replay.jsonl", texts)
 
     def template(self, vocabulary: ImageVocabulary) -> Template:
@@ -599,6 +601,10 @@ class Run:
                     f"{align:,} steps of {tuning.alignment.batch_size} images, {tuning.alignment.layers} layers",
                 )
             )
+        if tuning.replay.texts:
+            of = ", ".join(stage.name for stage in tuning.stages if stage.replay)
+            texts = f"{tuning.replay.texts:,} texts of the base model itself, among the language examples of {of}"
+            training.append(("replay", texts))
         for stage in tuning.stages:
             done = read_json(self.folder / stage.name / "summary.json")
             tasks = ", ".join(f"{count:,} {task}" for task, count in done["examples"].items())

@@ -576,11 +576,13 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     codes = dict.fromkeys((s.image_id for s in studies), np.zeros(architecture.grid**2, dtype=np.uint16))
     questions = questions_of([s for s in studies if s.split == "train"], recipe.vqa_seed)
 
-    replay = [" the" * tuning.replay.tokens] * tuning.replay.texts  # as long as they can be
+    replay = [" the" * tuning.replay.tokens] * tuning.replay.texts
+    if replay:
+        notes.append("The texts of tuning.replay are taken as long as they can be; writing them is not counted.")
 
     samples: list[tuple[StageSettings, Mixture, Mapping[Task, TaskItems], list[list[RenderedExample]], int]] = []
     for stage in tuning.stages:
-        tasks, _ = tasks_of(drawn_from, stage, "train", studies, codes, questions, replay)
+        tasks, _ = tasks_of(drawn_from, stage, "train", studies, codes, questions, replay if stage.replay else ())
         weights = cast("dict[Task, float]", stage.mixture)
         mixture = Mixture(tasks, weights, stage.examples, tuning.seed_of(stage))
         windows, left_out = [], 0

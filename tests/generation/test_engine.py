@@ -151,12 +151,12 @@ def test_guided_codes_by_hand(kind, guidance):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("guidance", [1.0, 3.0, 30.0])
 def test_guided_text_by_hand(kind, guidance):
     engine = build(kind)
-    less = [render_prompt((Turn(text),), engine.template, engine.vocabulary) for text in ("Say.", "No findings.", "a")]
-    found = engine.generate(PROMPTS, "text", Sampling(max_new_tokens=6, guidance=guidance), less)
-    for prompt, other, r in zip(PROMPTS, less, found, strict=True):
+    negative = [render_prompt((Turn(t),), engine.template, engine.vocabulary) for t in ("Say.", "No findings.", "a")]
+    found = engine.generate(PROMPTS, "text", Sampling(max_new_tokens=6, guidance=guidance), negative)
+    for prompt, other, r in zip(PROMPTS, negative, found, strict=True):
         written: list[int] = []
         while len(written) < 6 and written[-1:] != [engine.end_id]:
             with torch.no_grad():
@@ -171,13 +171,13 @@ def test_guided_text_by_hand(kind, guidance):
 
 
 def test_guidance_needs_a_modality_a_strength_and_as_many_prompts():
-    for modality, sampling, unguided in (
+    for modality, sampling, negative in (
         ("any", Sampling(guidance=2.0), PROMPTS),
         ("text", GREEDY, PROMPTS),
         ("image", Sampling(guidance=2.0), PROMPTS[:1]),
     ):
-        with pytest.raises(ValueError, match="one prompt that says less"):
-            ENGINE.generate(PROMPTS, modality, sampling, unguided)
+        with pytest.raises(ValueError, match="one negative prompt"):
+            ENGINE.generate(PROMPTS, modality, sampling, negative)
 
 
 def test_the_seed_decides():

@@ -142,6 +142,10 @@ def test_questions_that_give_each_other_away_stand_apart():
         seen[len(asked)] += 1
     assert 60 < seen[1] < 140
     assert len(CxrVqaTask(questions, CODES, 9, {"list": 1.0})) == 1
+    details = CxrVqaTask(questions, CODES, 9, {"detail": 1.0})
+    assert [t.instruction for t in details.example(0, np.random.default_rng(0)).turns] == ["Side?"] and len(
+        details
+    ) == 1
 
 
 def test_no_weight_and_no_data():

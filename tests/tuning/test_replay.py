@@ -23,23 +23,39 @@ TEMPLATE = build_template("chat", VOCABULARY.tokenizer, "")
 
 
 def test_the_base_model_writes_texts_of_its_own():
-    model, tokenizer = (
-        load_language_model("smollm2-135m-instruct", torch.bfloat16),
-        load_text_tokenizer("smollm2-135m-instruct"),
-    )
+    name = "smollm2-135m-instruct"
+    model, vocabulary = load_language_model(name, torch.bfloat16), ImageVocabulary.grow(load_text_tokenizer(name), 16)
     state = torch.get_rng_state()
-    texts = write_texts(model, tokenizer, ReplaySettings(texts=5, tokens=8))
+    texts = write_texts(model, vocabulary, ReplaySettings(texts=5, tokens=8))
     assert torch.equal(state, torch.get_rng_state())
-    assert texts == write_texts(model, tokenizer, ReplaySettings(texts=5, tokens=8))
-    assert len(set(texts)) == 5 and all(text[0].isupper() and text == text.strip() for text in texts)
-    assert all(2 <= len(tokenizer(text)["input_ids"]) <= 10 for text in texts)  # spelled anew it may take a token more
-    assert texts != write_texts(model, tokenizer, ReplaySettings(texts=5, tokens=8, seed=1))
+    assert texts == write_texts(model, vocabulary, ReplaySettings(texts=5, tokens=8))
+    assert len(set(texts)) == 5 and all(text[0].isupper() for text in texts)
+    assert all(2 <= len(vocabulary.encode_text(text)) <= 10 for text in texts)  # spelled anew it may take a token more
+    assert texts != write_texts(model, vocabulary, ReplaySettings(texts=5, tokens=8, seed=1))
+    # A checkpoint that asks for penalties or cuts has no say: these are samples of the model's own distribution.
+    model.generation_config.repetition_penalty, model.generation_config.min_p = 5.0, 0.9
+    assert texts == write_texts(model, vocabulary, ReplaySettings(texts=5, tokens=8))
 
 
-def test_a_tokenizer_without_whole_words_begins_with_any_text():
-    model, tokenizer = build_model("llama", 340, True), build_tokenizer()
-    assert first_words(tokenizer) and set(first_words(tokenizer)).isdisjoint(tokenizer.all_special_ids)
-    assert len(write_texts(model, tokenizer, ReplaySettings(texts=70, tokens=3))) == 70
+def test_a_begin_token_comes_first_where_the_tokenizer_puts_one(monkeypatch):
+    vocabulary = ImageVocabulary.grow(build_tokenizer(), 16)
+    assert vocabulary.begin_ids == []
+    vocabulary = ImageVocabulary.grow(build_tokenizer(), 16)
+    vocabulary.begin_ids = [1]
+    rendered = render(InstructionExample("language", (), plain="The heart"), TEMPLATE, vocabulary)
+    assert rendered.ids.tolist() == [1, *vocabulary.encode_text("The heart")] and not rendered.supervised[0]
+    assert len(write_texts(build_model("llama", 340, True), vocabulary, ReplaySettings(texts=4, tokens=2))) == 4
+
+
+def test_first_words_are_whole_or_else_any_text():
+    vocabulary = ImageVocabulary.grow(build_tokenizer(), 16)
+    words = [str(vocabulary.tokenizer.decode([i])) for i in first_words(vocabulary)]
+    assert "The" in words and all(word[0].isupper() and word.isalpha() and len(word) > 1 for word in words)
+    texts = write_texts(build_model("llama", 340, True), vocabulary, ReplaySettings(texts=70, tokens=3))
+    assert len(texts) == 70 > len(words), "where there are fewer words than texts they come again"
+    lower = ImageVocabulary.grow(build_tokenizer(), 16)
+    lower.tokenizer.batch_decode = lambda rows: ["x"] * len(rows)
+    assert first_words(lower) == [i for i in range(lower.first_id) if i not in lower.control_ids]
 
 
 def test_a_plain_text_is_learned_whole_without_a_template():
@@ -69,6 +85,16 @@ def test_saved_texts_come_back(tmp_path):
         ("tuning.replay={texts: 5}", "language_loss: base_model"),
         ("tuning.replay={texts: -1}", "at least 0"),
         ("tuning.replay={tokens: 1}", "at least 2"),
+        (
+            "tuning={language_loss: base_model, replay: {texts: 5}, stages: [{replay: false}]}",
+            "no stage takes the texts",
+        ),
+        ("tuning={language_loss: base_model, replay: {texts: 5, tokens: 2000}}", "no text that fits"),
+        ("tuning.decoding={report_guidance: 2}", "need findings_first"),
+        ("tuning.decoding={drawing_candidates: 2}", "need findings_first"),
+        ("tuning.decoding={drawing_guidance: 2}", "needs an unguided_share"),
+        ("tuning={findings_first: true, decoding: {report_guidance: .inf}}", "above 0"),
+        ("tuning={findings_first: true, decoding: {report_candidates: 0}}", "at least 1"),
         ("tuning.stages=[{task_loss_weights: {reports: 2}}]", "no such task"),
     ],
 )

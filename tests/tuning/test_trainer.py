@@ -145,6 +145,15 @@ def gradients(one) -> dict[str, torch.Tensor]:
     return {n: p.grad / one._divisor(batches) for n, p in one.tunable.trainable().items()}
 
 
+def test_a_stage_can_weigh_tasks_its_own_way(tmp_path):
+    own = dataclasses.replace(SETTINGS, stages=[dataclasses.replace(STAGE, task_loss_weights={"cxr_to_report": 3.0})])
+    (tmp_path / "a").mkdir()
+    one = stage(tmp_path / "a", own)
+    batch = next(b for _, _, b in one._batches(0, 0) if {"report_to_cxr", "cxr_to_report"} <= set(b.tasks))
+    expected = {"report_to_cxr": 0.5, "cxr_to_report": 3.0, "language": 1.0}
+    assert one._task_weights(batch).tolist() == [expected[task] for task in batch.tasks]
+
+
 def test_images_that_are_read_weigh_what_is_said(tmp_path):
     stages = [dataclasses.replace(STAGE, examples=12)]
     settings = dataclasses.replace(SETTINGS, tokens_per_batch=100_000, batches_per_step=1, stages=stages)

@@ -50,6 +50,9 @@ def model_card(
         f"- Findings it was asked about: {', '.join(info.findings)}.",
         f"- Its reports hold the {info.report.replace('_', ' ')}"
         + (", and are written from findings that it names first." if info.findings_first else "."),
+        "- Unless told otherwise, reports are written with guidance "
+        f"{info.decoding.report_guidance:g} as the best of {info.decoding.report_candidates}, and drawings made with guidance "
+        f"{info.decoding.drawing_guidance:g} as the best of {info.decoding.drawing_candidates} (by the model's own reading). The numbers below are of these.",
         "- `judge/` is an independent classifier of the findings, for scoring drawings. It took no part in training the rest.",
         "",
         "## Data",

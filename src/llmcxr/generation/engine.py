@@ -36,7 +36,7 @@ class Sampling:
     max_new_tokens: int = 128  # of text; an image always has its exact length
     seed: int = 0
     guidance: float | None = (
-        None  # how strongly drawings follow their text (1: as the model says); None: the model's own
+        None  # how strongly reports follow their findings, drawings their text (1: as the model says); None: the model's own
     )
 
 
@@ -114,21 +114,21 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         modality: Modality,
         sampling: Sampling,
-        unguided: Sequence[Sequence[int]] | None = None,
+        negative: Sequence[Sequence[int]] | None = None,
     ) -> list[Response]:
         """A response to each prompt (token ids that end where the response begins).
 
-        With `unguided`, a prompt that says less for each prompt, there is classifier-free guidance (Ho and Salimans, 2022):
+        With `negative`, a prompt that says less for each prompt, there is classifier-free guidance (Ho and Salimans, 2022):
         logits go from those of the prompt that says less `sampling.guidance` times as far as to those of the other. In
         text only tokens that are at least a tenth as likely as the likeliest without guidance can be drawn.
         """
-        if unguided is not None and (modality == "any" or sampling.guidance is None or len(unguided) != len(prompts)):
-            raise ValueError("guidance needs a modality, a strength, and one prompt that says less for each prompt")
-        guided, strength = unguided is not None, 1.0 if sampling.guidance is None else sampling.guidance
+        if negative is not None and (modality == "any" or sampling.guidance is None or len(negative) != len(prompts)):
+            raise ValueError("guidance needs a modality, a strength, and one negative prompt for each prompt")
+        guided, strength = negative is not None, 1.0 if sampling.guidance is None else sampling.guidance
         B, L = len(prompts), self.image_length
         first, end = self.vocabulary.first_id, self.vocabulary.first_id + self.vocabulary.size
         generator = torch.Generator(self.device).manual_seed(sampling.seed)
-        ids, mask = self._pad([*prompts, *(unguided or ())])
+        ids, mask = self._pad([*prompts, *(negative or ())])
         ragged = bool((mask == 0).any())
         places = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.devices import pick_device
 from llmcxr.foundation.errors import UserError
-from llmcxr.generation.engine import CANDIDATE, DRAWING, GREEDY, Engine, Sampling
+from llmcxr.generation.engine import CANDIDATE, DRAWING, GREEDY, Engine, Modality, Response, Sampling
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.instructions.cxr_to_report import report_turns
 from llmcxr.instructions.example import Turn
@@ -32,6 +32,7 @@ from llmcxr.tuning.model_folder import ModelInfo, load_info
 from llmcxr.tuning.packed import find_model
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
+_CANDIDATES_AT_ONCE = 32  # responses generated together, where one prompt has several
 Candidate = TypeVar("Candidate")
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -114,37 +115,58 @@ class LlmCxr:
         """
         guidance = self.info.decoding.report_guidance if sampling.guidance is None else sampling.guidance
         candidates = self.info.decoding.report_candidates if candidates is None else candidates
-        self._need_findings_first(guidance, candidates)
+        self._check_candidates(candidates)
+        if guidance != 1 and not self.info.findings_first:
+            raise UserError(
+                "this model's reports cannot be guided: it names no findings first (tuning.findings_first). Leave guidance at 1."
+            )
         sampling = replace(sampling, guidance=guidance)
         found: Sequence[str | None] = [None] * len(codes)
         if self.info.findings_first:
             found = self.answers(codes, [LIST_QUESTION] * len(codes), sampling)
         prompts = [self.prompt(*report_turns(row, named)) for row, named in zip(codes, found, strict=True)]
-        less = None if guidance == 1 else [self.prompt(*report_turns(row, NOTHING)) for row in codes]
-        written = self.engine.generate(prompts, "text", sampling, less)
-        if (more := candidates - 1) > 0:
-            freely = replace(CANDIDATE, max_new_tokens=sampling.max_new_tokens, seed=sampling.seed, guidance=guidance)
-            written += self.engine.generate(prompts * more, "text", freely, less and less * more)
-        texts = [response.text for response in written]
+        negative = None if guidance == 1 else [self.prompt(*report_turns(row, NOTHING)) for row in codes]
+        texts = [r.text for r in self.engine.generate(prompts, "text", sampling, negative)]
         if candidates == 1:
             return texts
+        freely = replace(CANDIDATE, max_new_tokens=sampling.max_new_tokens, seed=sampling.seed + 1, guidance=guidance)
+        texts += [r.text for r in self._several(candidates - 1, prompts, "text", freely, negative)]
         questions = [self.prompt(Turn(STATED_QUESTION, text)) for text in texts]
-        return self._likeliest(texts, questions, [str(named) for named in found] * candidates, len(codes))
+        return self._likeliest(texts, questions, [str(named) for named in found])
 
-    def _need_findings_first(self, guidance: float, candidates: int) -> None:
-        if (guidance != 1 or candidates != 1) and not self.info.findings_first:
+    def _check_candidates(self, candidates: int) -> None:
+        if candidates < 1:
+            raise UserError(f"candidates: {candidates} should be at least 1.")
+        if candidates > 1 and not self.info.findings_first:
             raise UserError(
-                "this model names no findings first (tuning.findings_first), by which reports could be guided and candidates told "
-                "apart. Leave guidance and candidates at 1."
+                "this model names no findings first (tuning.findings_first), by which candidates could be told apart. Leave "
+                "candidates at 1."
             )
 
+    def _several(
+        self,
+        count: int,
+        prompts: Sequence[list[int]],
+        modality: Modality,
+        sampling: Sampling,
+        negative: Sequence[list[int]] | None,
+    ) -> list[Response]:
+        """`count` responses to each of B prompts; number k * B + i is the k-th to prompt i. Few prompts have theirs at once."""
+        responses: list[Response] = []
+        at_once = max(1, _CANDIDATES_AT_ONCE // len(prompts))
+        for first in range(0, count, at_once):
+            n = min(at_once, count - first)
+            own = replace(sampling, seed=sampling.seed + first)
+            responses += self.engine.generate([*prompts] * n, modality, own, negative and [*negative] * n)
+        return responses
+
     def _likeliest(
-        self, candidates: Sequence[Candidate], prompts: Sequence[Sequence[int]], answers: Sequence[str], count: int
+        self, candidates: Sequence[Candidate], prompts: Sequence[Sequence[int]], answers: Sequence[str]
     ) -> list[Candidate]:
-        """For each of `count` cases the candidate after whose prompt the answer is likeliest. Candidate k of case i is number
-        k * count + i."""
-        likely = self.engine.log_likelihoods(prompts, answers).reshape(-1, count)
-        return [candidates[best * count + i] for i, best in enumerate(likely.argmax(0))]
+        """For each of B `answers` the candidate after whose prompt it is likeliest; candidate k of answer i is number k * B + i."""
+        B = len(answers)
+        rounds = [self.engine.log_likelihoods(prompts[k : k + B], answers) for k in range(0, len(prompts), B)]
+        return [candidates[best * B + i] for i, best in enumerate(np.argmax(rounds, axis=0))]
 
     def draw(self, text: str, sampling: Sampling = DRAWING, candidates: int | None = None) -> np.ndarray:
         """A radiograph for a report: float32 [S, S] in [-1, 1]."""
@@ -162,7 +184,7 @@ class LlmCxr:
         """
         guidance = self.info.decoding.drawing_guidance if sampling.guidance is None else sampling.guidance
         candidates = self.info.decoding.drawing_candidates if candidates is None else candidates
-        self._need_findings_first(1, candidates)
+        self._check_candidates(candidates)
         if guidance != 1 and not self.info.unguided_share:
             raise UserError(
                 "this model cannot be guided: it has learned no drawing without a report (tuning.unguided_share). Leave guidance out."
@@ -172,12 +194,12 @@ class LlmCxr:
             prompts = [self.prompt(Turn(STATED_QUESTION, text)) for text in texts]
             stated = [r.text for r in self.engine.generate(prompts, "text", GREEDY)]
         prompts = [self.prompt(*drawing_turns(text, named)) for text, named in zip(texts, stated, strict=True)]
-        less = None if guidance == 1 else [self.prompt(*drawing_turns("", None))] * (len(texts) * candidates)
-        drawn = self.engine.generate(prompts * candidates, "image", replace(sampling, guidance=guidance), less)
+        negative = None if guidance == 1 else [self.prompt(*drawing_turns("", None))] * len(texts)
+        drawn = self._several(candidates, prompts, "image", replace(sampling, guidance=guidance), negative)
         codes = [response.codes for response in drawn if response.codes is not None]
         if candidates > 1:
             questions = [self.prompt(Turn(LIST_QUESTION, row)) for row in codes]
-            codes = self._likeliest(codes, questions, [str(named) for named in stated] * candidates, len(texts))
+            codes = self._likeliest(codes, questions, [str(named) for named in stated])
         return np.stack(codes)
 
     def ask(self, image: ImageLike, question: str, sampling: Sampling = GREEDY) -> str:

@@ -1,8 +1,8 @@
 """Task: questions about an image (paper, section 2.4, "CXR-VQA"). Several questions can share one reading of the image.
 
 Which questions stand together matters: after "Which findings ...? Cardiomegaly." the answer to "Is there cardiomegaly?"
-can be copied instead of seen. So questions about the whole image are asked alone, and details of a finding only after
-all presence questions.
+can be copied instead of seen. So questions about the whole image are asked alone, and details of a finding by themselves or
+after all presence questions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.vqa import Kind, QuestionAnswer
 
-# The kinds of conversation, by the kind of their first question. Their shares are a setting of each tuning stage.
+# The conversations, and the kinds of their questions. Their shares are a setting of each tuning stage.
 CONVERSATIONS: dict[str, tuple[Kind, ...]] = {
     "list": ("list",),
     "presence": ("presence", "side", "severity", "type"),

@@ -1,4 +1,4 @@
-"""Task: language instruction following (paper, section 2.4, "NL-IF"), the guard against forgetting."""
+"""Task: language instruction following (paper, section 2.4, "NL-IF"), the guard against forgetting; and plain texts (ours)."""
 
 from __future__ import annotations
 

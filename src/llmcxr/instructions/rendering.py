@@ -29,14 +29,8 @@ class RenderedExample:
     cut: bool = False  # the report stops at the end of an earlier sentence
 
 
-def _begin(vocabulary: ImageVocabulary) -> list[int]:
-    """The begin token, where the tokenizer puts one before a text by itself (Llama, Gemma: yes; SmolLM2, GPT-NeoX: no)."""
-    bos = vocabulary.tokenizer.bos_token_id
-    return [bos] if bos is not None and vocabulary.tokenizer("a")["input_ids"][:1] == [bos] else []
-
-
 def _render(turns: tuple[Turn, ...], template: Template, vocabulary: ImageVocabulary) -> tuple[list[int], list[bool]]:
-    ids = _begin(vocabulary)
+    ids = [*vocabulary.begin_ids]
     supervised = [False] * len(ids)
     for piece in template.pieces(turns):
         if not isinstance(piece.content, str):
@@ -65,7 +59,7 @@ def render(example: InstructionExample, template: Template, vocabulary: ImageVoc
 
 def render_plain(text: str, vocabulary: ImageVocabulary) -> RenderedExample:
     """Text under no template, of which every token after the first is learned (or measured)."""
-    ids = np.asarray([*_begin(vocabulary), *vocabulary.encode_text(text)], dtype=np.int64)
+    ids = np.asarray([*vocabulary.begin_ids, *vocabulary.encode_text(text)], dtype=np.int64)
     return RenderedExample(ids, np.arange(len(ids)) > 0, "language")
 
 

@@ -72,6 +72,8 @@ def load_info(folder: Path) -> ModelInfo:
         raise UserError(f"{path} has format {values.get('format')}, this version reads format {FORMAT}.")
     try:
         decoding = DecodingSettings(**values["decoding"])
+        if faults := decoding.faults():
+            raise UserError(f"{path}: {'; '.join(faults)}")
         return ModelInfo(**{**values, "findings": tuple(values["findings"]), "decoding": decoding})
     except (TypeError, KeyError) as error:
         raise UserError(f"{path} is incomplete: {error}.") from error

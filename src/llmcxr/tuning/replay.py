@@ -14,12 +14,13 @@ from typing import Any, cast
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.foundation.settings import setting
+from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 _AT_ONCE = 64  # texts written together
 
@@ -38,38 +39,41 @@ class ReplaySettings:
         return faults + ([] if self.tokens >= 2 else [f"tokens: {self.tokens} should be at least 2"])
 
 
-def first_words(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def first_words(vocabulary: ImageVocabulary) -> list[int]:
     """Tokens with which a text can begin: a capital and at least one more letter, or any where there are none such."""
-    known = [(i, str(tokenizer.decode([i]))) for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids]
-    words = [i for i, word in known if len(word) > 1 and word.isalpha() and word[0].isupper()]
-    return words or [i for i, _ in known]
+    known = [i for i in range(vocabulary.first_id) if i not in vocabulary.control_ids]
+    words = vocabulary.tokenizer.batch_decode([[i] for i in known])
+    whole = [i for i, word in zip(known, words, strict=True) if len(word) > 1 and word.isalpha() and word[0].isupper()]
+    return whole or known
 
 
 @torch.inference_mode()
-def write_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ReplaySettings) -> list[str]:
-    """Texts sampled from `model` at temperature 1, each from another first word, drawn at random."""
-    words = first_words(tokenizer)
+def write_texts(model: PreTrainedModel, vocabulary: ImageVocabulary, settings: ReplaySettings) -> list[str]:
+    """Texts sampled from the base `model`, each after a first word that is drawn at random."""
+    words = first_words(vocabulary)
     starts = stream(settings.seed, "replay").choice(words, size=settings.texts, replace=settings.texts > len(words))
-    bos = tokenizer("a")["input_ids"][:1] if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else []
-    generate = cast(Any, model.eval()).generate
-    ending = tokenizer.eos_token_id
+    writer = cast(Any, model.eval())
+    # Its own distribution: no cut and no penalty. What the checkpoint asks for would fill in what is not given.
+    asked = writer.generation_config
+    writer.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=settings.tokens - 1,
+        eos_token_id=vocabulary.tokenizer.eos_token_id,
+        pad_token_id=vocabulary.tokenizer.eos_token_id,
+    )
     texts: list[str] = []
     for first in tqdm(range(0, len(starts), _AT_ONCE), desc="replay", unit="batch"):
-        ids = torch.tensor([[*bos, int(word)] for word in starts[first : first + _AT_ONCE]], device=model.device)
+        rows = [[*vocabulary.begin_ids, int(word)] for word in starts[first : first + _AT_ONCE]]
+        ids = torch.tensor(rows, device=model.device)
         with torch.random.fork_rng(devices=[] if ids.device.type == "cpu" else [ids.device]):
             torch.manual_seed(int(stream(settings.seed, "replay", first).integers(2**62)))
-            written = generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=settings.tokens - ids.shape[1],
-                pad_token_id=ending,
-            )
-        texts += [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
-    return texts
+            written = writer.generate(ids, attention_mask=torch.ones_like(ids))
+        texts += vocabulary.tokenizer.batch_decode(written, skip_special_tokens=True)
+    writer.generation_config = asked
+    return [text for text in texts if text.strip()]
 
 
 def save_texts(path: Path, texts: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class StageSettings:
     rows_learning_rate: float = setting(2e-3, "the same for the new image rows")
     warmup: float = setting(0.03, "share of the examples over which the rate rises")
     task_loss_weights: dict[str, float] = setting(
-        {}, "weight of a task's supervised tokens in this stage, instead of tuning.task_loss_weights"
+        {}, "weight of a task's supervised tokens in this stage; tuning.task_loss_weights for tasks not named here"
     )
     replay: bool = setting(True, "whether the texts of tuning.replay, if any, take part in the language task")
 
@@ -110,7 +111,9 @@ class DecodingSettings:
     def faults(self) -> list[str]:
         """Impossible values."""
         strengths = ("report_guidance", "drawing_guidance")
-        faults = [f"{k}: {getattr(self, k)} should be above 0" for k in strengths if not getattr(self, k) > 0]
+        faults = [
+            f"{k}: {getattr(self, k)} should be above 0" for k in strengths if not 0 < getattr(self, k) < math.inf
+        ]
         counts = ("report_candidates", "drawing_candidates")
         return faults + [f"{k}: {getattr(self, k)} should be at least 1" for k in counts if getattr(self, k) < 1]
 
@@ -194,6 +197,12 @@ class TuningSettings:
         faults += unknown_tasks(self.task_loss_weights)
         if self.replay.texts and self.language_loss != "base_model":
             faults.append("replay: the base model's own texts are for language_loss: base_model (lora or qlora)")
+        if self.replay.texts and not any(s.replay and s.mixture.get("language", 0) > 0 for s in self.stages):
+            faults.append("replay: no stage takes the texts; give one replay: true and a mixture.language above 0")
+        if self.replay.texts and self.replay.tokens >= self.max_tokens:
+            faults.append(
+                f"replay.tokens: {self.replay.tokens} leaves no text that fits in max_tokens ({self.max_tokens})"
+            )
         if self.language_loss == "base_model" and self.method == "full":
             faults.append(
                 "language_loss: base_model needs method: lora or qlora (the base model is the model without its adapters)"

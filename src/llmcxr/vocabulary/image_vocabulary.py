@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -39,6 +40,12 @@ class ImageVocabulary:
         self.control_ids = frozenset(
             i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip(" \n\t▁") and i not in text
         )
+
+    @cached_property
+    def begin_ids(self) -> list[int]:
+        """The begin token, where the tokenizer puts one before a text by itself (Llama, Gemma: yes; SmolLM2, GPT-NeoX: no)."""
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos] else []
 
     @classmethod
     def grow(cls, tokenizer: PreTrainedTokenizerBase, size: int) -> ImageVocabulary:
