@@ -284,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("question")
     findings = use("findings", _findings, "probability of each finding on a radiograph", 0.0)
     findings.add_argument("image", type=Path)
-    draw = use("draw", _draw, "draw a radiograph for a report", 1.0, 0.95)
+    draw = use("draw", _draw, "draw a radiograph for a report", 1.0)
     draw.add_argument("text")
     draw.add_argument("-o", "--output", type=Path, default=Path("drawn.png"))
     draw.add_argument(

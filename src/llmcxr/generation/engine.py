@@ -41,7 +41,7 @@ class Sampling:
 
 
 GREEDY = Sampling()
-DRAWING = Sampling(temperature=1.0, top_p=0.95)
+DRAWING = Sampling(temperature=1.0)  # the whole distribution: drawings of one report should differ
 PLAUSIBLE = 0.1  # of the likeliest token's probability: what guided text may take
 CANDIDATE = Sampling(temperature=0.7, top_p=0.95)  # further candidates of a report
 
