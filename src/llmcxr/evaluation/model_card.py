@@ -18,6 +18,11 @@ OWN_DATA = (
 )
 
 
+def _decoding(guidance: float, candidates: int) -> str:
+    kept = "" if candidates == 1 else f", as the best of {candidates} by the model's own reading"
+    return f"guidance {guidance:g}{kept}"
+
+
 def model_card(
     name: str,
     info: ModelInfo,
@@ -50,9 +55,8 @@ def model_card(
         f"- Findings it was asked about: {', '.join(info.findings)}.",
         f"- Its reports hold the {info.report.replace('_', ' ')}"
         + (", and are written from findings that it names first." if info.findings_first else "."),
-        "- Unless told otherwise, reports are written with guidance "
-        f"{info.decoding.report_guidance:g} as the best of {info.decoding.report_candidates}, and drawings made with guidance "
-        f"{info.decoding.drawing_guidance:g} as the best of {info.decoding.drawing_candidates} (by the model's own reading). The numbers below are of these.",
+        f"- Unless told otherwise, reports are written with {_decoding(info.decoding.report_guidance, info.decoding.report_candidates)}, "
+        f"drawings with {_decoding(info.decoding.drawing_guidance, info.decoding.drawing_candidates)}. The numbers below are of these.",
         "- `judge/` is an independent classifier of the findings, for scoring drawings. It took no part in training the rest.",
         "",
         "## Data",
