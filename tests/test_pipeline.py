@@ -74,7 +74,7 @@ RECIPE = {
                 "name": "stage2",
                 "examples": 3,
                 "cohort": {"sections": "impression"},
-                "mixture": {"cxr_vqa": 1, "report_to_cxr": 1},
+                "mixture": {"cxr_vqa": 1, "report_to_cxr": 1, "language": 1},
             },
         ],
     },
