@@ -467,6 +467,7 @@ class Run:
         model, vocabulary = self._base()
         texts = write_texts(model.to(self.device), vocabulary, self.recipe.tuning.replay)  # type: ignore[arg-type]
         save_texts(self.folder / "replay.jsonl", texts)
+        print(f"    {len(texts)} texts; {self.recipe.tuning.replay.texts - len(texts)} left out: empty")
 
     def template(self, vocabulary: ImageVocabulary) -> Template:
         """How instructions and responses are written."""

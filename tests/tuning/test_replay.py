@@ -37,7 +37,7 @@ def test_the_base_model_writes_texts_of_its_own():
     assert texts == write_texts(model, vocabulary, ReplaySettings(texts=5, tokens=8))
 
 
-def test_a_begin_token_comes_first_where_the_tokenizer_puts_one(monkeypatch):
+def test_a_begin_token_comes_first_where_the_tokenizer_puts_one():
     vocabulary = ImageVocabulary.grow(build_tokenizer(), 16)
     assert vocabulary.begin_ids == []
     vocabulary = ImageVocabulary.grow(build_tokenizer(), 16)
@@ -59,9 +59,9 @@ def test_first_words_are_whole_or_else_any_text():
 
 
 def test_a_plain_text_is_learned_whole_without_a_template():
-    task = LanguageTask([Turn("Say yes.", "", "Yes.")], ["The heart is normal.", "<|image_3|> in text"])
+    task = LanguageTask([Turn("Say yes.", "", "Yes.")], ["The heart is normal.", "<VQ0003> in text"])
     assert len(task) == 3
-    for item, text in ((1, "The heart is normal."), (2, "<|image_3|> in text")):
+    for item, text in ((1, "The heart is normal."), (2, "<VQ0003> in text")):
         rendered = render(task.example(item, np.random.default_rng(0)), TEMPLATE, VOCABULARY)
         assert rendered.ids.tolist() == VOCABULARY.encode_text(text) and rendered.task == "language"
         assert rendered.supervised.tolist() == [False] + [True] * (len(rendered.ids) - 1)
