@@ -30,6 +30,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import load_settings
 from llmcxr.generation.engine import CANDIDATE, GREEDY, Sampling
 from llmcxr.generation.llm_cxr import LlmCxr
+from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.instructions import cxr_to_report, report_to_cxr
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.vqa import LIST_QUESTION, NOTHING
@@ -476,6 +477,51 @@ def test_a_packed_model_is_checked(packed, smollm, tiny, tmp_path, monkeypatch, 
     assert "is there already" in capsys.readouterr().err
     assert main(["pack", str(tiny / "recipe.yaml"), str(tmp_path / "x"), "name=never"]) == 2
     assert "has no finished model" in capsys.readouterr().err
+
+
+def test_training_goes_on_from_a_run_or_a_packed_model(smollm, packed, tmp_path, monkeypatch, capsys):
+    """With rates near 0, what comes out is what it began from; without `start`, it is not."""
+    base = load_settings(Recipe, smollm / "recipe.yaml", [f"runs={tmp_path}", "name=on"])
+    stage = dataclasses.replace(base.tuning.stages[0], examples=4, learning_rate=1e-9, rows_learning_rate=1e-9)
+    frozen = dataclasses.replace(base, start=str(smollm), tuning=dataclasses.replace(base.tuning, stages=[stage]))
+    frozen = dataclasses.replace(
+        frozen, image_tokenizer=dataclasses.replace(base.image_tokenizer, steps=1, learning_rate=1e-9)
+    )
+    for folder in ("images", "masks"):
+        shutil.copytree(smollm / folder, tmp_path / "on" / folder)
+    run = Run(frozen)
+    for name in ("studies", "clinical_features", "image_tokenizer", "codes", "vqa"):
+        run.run(name)
+    begun = ImageTokenizer.from_pretrained(smollm / "image_tokenizer")
+    for part in ("encoder", "decoder"):
+        one, two = (getattr(t, part).state_dict() for t in (begun, run.image_tokenizer))
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
+    last = load_file(smollm / base.tuning.stages[-1].name / "weights.safetensors")
+    for start in (smollm, packed):
+        state = Run(dataclasses.replace(frozen, start=str(start))).tunable().state()
+        assert state.keys() == last.keys()
+        assert all(torch.equal(state[name], last[name]) for name in last)
+    fresh = Run(dataclasses.replace(frozen, start=None)).tunable().state()
+    assert not all(torch.equal(fresh[name], last[name]) for name in last)
+    # What depends on the start is done again with another, and only that.
+    prints = [Run(dataclasses.replace(frozen, start=s))._fingerprints() for s in (str(smollm), str(packed), None)]
+    assert prints[0] == Run(frozen)._fingerprints()
+    for other in prints[1:]:
+        same = {name for name in other if other[name] == prints[0][name]}
+        assert same == {"studies", "vqa", "judge"} | ({"replay"} if "replay" in other else set())
+    for start, said in [("nowhere", "no finished run and no packed model"), (str(tmp_path), "no finished run")]:
+        assert main(["run", str(smollm / "recipe.yaml"), f"runs={tmp_path}", "name=bad", f"start={start}"]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["run", str(smollm / "recipe.yaml"), "start=phantom", "llm=elsewhere", "name=bad"]) == 2
+    assert "was tuned from smollm2-135m-instruct, not from elsewhere" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"start: nothing is trained where `model` is given"):
+        load_settings(Recipe, smollm / "recipe.yaml", ["start=phantom", "model=phantom"])
+    with pytest.raises(UserError, match=r"start: needs tuning.method lora, is full"):
+        load_settings(
+            Recipe,
+            smollm / "recipe.yaml",
+            ["start=phantom", "tuning.method=full", "tuning.language_loss=answers", "tuning.replay.texts=0"],
+        )
 
 
 def test_a_finished_model_is_measured_on_other_data(packed, tmp_path, monkeypatch, capsys):

@@ -30,6 +30,7 @@ from llmcxr.evaluation.judge import Judge, judge_findings
 from llmcxr.evaluation.model_card import model_card
 from llmcxr.evaluation.page import PageContent, glance, write_page
 from llmcxr.foundation.artifacts import atomic_path, fingerprint, folder_fingerprint, read_json, write_json
+from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import settings_to_dict
@@ -60,12 +61,12 @@ from llmcxr.sources.phantom import source as phantom
 from llmcxr.studies.cohort import check_splits, select_cohort
 from llmcxr.studies.radiographs import load_all
 from llmcxr.studies.report_sections import report_text
-from llmcxr.studies.study import Split, Study, known_findings, label_matrix, read_manifest, write_manifest
+from llmcxr.studies.study import Split, Study, known_findings, label_matrix, read_manifest, sided_labels, write_manifest
 from llmcxr.tuning.alignment import align, alignment_prompt
 from llmcxr.tuning.forgetting import LanguageCheck
 from llmcxr.tuning.four_bit import bitsandbytes
 from llmcxr.tuning.model_folder import ModelInfo, load_info, save_model
-from llmcxr.tuning.packed import find_model, pack
+from llmcxr.tuning.packed import Start, find_model, find_start, pack
 from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.replay import ReplaySettings, load_texts, save_texts, write_texts
 from llmcxr.tuning.settings import DecodingSettings, StageSettings
@@ -168,6 +169,16 @@ class Run:
         """Folder of the finished model that is measured, where one is."""
         return None if self.recipe.model is None else find_model(self.recipe.model)
 
+    @cached_property
+    def start(self) -> Start | None:
+        """What training goes on from, where it does not begin with nothing."""
+        if self.recipe.start is None:
+            return None
+        start = find_start(self.recipe.start)
+        if start.info.base != self.recipe.llm:
+            raise UserError(f"start: {self.recipe.start} was tuned from {start.info.base}, not from {self.recipe.llm}.")
+        return start
+
     @property
     def given_judge(self) -> Path | None:
         """Folder of the judge that comes with the given model, where one does."""
@@ -250,12 +261,20 @@ class Run:
 
         if self.given is not None:
             return [studies, codes(self._with_content(r.model, str(self.given)), "studies"), vqa, *measuring("codes")]
+
+        def started(settings: Any) -> Any:
+            """`settings`, with the fingerprints of what training goes on from."""
+            if self.start is None or not self.processes.main:
+                return settings
+            files = self.start.weights, self.start.image_tokenizer / "model.safetensors"
+            return settings, *map(fingerprint, files)
+
         result = [
             studies,
             Stage(
                 "clinical_features",
                 "a network that knows findings, so that image tokens keep what matters clinically",
-                r.clinical_features,
+                started(r.clinical_features),
                 ("studies",),
                 ("clinical_features",),
                 self._clinical_features,
@@ -263,7 +282,7 @@ class Run:
             Stage(
                 "image_tokenizer",
                 "learns to write a radiograph as a small grid of codes, and to paint it again from them",
-                self._with_content(r.image_tokenizer, r.image_tokenizer.pretrained),
+                started(self._with_content(r.image_tokenizer, r.image_tokenizer.pretrained)),
                 ("studies", "clinical_features"),
                 ("image_tokenizer",),
                 self._image_tokenizer,
@@ -287,7 +306,7 @@ class Run:
         llm = self._with_content(r.llm, r.llm)
         if r.tuning.alignment.steps:
             about = "the first layers of the language model learn which findings the codes show"
-            result.append(Stage("alignment", about, (llm, shared), before, ("alignment",), self._align))
+            result.append(Stage("alignment", about, started((llm, shared)), before, ("alignment",), self._align))
             before = ("alignment",)
         if r.tuning.replay.texts:
             about = "the base model writes texts of its own, by which it is kept while it is tuned"
@@ -299,7 +318,9 @@ class Run:
                 if index == 0
                 else "the same on selected data"
             )
-            settings = (llm, shared, stage, content)
+            settings: Any = (llm, shared, stage, content)
+            if index == 0 and not r.tuning.alignment.steps:
+                settings = started(settings)
             tune: Callable[[], None] = lambda i=index: self._tune(i)  # type: ignore[misc] # noqa: E731
             result.append(Stage(stage.name, about, settings, (*before, *replay), (stage.name,), tune, everywhere=True))
             before = (stage.name,)
@@ -396,8 +417,10 @@ class Run:
             )
         studies, images = self.of_split("train")
         torch.manual_seed(settings.training.seed)
-        features = ClinicalFeatures(self.findings, settings.resolution)
-        labels = label_matrix(studies, self.findings)
+        names, labels = sided_labels(studies, self.findings)
+        features = ClinicalFeatures(names, settings.resolution)
+        if self.start and (earlier := ImageTokenizer.from_pretrained(self.start.image_tokenizer).clinical):
+            features.take_weights(earlier)
         train_classifier(
             features, images, labels, settings.training, self.device, folder / "checkpoint.pt", "clinical network"
         )
@@ -409,7 +432,8 @@ class Run:
             ImageTokenizer.from_pretrained(settings.pretrained).save_pretrained(folder)
             return
         features = ClinicalFeatures.load(self.folder / "clinical_features")
-        train_image_tokenizer(settings, features, self.of_split("train")[1], folder, self.device)
+        start = ImageTokenizer.from_pretrained(self.start.image_tokenizer) if self.start else None
+        train_image_tokenizer(settings, features, self.of_split("train")[1], folder, self.device, start)
 
     def _codes(self) -> None:
         codes = encode_images(self.image_tokenizer, self.pixels, self.device)
@@ -444,8 +468,8 @@ class Run:
             return projected_rows(codebook, text_rows, tuning.seed)
         studies = [s for s in self.studies if s.split == "train"]
         codes = np.stack([self.codes[s.image_id] for s in studies])
-        words = word_vectors(self.findings, tokenizer, text_rows)
-        labels = label_matrix(studies, self.findings)
+        names, labels = sided_labels(studies, self.findings)
+        words = word_vectors(names, tokenizer, text_rows)
         return reader_rows(codebook, codes, labels, words, text_rows, tuning.reader, tuning.seed)
 
     def _base(self) -> tuple[PreTrainedModel, ImageVocabulary]:
@@ -457,10 +481,14 @@ class Run:
         """The model as it is tuned; with what the training `after` saved, which is all that is trained, rows included."""
         model, vocabulary = self._base()
         text_rows = table_of(model).detach()[: vocabulary.first_id]
-        if after is None:
+        if after is None and self.start is None:
             return TunableModel(model, vocabulary, self._rows(vocabulary.tokenizer, text_rows), self.recipe.tuning)
         tunable = TunableModel(model, vocabulary, torch.zeros(vocabulary.size, text_rows.shape[1]), self.recipe.tuning)
-        load_stage(tunable, self.folder / after)
+        if after is None:
+            assert self.start is not None
+            tunable.load_state(load_weights(self.start.weights), str(self.start.weights))
+        else:
+            load_stage(tunable, self.folder / after)
         return tunable
 
     def _replay(self) -> None:
@@ -488,7 +516,7 @@ class Run:
         template = self.template(tunable.vocabulary)
         studies = [s for s in self.studies if s.split == "train"]
         prompts = np.array([alignment_prompt(self.codes[s.image_id], template, tunable.vocabulary) for s in studies])
-        labels = label_matrix(studies, self.findings)
+        _, labels = sided_labels(studies, self.findings)
         align(tunable, prompts, labels, self.recipe.tuning.alignment, folder, self.device)
 
     def _tune(self, index: int) -> None:

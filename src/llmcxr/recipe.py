@@ -43,6 +43,11 @@ class Recipe:
         "measure a finished model (a shipped one by name, or a folder) instead of training one: only `source` and `evaluation` "
         "count then",
     )
+    start: str | None = setting(
+        None,
+        "train on from a finished run (its folder) or a packed model (a shipped one by name, or its folder): from its clinical "
+        "network, image tokenizer and adapters, instead of from nothing",
+    )
     source: SourceSettings = setting(SourceSettings(), "data")
     clinical_features: ClinicalFeatureSettings = setting(
         ClinicalFeatureSettings(), "network of the clinical feature loss"
@@ -57,6 +62,10 @@ class Recipe:
         faults = []
         if not self.name or "/" in self.name or self.name.startswith("."):
             faults.append(f"name: {self.name!r} should be a plain folder name")
+        if self.start is not None and self.model is not None:
+            faults.append("start: nothing is trained where `model` is given; set one of the two")
+        if self.start is not None and self.tuning.method != "lora":
+            faults.append(f"start: needs tuning.method lora, is {self.tuning.method}")
         size = self.image_tokenizer.architecture.image_size
         if self.model is None and self.source.kind == "phantom" and self.source.phantom.image_size != size:
             faults.append(

@@ -168,3 +168,15 @@ def test_interrupted_training_gives_equal_weights(tmp_path, monkeypatch):
     again = Small()
     train_classifier(again, images, labels, settings, CPU, tmp_path / "b.pt", "test")
     torch.testing.assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
+def test_weights_are_taken_by_the_names_of_findings():
+    torch.manual_seed(0)
+    old, new = ClinicalFeatures(("mass", "nodule")).eval(), ClinicalFeatures(("nodule", "left nodule", "edema")).eval()
+    before = new.network.classifier.weight[2].clone()
+    new.take_weights(old)
+    x = torch.rand(2, 1, 64, 64) * 2 - 1
+    with torch.no_grad():
+        one, two = old(x), new(x)
+    torch.testing.assert_close(two[:, :2], one[:, [1, 1]])
+    assert torch.equal(new.network.classifier.weight[2], before)

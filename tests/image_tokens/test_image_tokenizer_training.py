@@ -117,6 +117,17 @@ def test_codes_learn_to_be_read(images, tmp_path, monkeypatch):
     torch.testing.assert_close(again.state_dict(), whole.state_dict(), rtol=1e-4, atol=1e-5)
 
 
+def test_training_goes_on_from_another_tokenizer(trained, images, tmp_path):
+    settings = dataclasses.replace(SETTINGS, steps=1, learning_rate=1e-9, codebook_decay=1.0)
+    again = train_image_tokenizer(settings, features(), images, tmp_path, CPU, start=trained[0])
+    torch.testing.assert_close(again.decoder.state_dict(), trained[0].decoder.state_dict(), rtol=0, atol=1e-6)
+    x = torch.from_numpy(images.astype(np.float32) / 127.5 - 1)[:, None]
+    assert (again.encode(x) == trained[0].encode(x)).float().mean() > 0.95
+    other = dataclasses.replace(settings, architecture=dataclasses.replace(SETTINGS.architecture, codebook_size=32))
+    with pytest.raises(UserError, match=r"another architecture: codebook_size \(16, not 32\)"):
+        train_image_tokenizer(other, features(), images, tmp_path / "other", CPU, start=trained[0])
+
+
 def test_frozen_features_stay_frozen(images, tmp_path):
     network = features()
     before = {k: v.clone() for k, v in network.state_dict().items()}

@@ -1,5 +1,6 @@
 """Tags of the Indiana reports become findings; blanks in the text are cleaned; nothing is dropped uncounted."""
 
+import dataclasses
 import io
 import tarfile
 
@@ -7,9 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmcxr.foundation.assets import fetch
 from llmcxr.foundation.errors import UserError
-from llmcxr.sources.phantom.reports import IndianaReport, clean_text, findings_of, parse_tag, read_reports, with_sides
-from llmcxr.sources.phantom.source import PhantomSettings, UsableReport, plan, split_of, usable_reports
+from llmcxr.sources.phantom.reports import (
+    IndianaReport,
+    clean_text,
+    findings_of,
+    mirror_words,
+    parse_tag,
+    read_reports,
+    with_sides,
+)
+from llmcxr.sources.phantom.source import PhantomSettings, UsableReport, mirrored, plan, split_of, usable_reports
+from llmcxr.studies.labeller import find_sides, label_report
 from llmcxr.studies.labels import PHANTOM_FINDINGS
 from llmcxr.studies.study import Finding
 
@@ -235,3 +246,74 @@ def test_damaged_archives_are_named(tmp_path) -> None:  # type: ignore[no-untype
         read_reports(archive(tmp_path / "c.tgz", {"7.xml": XML[:40]}))
     with pytest.raises(UserError, match="no XML"):
         read_reports(archive(tmp_path / "d.tgz", {"x.txt": b""}))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Left base. RIGHT apex, left-sided, leftward.", "Right base. LEFT apex, right-sided, rightward."),
+        ("Dextroscoliosis; LUL and rll.", "Levoscoliosis; RUL and lll."),
+        ("The upright cleft is bright; fell full.", "The upright cleft is bright; fell full."),
+    ],
+)
+def test_words_for_sides_are_exchanged(text: str, expected: str) -> None:
+    assert mirror_words(text) == expected
+
+
+@given(st.text("leftrighLRuo dxv-.", max_size=60))
+def test_exchanged_twice_is_as_before(text: str) -> None:
+    assert mirror_words(mirror_words(text)).lower() == text.lower()
+
+
+def test_mirrored_real_reports_tell_the_same_on_the_other_side() -> None:
+    usable, _ = usable_reports(read_reports(fetch("indiana-reports") / "NLMCXR_reports.tgz"))
+    opposite = {"left": "right", "right": "left", "both": "both", "": ""}
+    changed = 0
+    for report in usable:
+        other = mirrored(report, frozenset())
+        if other == report:
+            continue
+        changed += 1
+        assert [opposite[f.side] for f in report.findings] == [f.side for f in other.findings]
+        texts = ((r.findings_text, r.impression_text) for r in (report, other))
+        for one, two in zip(*texts, strict=True):
+            assert mirror_words(two) == one and label_report(one) == label_report(two)
+            assert {name: opposite[side] for name, side in find_sides(one).items()} == find_sides(two)
+    assert changed > 400  # of about 700 that tell a side
+
+
+def test_what_cannot_be_mirrored_stays_as_it_is() -> None:
+    opacity = Finding("opacity", "right", place="middle lobe")
+    for findings, text in [
+        ((opacity,), "Right opacity."),
+        ((Finding("opacity", "left"),), "Opacity at the left heart border."),
+        ((Finding("opacity", "left"),), "An opacity."),
+        ((Finding("opacity", "both"),), "Opacities, left more than right."),
+        ((), "The left lung is clear."),
+    ]:
+        report = UsableReport("1", text, "", findings)
+        assert mirrored(report, frozenset()) == report
+    report = UsableReport("1", "Left nodule.", "", (Finding("nodule", "left"),))
+    other = UsableReport("1", "Right nodule.", "", (Finding("nodule", "right"),))
+    assert mirrored(report, frozenset()) == other
+    assert mirrored(report, frozenset({"right nodule"})) == report
+
+
+def test_mirroring_is_of_training_alone_and_shares_no_text_with_the_other_splits() -> None:
+    sides = [
+        UsableReport(f"{k}", f"{side.capitalize()} nodule {k // 2}.", "", (Finding("nodule", side),))
+        for k in range(400)
+        for side in ("left", "right")
+    ]
+    settings = PhantomSettings(train=300, validate=30, test=30, abnormal_share=1.0)
+    share = dataclasses.replace(settings, mirrored_share=0.5)
+    plain, half = (list(plan(s, sides)) for s in (settings, share))
+    texts: dict[str, set[str]] = {"train": set(), "validate": set(), "test": set()}
+    for split, _, report, _ in half:
+        texts[split].add(report.findings_text)
+    assert not texts["train"] & (texts["validate"] | texts["test"])
+    assert [p for p in plain if p[0] != "train"] == [h for h in half if h[0] != "train"]
+    pairs = [(p[2], h[2]) for p, h in zip(plain, half, strict=True) if p[0] == "train"]
+    changed = [(p, h) for p, h in pairs if p != h]
+    assert all(mirror_words(h.findings_text) == p.findings_text for p, h in changed)
+    assert 0.2 < len(changed) / len(pairs) < 0.5  # half of them, less those whose mirrored text is another split's

@@ -106,6 +106,17 @@ class ClinicalFeatures(nn.Module):
         """Logits [B, F]."""
         return self.network.classifier(self.feature_maps(images)[1])
 
+    @torch.no_grad()
+    def take_weights(self, other: ClinicalFeatures) -> None:
+        """The weights of `other`; its findings may be others: "left X" begins as "X", and what it never saw begins anew."""
+        own, given = self.network.classifier, other.network.classifier
+        self.network.features.load_state_dict(other.network.features.state_dict())
+        for row, name in enumerate(self.findings):
+            known = [n for n in (name, name.removeprefix("left ").removeprefix("right ")) if n in other.findings]
+            if known:
+                own.weight[row] = given.weight[other.findings.index(known[0])]
+                own.bias[row] = given.bias[other.findings.index(known[0])]
+
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""
         with atomic_path(folder / "model.safetensors") as temporary:

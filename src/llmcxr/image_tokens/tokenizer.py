@@ -108,6 +108,17 @@ class ImageTokenizer(nn.Module):
             images = self.decoder(z.contiguous(memory_format=torch.channels_last))
         return images.float().clamp(-1, 1)
 
+    def take_weights(self, other: ImageTokenizer) -> None:
+        """Encoder, code vectors and decoder of `other`. `UserError` where its architecture is another."""
+        if self.architecture != other.architecture:
+            own, given = asdict(self.architecture), asdict(other.architecture)
+            wrong = [f"{k} ({given[k]}, not {own[k]})" for k in own if own[k] != given[k]]
+            raise UserError(
+                f"the image tokenizer to start from has another architecture: {', '.join(wrong)}. Make them the same, or start anew."
+            )
+        for name in ("encoder", "quantizer", "decoder"):
+            getattr(self, name).load_state_dict(getattr(other, name).state_dict())
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors into `folder`."""
         folder = Path(folder)

@@ -86,12 +86,15 @@ class _Trainer:
         features: ClinicalFeatures,
         images: np.ndarray,
         device: torch.device,
+        start: ImageTokenizer | None = None,
     ) -> None:
         self.settings, self.images, self.features, self.device = settings, images, features, device
         torch.manual_seed(settings.seed)
         self.tokenizer = ImageTokenizer(
             settings.architecture, features if settings.architecture.clinical_input else None
         ).train()
+        if start is not None:
+            self.tokenizer.take_weights(start)
         self.discriminator = build_discriminator()
         for network in (self.tokenizer, self.discriminator, features):
             place_network(network, device)
@@ -194,18 +197,22 @@ def train_image_tokenizer(
     images: np.ndarray,
     folder: Path,
     device: torch.device,
+    start: ImageTokenizer | None = None,
     save_every: int = 200,
 ) -> ImageTokenizer:
-    """Train on uint8 images [N, S, S] and save into `folder` (with curves.json); resumes from its last checkpoint."""
+    """Train on uint8 images [N, S, S] and save into `folder` (with curves.json); resumes from its last checkpoint.
+
+    Training goes on from the weights of `start`, where there is one; the clinical network is `features` in any case.
+    """
     S = settings.architecture.image_size
     if images.shape[1:] != (S, S):
         raise UserError(f"image_tokenizer.architecture.image_size is {S}, but the images are {images.shape[1:]}.")
-    trainer = _Trainer(settings, features, images, device)
-    checkpoint, start, curve = folder / "checkpoint.pt", 0, []
+    trainer = _Trainer(settings, features, images, device, start)
+    checkpoint, first, curve = folder / "checkpoint.pt", 0, []
     if saved := load_checkpoint(checkpoint):
         trainer.load_state(saved["trainer"])
-        start, curve = saved["step"], saved["curve"]
-    bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc="image tokenizer", unit="step")
+        first, curve = saved["step"], saved["curve"]
+    bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="image tokenizer", unit="step")
     sums: dict[str, float] = {}
     for step in bar:
         terms = trainer.step(step)

@@ -106,6 +106,26 @@ def label_matrix(studies: Sequence[Study], findings: Sequence[str]) -> np.ndarra
     ).reshape(len(studies), len(findings))
 
 
+def sided_labels(studies: Sequence[Study], findings: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """(names [M], labels float32 [N, M] as `label_matrix`): `findings`, then "left X" and "right X" of those with sides.
+
+    What learns from findings alone can know that there is an effusion without knowing where. Sides come from `truth`;
+    findings that never stand on one side alone there have none. NaN where a finding is there on an unknown side.
+    """
+    plain = label_matrix(studies, findings)
+    names, columns = list(findings), [plain]
+    for name, present in zip(findings, plain.T, strict=True):
+        sides = [{f.side for f in study.truth if f.name == name} for study in studies]
+        known = [bool(own) and "" not in own for own in sides]
+        both = np.array([[float(bool({side, "both"} & own)) for side in ("left", "right")] for own in sides])
+        if not {(1.0, 0.0), (0.0, 1.0)} <= {tuple(row) for row in both[known].tolist()}:
+            continue
+        names += [f"left {name}", f"right {name}"]
+        absent = (present == 0)[:, None]
+        columns.append(np.where(absent, 0.0, np.where(np.array(known)[:, None], both, np.nan)).astype(np.float32))
+    return tuple(names), np.concatenate(columns, axis=1)
+
+
 def known_findings(studies: Sequence[Study]) -> tuple[str, ...]:
     """Findings that occur both present and absent, in the order of their first mention."""
     names = dict.fromkeys(name for study in studies for name in study.labels)

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, sha
 from llmcxr.foundation.assets import SHIPPED_MODELS, cache_folder
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.errors import UserError
-from llmcxr.tuning.model_folder import load_info, save_model
+from llmcxr.tuning.model_folder import ModelInfo, load_info, save_model
 from llmcxr.tuning.settings import TuningSettings
 from llmcxr.tuning.tunable import TunableModel
 from llmcxr.vocabulary.growing import table_of
@@ -127,6 +128,34 @@ def unpack(folder: Path) -> Path:
 def shipped_models() -> list[str]:
     """Names of the packed models that come with the package."""
     return sorted(p.name for p in SHIPPED_MODELS.glob("*") if is_packed(p))
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where training begins that goes on from a model: its adapters and image rows, image tokenizer, and what it is."""
+
+    weights: Path
+    image_tokenizer: Path
+    info: ModelInfo
+
+
+def find_start(name: str | Path) -> Start:
+    """What `name` holds to train on from: a shipped model's name, the folder of a packed one, or that of a finished run.
+
+    Raises `UserError` where it is none of them, or a packed model's file is not the one that was packed.
+    """
+    folder = SHIPPED_MODELS / str(name) if name in shipped_models() else Path(name).expanduser()
+    if is_packed(folder):
+        check_sums(folder)
+        return Start(folder / "adapters.safetensors", folder / "image_tokenizer", load_info(folder))
+    if not (folder / "recipe.yaml").exists() or not (folder / "model" / "llmcxr.json").exists():
+        raise UserError(
+            f"start: {str(name)!r} is no finished run and no packed model. Give the folder of one, or the name of a shipped model "
+            f"({', '.join(shipped_models())})."
+        )
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    stage = recipe["tuning"]["stages"][-1]["name"]
+    return Start(folder / stage / "weights.safetensors", folder / "image_tokenizer", load_info(folder / "model"))
 
 
 def find_model(name: str | Path) -> Path:

@@ -313,6 +313,39 @@ def with_sides(findings: Sequence[Finding], text: str) -> tuple[Finding, ...]:
     return tuple(f if f.side else replace(f, side=told.get(f.name, "")) for f in findings)
 
 
+_OPPOSITE = {"left": "right", "dextro": "levo", "lul": "rul", "lll": "rll"}
+_OPPOSITE |= {b: a for a, b in _OPPOSITE.items()}
+_SIDE_WORD = re.compile(r"\b(?:(?:left|right)(?:(?=ward)|\b)|(?:dextro|levo)|(?:[lr]ul|[lr]ll)\b)", re.I)
+# What only one side has: with its side exchanged, such a report would tell of no body.
+_ONE_SIDED = re.compile(
+    r"\b(?:middle lobe|rml|lingula\w*|(?:bi)?ventric\w*|atri(?:um|a|al)|(?:heart|cardiac) border|paratracheal|azygos|"
+    r"retrocardiac|(?:left|right)[- ]sided (?:aort\w*|arch))\b",
+    re.I,
+)
+_ONE_SIDED_PLACES = {"middle lobe", "lingula", "retrocardiac", "mediastinum"}
+
+
+def mirror_words(text: str) -> str:
+    """`text` with every word for a side exchanged for its opposite; capitals are kept. Twice gives the text again."""
+
+    def opposite(match: re.Match[str]) -> str:
+        word, other = match.group(), _OPPOSITE[match.group().lower()]
+        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+
+    return _SIDE_WORD.sub(opposite, text)
+
+
+def can_be_mirrored(findings: Sequence[Finding], text: str) -> bool:
+    """Whether a report still tells of a body when its sides are exchanged, and tells sides at all."""
+    sided = any(f.side in ("left", "right") for f in findings) and _SIDE_WORD.search(text) is not None
+    return sided and not _ONE_SIDED.search(text) and not any(f.side and f.place in _ONE_SIDED_PLACES for f in findings)
+
+
+def mirror_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The same findings on the other side."""
+    return tuple(replace(f, side=_OPPOSITE.get(f.side, f.side)) for f in findings)
+
+
 def read_reports(archive: Path) -> list[IndianaReport]:
     """Read every report of NLMCXR_reports.tgz, sorted by number; texts are as in the file, with blanks.
 

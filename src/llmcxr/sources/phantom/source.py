@@ -27,7 +27,16 @@ from llmcxr.foundation.settings import setting
 from llmcxr.sources.phantom.anatomy import Case, case_for
 from llmcxr.sources.phantom.atlas import ATLAS_VERSION, load_atlas
 from llmcxr.sources.phantom.projection import RENDER_VERSION, render
-from llmcxr.sources.phantom.reports import IndianaReport, clean_text, findings_of, read_reports, with_sides
+from llmcxr.sources.phantom.reports import (
+    IndianaReport,
+    can_be_mirrored,
+    clean_text,
+    findings_of,
+    mirror_findings,
+    mirror_words,
+    read_reports,
+    with_sides,
+)
 from llmcxr.studies.labeller import label_report
 from llmcxr.studies.labels import PHANTOM_FINDINGS
 from llmcxr.studies.study import SPLITS, Collection, Finding, Split, Study
@@ -45,6 +54,11 @@ class PhantomSettings:
     test: int = setting(400, "number of studies for the test")
     seed: int = setting(0, "fixes patients, reports and pictures")
     abnormal_share: float = setting(0.7, "share of studies whose report has a finding that is drawn")
+    mirrored_share: float = setting(
+        0.0,
+        "share of training studies whose report has left and right exchanged, in its words and in the picture, so that a "
+        "side cannot be guessed from the wording",
+    )
     workers: int = setting(0, "processes that render; 0: one a core")
 
     def faults(self) -> list[str]:
@@ -56,8 +70,11 @@ class PhantomSettings:
             for n in ("train", "validate", "test", "workers")
             if getattr(self, n) < 0
         ]
-        if not 0 <= self.abnormal_share <= 1:
-            faults.append(f"abnormal_share: {self.abnormal_share} is not between 0 and 1")
+        faults += [
+            f"{n}: {getattr(self, n)} is not between 0 and 1"
+            for n in ("abnormal_share", "mirrored_share")
+            if not 0 <= getattr(self, n) <= 1
+        ]
         return faults
 
 
@@ -106,15 +123,29 @@ def _usable_of(archive: Path) -> tuple[list[UsableReport], Counter[str]]:
     return usable_reports(read_reports(archive))
 
 
+def _words(report: UsableReport) -> str:
+    """The text of a report by which reports are equal."""
+    return " ".join(re.findall(r"[a-z0-9]+", f"{report.findings_text} | {report.impression_text}".lower()))
+
+
 def split_of(report: UsableReport) -> Split:
     """The split of a report, from a hash of its text: equal texts are never on two sides."""
-    text = " ".join(re.findall(r"[a-z0-9]+", f"{report.findings_text} | {report.impression_text}".lower()))
-    at = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    at = int.from_bytes(hashlib.sha256(_words(report).encode()).digest()[:8], "big") / 2**64
     for split in SPLITS:
         if at < _SHARES[split]:
             return split
         at -= _SHARES[split]
     return SPLITS[-1]
+
+
+def mirrored(report: UsableReport, taken: frozenset[str]) -> UsableReport:
+    """The report with left and right exchanged; as it is where that makes no sense, or gives a text that is `taken`."""
+    texts = report.findings_text, report.impression_text
+    if not can_be_mirrored(report.findings, " ".join(texts)):
+        return report
+    findings_text, impression_text = map(mirror_words, texts)
+    other = UsableReport(report.uid, findings_text, impression_text, mirror_findings(report.findings))
+    return report if _words(other) in taken else other
 
 
 def _weights(reports: Sequence[UsableReport]) -> np.ndarray:
@@ -137,6 +168,7 @@ class _Job:
 
 def plan(settings: PhantomSettings, reports: Sequence[UsableReport]) -> Iterator[tuple[Split, str, UsableReport, Case]]:
     """(split, image id, report, case) of every study. A study depends on the seed and its own number alone."""
+    unseen = frozenset(_words(r) for r in reports if split_of(r) != "train")
     for split in SPLITS:
         own = [r for r in reports if split_of(r) == split]
         groups = {True: [r for r in own if r.findings], False: [r for r in own if not r.findings]}
@@ -150,6 +182,8 @@ def plan(settings: PhantomSettings, reports: Sequence[UsableReport]) -> Iterator
                     f"no {'abnormal' if abnormal else 'normal'} report for the split {split}; change abnormal_share or {split}."
                 )
             report = group[rng.choice(len(group), p=chances[abnormal])]
+            if split == "train" and stream(settings.seed, "mirror", i).uniform() < settings.mirrored_share:
+                report = mirrored(report, unseen)
             case = case_for(report.findings, int(rng.integers(2**62)))
             yield split, f"phantom-{settings.seed}-{split}-{i:06d}", report, case
 
