@@ -33,9 +33,10 @@ from llmcxr.generation.llm_cxr import LlmCxr
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.instructions import cxr_to_report, report_to_cxr
 from llmcxr.instructions.example import Turn
-from llmcxr.instructions.vqa import LIST_QUESTION, NOTHING
+from llmcxr.instructions.vqa import LIST_QUESTION, NOTHING, listed_findings
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
+from llmcxr.studies.study import shown_labels
 from llmcxr.tuning.packed import find_model
 from llmcxr.tuning.settings import DecodingSettings
 from llmcxr.vocabulary.language_model import load_language_model
@@ -53,6 +54,7 @@ RECIPE = {
             "blocks": 1,
             "codebook_size": 16,
             "code_dim": 8,
+            "clinical_input": True,
         },
         "steps": 3,
         "batch_size": 8,
@@ -481,14 +483,14 @@ def test_a_packed_model_is_checked(packed, smollm, tiny, tmp_path, monkeypatch, 
 
 def test_training_goes_on_from_a_run_or_a_packed_model(smollm, packed, tmp_path, monkeypatch, capsys):
     """With rates near 0, what comes out is what it began from; without `start`, it is not."""
-    base = load_settings(Recipe, smollm / "recipe.yaml", [f"runs={tmp_path}", "name=on"])
+    base = load_settings(Recipe, smollm / "recipe.yaml", [f"runs={tmp_path}", "name=further"])
     stage = dataclasses.replace(base.tuning.stages[0], examples=4, learning_rate=1e-9, rows_learning_rate=1e-9)
     frozen = dataclasses.replace(base, start=str(smollm), tuning=dataclasses.replace(base.tuning, stages=[stage]))
     frozen = dataclasses.replace(
         frozen, image_tokenizer=dataclasses.replace(base.image_tokenizer, steps=1, learning_rate=1e-9)
     )
     for folder in ("images", "masks"):
-        shutil.copytree(smollm / folder, tmp_path / "on" / folder)
+        shutil.copytree(smollm / folder, tmp_path / "further" / folder)
     run = Run(frozen)
     for name in ("studies", "clinical_features", "image_tokenizer", "codes", "vqa"):
         run.run(name)
@@ -617,7 +619,7 @@ def test_findings_are_named_before_a_report_and_a_drawing(tiny):
             refused()
 
 
-def test_of_candidates_the_one_that_the_model_reads_best_is_kept(tiny, monkeypatch):
+def test_of_candidates_the_best_is_kept(tiny, monkeypatch):
     model = LlmCxr.from_pretrained(tiny / "runs" / "tiny")
     codes, texts = np.random.default_rng(0).integers(0, 16, (3, 16)).astype(np.uint16), ["Left effusion.", "Clear."]
     sampling, draw = Sampling(max_new_tokens=6), Sampling(temperature=1.0, seed=4)
@@ -654,8 +656,12 @@ def test_of_candidates_the_one_that_the_model_reads_best_is_kept(tiny, monkeypat
         model.prompt(*report_to_cxr.drawing_turns(text, named)) for text, named in zip(texts, stated, strict=True)
     ]
     all_drawn = [r.codes for r in model.engine.generate(prompts * 3, "image", draw)]
-    values = likely([Turn(LIST_QUESTION, row) for row in all_drawn], stated * 3).reshape(3, 2)
-    best = [all_drawn[2 * k + i] for i, k in enumerate(values.argmax(0))]
+    clinical = model.image_tokenizer.clinical
+    wanted = torch.from_numpy(np.stack([shown_labels(listed_findings(s), clinical.findings) for s in stated * 3]))
+    pictures = torch.from_numpy(model.decode(np.stack(all_drawn)))[:, None]
+    values = clinical.log_likelihoods(pictures, wanted).reshape(3, 2)
+    assert len(values.unique()) == 6
+    best = [all_drawn[2 * k + i] for i, k in enumerate(values.argmax(0).tolist())]
     assert np.array_equal(model.draw_codes(texts, draw, candidates=3), best)
     model.info = dataclasses.replace(model.info, unguided_share=0.1)
     led = model.draw_codes(texts, dataclasses.replace(draw, guidance=3.0), candidates=3)
@@ -663,6 +669,9 @@ def test_of_candidates_the_one_that_the_model_reads_best_is_kept(tiny, monkeypat
     decoding = DecodingSettings(report_candidates=4, drawing_candidates=3)
     model.info = dataclasses.replace(model.info, decoding=decoding)
     assert model.reports(codes, sampling) == kept and np.array_equal(model.draw_codes(texts, draw), best)
+    model.image_tokenizer.clinical = None
+    with pytest.raises(UserError, match="has no clinical network"):
+        model.draw_codes(texts, draw, candidates=2)
 
 
 def test_a_model_with_another_image_tokenizer_is_refused(copied, capsys):

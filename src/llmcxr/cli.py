@@ -296,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument(
         "--candidates",
         type=_positive,
-        help="draw so many and keep the one on which the model itself best sees what the text states (default: the model's own)",
+        help="draw so many and keep the one on which the model's clinical network best sees what the text states (default: the model's own)",
     )
     draw.add_argument(
         "--no-mark", action="store_true", help="leave out the visible mark (the metadata always say synthetic)"

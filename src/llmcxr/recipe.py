@@ -66,6 +66,10 @@ class Recipe:
             faults.append("start: nothing is trained where `model` is given; set one of the two")
         if self.start is not None and self.tuning.method != "lora":
             faults.append(f"start: needs tuning.method lora, is {self.tuning.method}")
+        if self.tuning.decoding.drawing_candidates > 1 and not self.image_tokenizer.architecture.clinical_input:
+            faults.append(
+                "tuning.decoding.drawing_candidates: needs image_tokenizer.architecture.clinical_input, whose network chooses"
+            )
         size = self.image_tokenizer.architecture.image_size
         if self.model is None and self.source.kind == "phantom" and self.source.phantom.image_size != size:
             faults.append(

@@ -6,11 +6,14 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.instructions.vqa import (
     QuestionAnswer,
     finding_list,
+    listed_findings,
     presence_question,
     questions_of,
     read_questions,
@@ -18,6 +21,7 @@ from llmcxr.instructions.vqa import (
     stated_list,
     write_questions,
 )
+from llmcxr.studies.labels import PHANTOM_FINDINGS
 from llmcxr.studies.study import Finding, Study
 
 SHARES = {"cardiomegaly": 0.3, "nodule": 0.1, "opacity": 0.7}
@@ -170,3 +174,9 @@ def test_round_trip_and_broken_lines(tmp_path):
     assert read_questions(path) == [QuestionAnswer("a", "q", "a", "list")]
     with pytest.raises(UserError, match="Run the `vqa` stage first"):
         read_questions(tmp_path / "none.jsonl")
+
+
+@given(st.dictionaries(st.sampled_from(PHANTOM_FINDINGS), st.sampled_from(["", "left", "right", "both"])))
+def test_a_list_says_which_findings_it_was_made_of(sides: dict[str, str]) -> None:
+    findings = [Finding(name, side) for name, side in sides.items()]
+    assert sorted(listed_findings(finding_list(findings)), key=str) == sorted(findings, key=str)

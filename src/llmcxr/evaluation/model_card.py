@@ -18,8 +18,8 @@ OWN_DATA = (
 )
 
 
-def _decoding(guidance: float, candidates: int) -> str:
-    kept = "" if candidates == 1 else f", as the best of {candidates} by the model's own reading"
+def _decoding(guidance: float, candidates: int, judged_by: str) -> str:
+    kept = "" if candidates == 1 else f", as the best of {candidates} by {judged_by}"
     return f"guidance {guidance:g}{kept}"
 
 
@@ -35,6 +35,9 @@ def model_card(
     head, *rows = score_rows(summary)
     table = [" | ".join(head), " | ".join(["---"] * len(head)), *(" | ".join(row) for row in rows)]
     language = summary.get("language", {})
+    own = info.decoding
+    reports = _decoding(own.report_guidance, own.report_candidates, "the model's own reading")
+    drawings = _decoding(own.drawing_guidance, own.drawing_candidates, "its clinical network")
     lines = [
         f"# {name}",
         "",
@@ -55,8 +58,7 @@ def model_card(
         f"- Findings it was asked about: {', '.join(info.findings)}.",
         f"- Its reports hold the {info.report.replace('_', ' ')}"
         + (", and are written from findings that it names first." if info.findings_first else "."),
-        f"- Unless told otherwise, reports are written with {_decoding(info.decoding.report_guidance, info.decoding.report_candidates)}, "
-        f"drawings with {_decoding(info.decoding.drawing_guidance, info.decoding.drawing_candidates)}. The numbers below are of these.",
+        f"- Unless told otherwise, reports are written with {reports}, drawings with {drawings}. The numbers below are of these.",
         "- `judge/` is an independent classifier of the findings, for scoring drawings. It took no part in training the rest.",
         "",
         "## Data",

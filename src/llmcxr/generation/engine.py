@@ -136,36 +136,46 @@ class Engine:
         hidden = self._hidden(ids, mask if ragged else None, places, cache)[:, -1]
         place = places[:, -1]
         tokens: list[list[int]] = [[] for _ in range(B)]
-        drawing = torch.full((B,), modality == "image", device=self.device)
+        live = torch.arange(B, device=self.device)  # the responses whose states are computed
+        drawing = torch.full((B,), modality == "image", device=self.device)  # of the live ones, as all that follows
         finished = torch.zeros(B, dtype=torch.bool, device=self.device)
         step = 0
         while True:
-            new = torch.full((B,), self.end_id, device=self.device)
+            n = len(live)
+            new = torch.full((n,), self.end_id, device=self.device)
             if drawing.any():
-                logits = project(self.model, hidden[:B][drawing], first, end)
+                logits = project(self.model, hidden[:n][drawing], first, end)
                 if guided:
-                    less = project(self.model, hidden[B:][drawing], first, end)
+                    less = project(self.model, hidden[n:][drawing], first, end)
                     logits = less + strength * (logits - less)
                 new[drawing] = draw_tokens(logits, sampling, generator) + first
             if (writing := ~drawing & ~finished).any():
                 allowed = self._first if modality == "any" and step == 0 else self._text
-                logits = project(self.model, hidden[:B][writing]).masked_fill(~allowed, -torch.inf)
+                logits = project(self.model, hidden[:n][writing]).masked_fill(~allowed, -torch.inf)
                 if guided:
-                    less = project(self.model, hidden[B:][writing])
+                    less = project(self.model, hidden[n:][writing])
                     unlikely = logits < logits.max(-1, keepdim=True).values + math.log(PLAUSIBLE)
                     logits = (less + strength * (logits - less)).masked_fill(unlikely, -torch.inf)
                 new[writing] = draw_tokens(logits, sampling, generator)
                 drawing |= writing & (new >= first) & (new < end)
-            for row in (~finished).nonzero().flatten().tolist():
-                tokens[row].append(int(new[row]))
-                limit = L if drawing[row] else sampling.max_new_tokens
-                if len(tokens[row]) >= limit or (not drawing[row] and tokens[row][-1] == self.end_id):
-                    finished[row], drawing[row] = True, False
+            for number, row in enumerate(live.tolist()):
+                if finished[number]:
+                    continue
+                tokens[row].append(int(new[number]))
+                limit = L if drawing[number] else sampling.max_new_tokens
+                if len(tokens[row]) >= limit or (not drawing[number] and tokens[row][-1] == self.end_id):
+                    finished[number], drawing[number] = True, False
             if finished.all():
                 break
             place = place + 1
             if ragged:
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            if 2 * int(finished.sum()) >= n:  # most are finished: go on without them
+                kept = (~finished).nonzero().flatten()
+                rows = torch.cat([kept, kept + n]) if guided else kept
+                cache.batch_select_indices(rows)
+                mask, place = mask[rows], place[rows]
+                live, new, drawing, finished = live[kept], new[kept], drawing[kept], finished[kept]
             given = torch.cat([new, new]) if guided else new
             hidden = self._hidden(given[:, None], mask if ragged else None, place[:, None], cache)[:, -1]
             step += 1

@@ -26,8 +26,9 @@ from llmcxr.instructions.example import Turn
 from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.report_to_cxr import STATED_QUESTION, drawing_turns
 from llmcxr.instructions.templates import build_template
-from llmcxr.instructions.vqa import LIST_QUESTION, NOTHING, presence_question
+from llmcxr.instructions.vqa import LIST_QUESTION, NOTHING, listed_findings, presence_question
 from llmcxr.studies.radiographs import load_square, to_square
+from llmcxr.studies.study import shown_labels
 from llmcxr.tuning.model_folder import ModelInfo, load_info
 from llmcxr.tuning.packed import find_model
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -35,6 +36,12 @@ from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 _CANDIDATES_AT_ONCE = 32  # responses generated together, where one prompt has several
 Candidate = TypeVar("Candidate")
 ImageLike = str | Path | Image.Image | np.ndarray
+
+
+def _best(candidates: Sequence[Candidate], values: np.ndarray, each: int) -> list[Candidate]:
+    """The candidate of highest value for each of B prompts; candidate k of prompt i is number k * B + i, of `each` * B."""
+    B = len(candidates) // each
+    return [candidates[k * B + i] for i, k in enumerate(values.reshape(each, B).argmax(0))]
 
 
 class LlmCxr:
@@ -132,7 +139,12 @@ class LlmCxr:
         freely = replace(CANDIDATE, max_new_tokens=sampling.max_new_tokens, seed=sampling.seed + 1, guidance=guidance)
         texts += [r.text for r in self._several(candidates - 1, prompts, "text", freely, negative)]
         questions = [self.prompt(Turn(STATED_QUESTION, text)) for text in texts]
-        return self._likeliest(texts, questions, [str(named) for named in found])
+        answers = [str(named) for named in found] * candidates
+        B = len(codes)
+        values = [
+            self.engine.log_likelihoods(questions[k : k + B], answers[k : k + B]) for k in range(0, len(texts), B)
+        ]
+        return _best(texts, np.concatenate(values), candidates)
 
     def _check_candidates(self, candidates: int) -> None:
         if candidates < 1:
@@ -160,14 +172,6 @@ class LlmCxr:
             responses += self.engine.generate([*prompts] * n, modality, own, negative and [*negative] * n)
         return responses
 
-    def _likeliest(
-        self, candidates: Sequence[Candidate], prompts: Sequence[Sequence[int]], answers: Sequence[str]
-    ) -> list[Candidate]:
-        """For each of B `answers` the candidate after whose prompt it is likeliest; candidate k of answer i is number k * B + i."""
-        B = len(answers)
-        rounds = [self.engine.log_likelihoods(prompts[k : k + B], answers) for k in range(0, len(prompts), B)]
-        return [candidates[best * B + i] for i, best in enumerate(np.argmax(rounds, axis=0))]
-
     def draw(self, text: str, sampling: Sampling = DRAWING, candidates: int | None = None) -> np.ndarray:
         """A radiograph for a report: float32 [S, S] in [-1, 1]."""
         return self.decode(self.draw_codes([text], sampling, candidates))[0]
@@ -178,9 +182,9 @@ class LlmCxr:
         """Codes uint16 [N, L] of one drawing for each text.
 
         Guidance (`sampling.guidance`, None: the model's own) leads drawings away from any radiograph. Of several `candidates`
-        (None: the model's own number) that one is kept on which the model itself would most likely see the findings that the
-        text states. `UserError` for guidance that the model has not learned, and for candidates of a model that names no
-        findings first.
+        (None: the model's own number) that one is kept on which the clinical network, which is part of the image tokenizer,
+        most likely sees the findings that the text states, and no others. `UserError` for guidance that the model has not
+        learned, and for candidates of a model that names no findings first, or whose image tokenizer has no such network.
         """
         guidance = self.info.decoding.drawing_guidance if sampling.guidance is None else sampling.guidance
         candidates = self.info.decoding.drawing_candidates if candidates is None else candidates
@@ -198,9 +202,25 @@ class LlmCxr:
         drawn = self._several(candidates, prompts, "image", replace(sampling, guidance=guidance), negative)
         codes = [response.codes for response in drawn if response.codes is not None]
         if candidates > 1:
-            questions = [self.prompt(Turn(LIST_QUESTION, row)) for row in codes]
-            codes = self._likeliest(codes, questions, [str(named) for named in stated])
+            codes = _best(codes, self._clinical_likelihoods(codes, [str(s) for s in stated] * candidates), candidates)
         return np.stack(codes)
+
+    def _clinical_likelihoods(self, codes: Sequence[np.ndarray], stated: Sequence[str]) -> np.ndarray:
+        """How likely the clinical network finds on each drawing what its list `stated`, and nothing else: [N] in nats."""
+        clinical = self.image_tokenizer.clinical
+        if clinical is None:
+            raise UserError(
+                "this model's image tokenizer has no clinical network (image_tokenizer.architecture.clinical_input) by which "
+                "drawings could be told apart. Leave candidates at 1."
+            )
+        values = []
+        for first in range(0, len(codes), _CANDIDATES_AT_ONCE):
+            part = slice(first, first + _CANDIDATES_AT_ONCE)
+            labels = np.stack([shown_labels(listed_findings(text), clinical.findings) for text in stated[part]])
+            images = torch.from_numpy(self.decode(np.stack(codes[part])))[:, None]
+            device = self.engine.device
+            values.append(clinical.log_likelihoods(images.to(device), torch.from_numpy(labels).to(device)).cpu())
+        return torch.cat(values).numpy()
 
     def ask(self, image: ImageLike, question: str, sampling: Sampling = GREEDY) -> str:
         """Answer to a question about one image."""

@@ -106,6 +106,14 @@ class ClinicalFeatures(nn.Module):
         """Logits [B, F]."""
         return self.network.classifier(self.feature_maps(images)[1])
 
+    @torch.inference_mode()
+    def log_likelihoods(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Float32 [B]: log p of the known ones of `labels` [B, F] (1, 0, NaN) on images [B, 1, S, S], in nats."""
+        with autocast(images.device):
+            logits = self(images)
+        losses = F.binary_cross_entropy_with_logits(logits.float(), labels.nan_to_num(), reduction="none")
+        return -(losses * ~labels.isnan()).sum(1)
+
     @torch.no_grad()
     def take_weights(self, other: ClinicalFeatures) -> None:
         """The weights of `other`; its findings may be others: "left X" begins as "X", and what it never saw begins anew."""

@@ -75,6 +75,16 @@ def finding_list(findings: Iterable[Finding]) -> str:
     return ("; ".join(parts).capitalize() + ".") if parts else NOTHING
 
 
+def listed_findings(text: str) -> tuple[Finding, ...]:
+    """What a `finding_list` names, in small letters, each with its side ("" where it has none)."""
+    findings = []
+    for part in text.lower().removesuffix(".").split("; ") if text != NOTHING else []:
+        first, _, rest = part.partition(" ")
+        side = {"left": "left", "right": "right", "bilateral": "both"}.get(first, "")
+        findings.append(Finding(rest if side else part, side))
+    return tuple(findings)
+
+
 def seen_list(study: Study, findings: Sequence[str]) -> str | None:
     """`finding_list` of what the image shows: exact findings where there are some, else the positive labels.
 

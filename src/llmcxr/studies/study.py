@@ -115,15 +115,24 @@ def sided_labels(studies: Sequence[Study], findings: Sequence[str]) -> tuple[tup
     plain = label_matrix(studies, findings)
     names, columns = list(findings), [plain]
     for name, present in zip(findings, plain.T, strict=True):
-        sides = [{f.side for f in study.truth if f.name == name} for study in studies]
-        known = [bool(own) and "" not in own for own in sides]
-        both = np.array([[float(bool({side, "both"} & own)) for side in ("left", "right")] for own in sides])
-        if not {(1.0, 0.0), (0.0, 1.0)} <= {tuple(row) for row in both[known].tolist()}:
-            continue
-        names += [f"left {name}", f"right {name}"]
-        absent = (present == 0)[:, None]
-        columns.append(np.where(absent, 0.0, np.where(np.array(known)[:, None], both, np.nan)).astype(np.float32))
+        sides = tuple(f"{side} {name}" for side in ("left", "right"))
+        told = np.stack([shown_labels(study.truth, sides) for study in studies])
+        if {(1.0, 0.0), (0.0, 1.0)} <= {tuple(row) for row in told.tolist()}:
+            names += sides
+            there = np.where((told == 0).all(1, keepdims=True), np.nan, told)  # labelled, but not in `truth`
+            columns.append(np.where((present == 0)[:, None], 0, there).astype(np.float32))
     return tuple(names), np.concatenate(columns, axis=1)
+
+
+def shown_labels(findings: Sequence[Finding], names: Sequence[str]) -> np.ndarray:
+    """Labels float32 [M] of `names`, as `sided_labels` has them, where an image shows `findings` and no others."""
+    labels = []
+    for name in names:
+        side = next((side for side in ("left", "right") if name.startswith(f"{side} ")), "")
+        own = {f.side for f in findings if f.name == (name.removeprefix(f"{side} ") if side else name)}
+        known = not side or "" not in own
+        labels.append(float(bool(own & {side, "both"} if side else own)) if known else np.nan)
+    return np.array(labels, dtype=np.float32)
 
 
 def known_findings(studies: Sequence[Study]) -> tuple[str, ...]:

@@ -105,7 +105,9 @@ class DecodingSettings:
         "unguided_share)",
     )
     drawing_candidates: int = setting(
-        1, "images drawn of a report; the one is kept on which the model would most likely see the findings it states"
+        1,
+        "images drawn of a report; the one is kept on which the clinical network most likely sees the findings it states (needs "
+        "image_tokenizer.architecture.clinical_input)",
     )
 
     def faults(self) -> list[str]:
