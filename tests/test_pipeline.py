@@ -511,6 +511,10 @@ def test_training_goes_on_from_a_run_or_a_packed_model(smollm, packed, tmp_path,
     for other in prints[1:]:
         same = {name for name in other if other[name] == prints[0][name]}
         assert same == {"studies", "vqa", "judge"} | ({"replay"} if "replay" in other else set())
+    rows = pipeline._rows_before(str(smollm))
+    assert [what for what, _ in rows] == ["image tokenizer, in the run tiny before", "stage1, in the run tiny before"]
+    assert rows[0][1] == "3 steps of 8 images" and rows[1][1].startswith("LoRA of rank 2, ")
+    assert pipeline._rows_before(str(packed)) == [("start", "trains on from the packed model packed-tiny-1")]
     for start, said in [("nowhere", "no finished run and no packed model"), (str(tmp_path), "no finished run")]:
         assert main(["run", str(smollm / "recipe.yaml"), f"runs={tmp_path}", "name=bad", f"start={start}"]) == 2
         assert said in capsys.readouterr().err

@@ -138,6 +138,31 @@ def tasks_of(
     return tasks, cohort.dropped
 
 
+def _tuned_rows(folder: Path, stages: Sequence[str], rank: int) -> list[tuple[str, str]]:
+    """(stage, how it was tuned) of finished stages in the folder of a run, for the model card."""
+    rows = []
+    for name in stages:
+        done = read_json(folder / name / "summary.json")
+        tasks = ", ".join(f"{count:,} {task}" for task, count in done["examples"].items())
+        rows.append((name, f"LoRA of rank {rank}, {done['tokens']:,} tokens in {done['step']:,} steps ({tasks})"))
+    return rows
+
+
+def _rows_before(start: str | None) -> list[tuple[str, str]]:
+    """(what, how) of the training before this run: that of the run, or a word on the packed model, that it starts from."""
+    if start is None:
+        return []
+    path = Path(start).expanduser() / "recipe.yaml"
+    name = Path(start).name
+    if not path.exists():
+        return [("start", f"trains on from the packed model {name}")]
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tokenizer, tuning = recipe["image_tokenizer"], recipe["tuning"]
+    tuned = _tuned_rows(path.parent, [stage["name"] for stage in tuning["stages"]], tuning["lora_rank"])
+    rows = [("image tokenizer", f"{tokenizer['steps']:,} steps of {tokenizer['batch_size']} images"), *tuned]
+    return [*_rows_before(recipe.get("start")), *((f"{what}, in the run {name} before", how) for what, how in rows)]
+
+
 class Run:
     """A recipe and its folder."""
 
@@ -622,7 +647,8 @@ class Run:
             raise UserError(f"{self.folder} has no finished {missing[0]}; `llmcxr run` it first.")
         tuning, tokenizer = recipe.tuning, recipe.image_tokenizer
         hours = {s.name: self.record(s.name).get("seconds", 0) / 3600 for s in self.stages()}
-        training = [("image tokenizer", f"{tokenizer.steps:,} steps of {tokenizer.batch_size} images")]
+        training = _rows_before(recipe.start)
+        training.append(("image tokenizer", f"{tokenizer.steps:,} steps of {tokenizer.batch_size} images"))
         if align := tuning.alignment.steps:
             training.append(
                 (
@@ -634,15 +660,7 @@ class Run:
             of = ", ".join(stage.name for stage in tuning.stages if stage.replay)
             texts = f"{tuning.replay.texts:,} texts of the base model itself, among the language examples of {of}"
             training.append(("replay", texts))
-        for stage in tuning.stages:
-            done = read_json(self.folder / stage.name / "summary.json")
-            tasks = ", ".join(f"{count:,} {task}" for task, count in done["examples"].items())
-            training.append(
-                (
-                    stage.name,
-                    f"LoRA of rank {tuning.lora_rank}, {done['tokens']:,} tokens in {done['step']:,} steps ({tasks})",
-                )
-            )
+        training += _tuned_rows(self.folder, [stage.name for stage in tuning.stages], tuning.lora_rank)
         took = ", ".join(f"{name} {value:.1f}" for name, value in hours.items() if value >= 0.05)
         training += [("hours", f"{took} ({self.device.type}, {core_count()} cores)")] if took else []
         card = model_card(
