@@ -439,7 +439,7 @@ def test_a_packed_model_is_the_model(smollm, packed, tmp_path, monkeypatch):
     assert "24 training, 8 validation and 40 test images" in card and "CC BY-NC-ND 4.0" in card
     assert "stage1: LoRA of rank 2, " in card
     size = sum(p.stat().st_size for p in packed.rglob("*"))
-    assert size < 0.06 * sum(p.stat().st_size for p in (smollm / "model").rglob("*"))
+    assert size < 0.08 * sum(p.stat().st_size for p in (smollm / "model").rglob("*"))
     monkeypatch.setattr("llmcxr.tuning.packed.cache_folder", lambda: tmp_path)
     folder = find_model(packed)
     assert folder.is_relative_to(tmp_path) and find_model(folder) == folder == find_model(packed)
@@ -502,7 +502,8 @@ def test_training_goes_on_from_a_run_or_a_packed_model(smollm, packed, tmp_path,
     for start in (smollm, packed):
         state = Run(dataclasses.replace(frozen, start=str(start))).tunable().state()
         assert state.keys() == last.keys()
-        assert all(torch.equal(state[name], last[name]) for name in last)
+        wrong = [n for n in last if not torch.equal(state[n].bfloat16(), last[n].bfloat16())]  # as they are packed
+        assert not wrong
     fresh = Run(dataclasses.replace(frozen, start=None)).tunable().state()
     assert not all(torch.equal(fresh[name], last[name]) for name in last)
     # What depends on the start is done again with another, and only that.
@@ -652,10 +653,8 @@ def test_of_candidates_the_best_is_kept(tiny, monkeypatch):
         model.reports(codes, sampling, candidates=0)
     with pytest.raises(UserError, match="at least 1"):
         model.draw_codes(texts, draw, candidates=0)
-    stated = [
-        model.engine.generate([model.prompt(Turn(report_to_cxr.STATED_QUESTION, t))], "text", GREEDY)[0].text
-        for t in texts
-    ]
+    questions = [model.prompt(Turn(report_to_cxr.STATED_QUESTION, t)) for t in texts]
+    stated = [r.text for r in model.engine.generate(questions, "text", GREEDY)]
     prompts = [
         model.prompt(*report_to_cxr.drawing_turns(text, named)) for text, named in zip(texts, stated, strict=True)
     ]
