@@ -481,7 +481,7 @@ def test_a_packed_model_is_checked(packed, smollm, tiny, tmp_path, monkeypatch, 
     assert "has no finished model" in capsys.readouterr().err
 
 
-def test_training_goes_on_from_a_run_or_a_packed_model(smollm, packed, tmp_path, monkeypatch, capsys):
+def test_training_goes_on_from_a_run_or_a_packed_model(smollm, packed, tmp_path, capsys):
     """With rates near 0, what comes out is what it began from; without `start`, it is not."""
     base = load_settings(Recipe, smollm / "recipe.yaml", [f"runs={tmp_path}", "name=further"])
     stage = dataclasses.replace(base.tuning.stages[0], examples=4, learning_rate=1e-9, rows_learning_rate=1e-9)
