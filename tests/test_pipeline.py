@@ -78,6 +78,8 @@ RECIPE = {
                 "examples": 3,
                 "cohort": {"sections": "impression"},
                 "mixture": {"cxr_vqa": 1, "report_to_cxr": 1, "language": 1},
+                "adapters_kept": 0.5,
+                "rare_findings": 0.3,
             },
         ],
     },
@@ -221,6 +223,24 @@ def test_stage2_goes_on_from_stage1(tiny):
     distance = sum((one[n].float() - two[n].float()).norm() for n in one)
     length = sum(one[n].float().norm() for n in one)
     assert 0 < distance < 0.5 * length
+
+
+def test_a_stage_begins_with_less_of_the_adapters_and_more_of_rare_findings(tiny, tmp_path, monkeypatch):
+    begun = {}
+
+    def run(self):
+        begun.update(self.tunable.state())
+
+    monkeypatch.setattr(pipeline.TuningStage, "run", run)
+    one_run = Run(load_settings(Recipe, tiny / "recipe.yaml"))
+    stage = one_run.recipe.tuning.stages[1]
+    one_run._train(stage, tmp_path)
+    one = load_file(one_run.folder / "stage1" / "weights.safetensors")
+    for name, weight in one.items():
+        assert torch.equal(begun[name], 0.5 * weight if "lora_B" in name else weight), name
+    all_once = dataclasses.replace(stage, rare_findings=0.0)
+    drawings, once = (len(one_run.tasks(s, "train")["report_to_cxr"]) for s in (stage, all_once))
+    assert drawings > once
 
 
 def test_a_second_run_starts_nothing(copied):

@@ -131,7 +131,7 @@ def tasks_of(
     own_codes = {s.image_id: codes[s.image_id] for s in cohort.studies}
     tasks: dict[Task, TaskItems] = {
         "language": LanguageTask(instructions_of(recipe, split), replay),
-        "report_to_cxr": ReportToCxrTask(pairs, recipe.tuning.unguided_share),
+        "report_to_cxr": ReportToCxrTask(pairs, recipe.tuning.unguided_share, stage.rare_findings),
         "cxr_to_report": CxrToReportTask(pairs),
         "cxr_vqa": CxrVqaTask(questions, own_codes, recipe.tuning.questions_per_image, stage.conversations),
     }
@@ -556,6 +556,7 @@ class Run:
     def _train(self, stage: StageSettings, folder: Path) -> None:
         before = self._trainings()[: self._trainings().index(stage.name)]
         tunable = self.tunable(before[-1] if before else None)
+        tunable.shrink_adapters(stage.adapters_kept)  # a checkpoint of this stage, if there is one, replaces them
         template = self.template(tunable.vocabulary)
         train, unseen = self.tasks(stage, "train"), self.tasks(stage, "validate")
         TuningStage(tunable, template, self.recipe.tuning, stage, train, unseen, folder, self.processes).run()

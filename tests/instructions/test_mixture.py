@@ -15,7 +15,7 @@ from llmcxr.instructions.cxr_vqa import CxrVqaTask
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.language import LanguageTask, load_instructions
 from llmcxr.instructions.mixture import Mixture
-from llmcxr.instructions.report_to_cxr import ReportToCxrTask
+from llmcxr.instructions.report_to_cxr import ReportToCxrTask, repeats
 from llmcxr.instructions.vqa import LIST_QUESTION, QuestionAnswer
 
 CODES = {f"i{k}": np.full(4, k, np.uint16) for k in range(30)}
@@ -97,6 +97,16 @@ def test_some_drawings_without_their_report():
     assert 70 < len(without) < 130
     assert all(len(e.turns) == 1 and np.array_equal(e.turns[0].response, CODES["i3"]) for e in without)
     assert all(e.turns[0].instruction in report_to_cxr.PHRASINGS for e in without)
+
+
+def test_reports_with_rare_findings_are_drawn_from_more_often():
+    lists = ["No abnormal finding."] * 6 + ["Left mass.", "Right mass; mass.", "Nodule.", None]
+    pairs = [ImageReport(f"i{k}", CODES["i3"], "report", stated=text) for k, text in enumerate(lists)]
+    # mass: 2 of 10, sqrt(0.8 / 0.2) = 2; nodule: 1 of 10, sqrt(0.8 / 0.1) = 2.83
+    assert repeats(pairs, 0.8) == [1] * 6 + [2, 2, 2, 1]
+    assert repeats([*pairs, *pairs], 0.8)[10:] == [1] * 6 + [2, 2, 3, 1]  # what was left over the first time
+    assert repeats(pairs, 0.0) == repeats(pairs, 0.1) == [1] * 10 and repeats([], 0.5) == []
+    assert len(ReportToCxrTask(pairs, rare=0.8)) == 13 and len(ReportToCxrTask(pairs)) == 10
 
 
 def test_ten_different_phrasings_each():

@@ -113,7 +113,7 @@ def test_the_whole_mixture_is_seen_once_and_the_long_are_counted(tmp_path):
 
 
 def test_a_step_weighs_tokens_by_task(tmp_path):
-    """One batch, one step: the gradient is that of the weighted mean over all supervised tokens."""
+    """One batch, one step: the gradient is that of the weighted losses over the number of all supervised tokens."""
     settings = dataclasses.replace(SETTINGS, tokens_per_batch=100_000, stages=[dataclasses.replace(STAGE, examples=6)])
     one, two = stage(tmp_path / "1", settings), stage(tmp_path / "2", settings)
     rates = {}
@@ -132,7 +132,7 @@ def test_a_step_weighs_tokens_by_task(tmp_path):
     two.tunable.model.train()
     result = trainer.token_losses(two.tunable.model, batch, two.tunable.vocabulary, "image_rows")
     weights = torch.tensor([0.5 if batch.tasks[r] == "report_to_cxr" else 1.0 for r in result.rows])
-    ((result.losses * weights).sum() / weights.sum()).backward()
+    (result.losses * weights).mean().backward()
     MasterAdamW(two.tunable, 0.0).step(rates, 1.0)
     torch.testing.assert_close(one.tunable.state(), two.tunable.state(), atol=1e-5, rtol=1e-4)
 
@@ -143,6 +143,17 @@ def gradients(one) -> dict[str, torch.Tensor]:
     one.losses.train()
     one._gradients(0, batches, False)
     return {n: p.grad / one._divisor(batches) for n, p in one.tunable.trainable().items()}
+
+
+def test_a_weight_counts_in_a_step_of_one_task_alone(tmp_path):
+    lists = []
+    for weight in (1.0, 8.0):
+        alone = dataclasses.replace(STAGE, mixture={"language": 1.0}, task_loss_weights={"language": weight})
+        folder = tmp_path / str(weight)
+        folder.mkdir()
+        lists.append(gradients(stage(folder, dataclasses.replace(SETTINGS, stages=[alone]))))
+    for name, gradient in lists[0].items():
+        torch.testing.assert_close(lists[1][name], 8 * gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_a_stage_can_weigh_tasks_its_own_way(tmp_path):
@@ -166,7 +177,8 @@ def test_images_that_are_read_weigh_what_is_said(tmp_path):
     assert sum(read) == 3 * batch.tasks.count("cxr_to_report") > 0
     tasks = [batch.tasks[r] for r in result.rows]
     weights = [0.3 if r else 0.5 if t == "report_to_cxr" else 1.0 for r, t in zip(read, tasks, strict=True)]
-    ((result.losses * torch.tensor(weights)).sum() / sum(weights)).backward()
+    learned = sum(0.3 if r else 1.0 for r in read)
+    ((result.losses * torch.tensor(weights)).sum() / learned).backward()
     expected = {n: p.grad for n, p in two.tunable.trainable().items()}
     torch.testing.assert_close(gradients(one), expected, rtol=1e-4, atol=1e-6)
     one.run()

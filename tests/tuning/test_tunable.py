@@ -94,6 +94,25 @@ def test_untrained_adapters_change_nothing():
         assert torch.equal(t.model(IDS).logits, t.merge()(IDS).logits)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_shrunk_adapters_add_less_to_the_base_weights(kind):
+    whole, part = tunable(kind), tunable(kind)
+    base = {
+        n.replace(".base_layer", "").removeprefix("base_model.model."): p.clone()
+        for n, p in whole.model.named_parameters()
+    }
+    for t in (whole, part):
+        train(t)
+    part.shrink_adapters(0.25)
+    rows = part.state()
+    assert all(torch.equal(rows[n], p) for n, p in whole.state().items() if n.endswith("rows"))
+    some, all_of = (dict(t.merge().named_parameters()) for t in (part, whole))
+    tuned = [n for n, p in all_of.items() if n in base and p.shape == base[n].shape and not torch.equal(p, base[n])]
+    assert len(tuned) > 5
+    for n in tuned:
+        torch.testing.assert_close(some[n] - base[n], 0.25 * (all_of[n] - base[n]), rtol=1e-3, atol=1e-6)
+
+
 def test_full_tuning_trains_everything_once():
     t = tunable("llama", True, "full")
     assert {id(p) for p in t.trainable().values()} == {id(p) for p in t.model.parameters()}

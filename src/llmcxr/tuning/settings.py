@@ -50,6 +50,16 @@ class StageSettings:
     task_loss_weights: dict[str, float] = setting(
         {}, "weight of a task's supervised tokens in this stage; tuning.task_loss_weights for tasks not named here"
     )
+    rare_findings: float = setting(
+        0.0,
+        "reports that state a finding rarer than this share are drawn from more often, by the root of how much rarer it is "
+        "(repeat factor sampling; ours); 0: all equally often",
+    )
+    adapters_kept: float = setting(
+        1.0,
+        "share of the adapters with which the stage begins (lora, qlora): below 1 goes back towards the base LLM, whose language "
+        "comes back faster than what tuning taught is lost (after WiSE-FT; ours)",
+    )
     replay: bool = setting(True, "whether the texts of tuning.replay, if any, take part in the language task")
 
     def faults(self) -> list[str]:
@@ -69,6 +79,8 @@ class StageSettings:
         faults += unknown_tasks(self.task_loss_weights)
         if self.examples < 1:
             faults.append(f"examples: {self.examples} should be at least 1")
+        shares = ("rare_findings", "adapters_kept")
+        faults += [f"{k}: {getattr(self, k)} should be 0 to 1" for k in shares if not 0 <= getattr(self, k) <= 1]
         return faults
 
 
@@ -209,6 +221,10 @@ class TuningSettings:
             faults.append(
                 "language_loss: base_model needs method: lora or qlora (the base model is the model without its adapters)"
             )
+        if self.method == "full" and any(stage.adapters_kept != 1 for stage in self.stages):
+            faults.append("stages: adapters_kept needs method: lora or qlora")
+        if not self.findings_first and any(stage.rare_findings for stage in self.stages):
+            faults.append("stages: rare_findings needs findings_first: true, whose lists say what a report states")
         if self.read_image_weight < 0:
             faults.append(f"read_image_weight: {self.read_image_weight} should be at least 0")
         if self.read_image_weight > 0 and self.loss == "sequence":

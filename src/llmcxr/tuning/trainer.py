@@ -169,8 +169,12 @@ class Stage:
         return torch.tensor([weights.get(task, 1.0) for task in batch.tasks])
 
     def _divisor(self, batches: Sequence[Batch]) -> float:
-        """Learned tokens of a step over all processes, each with its weight."""
-        total = sum(float((b.supervised[:, 1:].sum(1) * self._task_weights(b)).sum()) for b in batches)
+        """Learned tokens of a step over all processes; codes of images that are read count with their weight.
+
+        Weights of tasks do not count: examples of like length go together, so those of one task often fill a step, and a
+        weight that divided as much as it multiplies would do nothing there.
+        """
+        total = float(sum(int(b.supervised[:, 1:].sum()) for b in batches))
         if weight := self.settings.read_image_weight:
             total += weight * sum(int(read_tokens(b, self.tunable.vocabulary).sum()) for b in batches)
         return total or 1.0

@@ -95,6 +95,13 @@ class TunableModel:
             p.copy_(state[name])
 
     @torch.no_grad()
+    def shrink_adapters(self, kept: float) -> None:
+        """Scale what the adapters add to the base model's weights by `kept`; image rows stay as they are."""
+        for name, p in self.trainable().items():
+            if "lora_B" in name:
+                p.mul_(kept)
+
+    @torch.no_grad()
     def base_states(self, ids: Tensor) -> Tensor:
         """Last hidden states [B, T, d] of the base model (adapters off) for token ids [B, T]."""
         with self._peft.disable_adapter():
