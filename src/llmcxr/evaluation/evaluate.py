@@ -407,17 +407,27 @@ class Evaluation:
         codes = np.concatenate(parts)
         drawn = to_uint8(np.concatenate([self.model.decode(codes[i : i + 64]) for i in range(0, len(codes), 64)]))
         real = self.cases.images[rows]
-        labels = label_matrix(studies, self.cases.findings)
-        seen = self.judge.scores(drawn, self.device)
-        result = scores.mean_auroc(labels, seen)
-        low, high = self._interval(labels, seen, [s.patient_id for s in studies])
-        self.per_finding["drawn"] = self._named(result.per_finding)
-        self.results.summary["image"] = {
-            "auroc": result.mean,
-            "auroc_low": low,
-            "auroc_high": high,
-            "auroc_real": scores.mean_auroc(labels, self.judge.scores(real, self.device)).mean,
-            "auroc_shuffled": scores.mean_auroc(labels, seen[scores.shuffled(len(seen), self.settings.seed)]).mean,
+        extract = build_extractor(self.cases.findings, self.cases.train, part)
+        seen, seen_in_real = self.judge.scores(drawn, self.device), self.judge.scores(real, self.device)
+        others = scores.shuffled(len(seen), self.settings.seed)
+        self.results.summary["image"] = {}
+        # A report leaves out some of what its patient has: a drawing of it is held to both, apart.
+        for key, labels in (
+            ("auroc", label_matrix(studies, self.cases.findings)),
+            ("auroc_asked", np.stack([extract(text) for text in texts]).astype(np.float32)),
+        ):
+            result = scores.mean_auroc(labels, seen)
+            low, high = self._interval(labels, seen, [s.patient_id for s in studies])
+            if key == "auroc":
+                self.per_finding["drawn"] = self._named(result.per_finding)
+            self.results.summary["image"] |= {
+                key: result.mean,
+                f"{key}_low": low,
+                f"{key}_high": high,
+                f"{key}_real": scores.mean_auroc(labels, seen_in_real).mean,
+                f"{key}_shuffled": scores.mean_auroc(labels, seen[others]).mean,
+            }
+        self.results.summary["image"] |= {
             "valid": float(np.mean([len(row) == self.model.engine.image_length for row in codes])),
             "ssim_between_drawn": scores.mean_pairwise_ssim(drawn / 255.0, seed=self.settings.seed),
             "ssim_between_real": scores.mean_pairwise_ssim(real / 255.0, seed=self.settings.seed),
