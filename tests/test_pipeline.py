@@ -111,7 +111,7 @@ STAGES = [
 REQUIRED = {
     "report": {"micro_f1", "macro_f1", "baseline_micro_f1", "n"},
     "vqa": {"accuracy", "majority_accuracy", "auroc", "auroc_low", "auroc_high", "n"},
-    "image": {"auroc", "auroc_low", "auroc_high", "auroc_real", "auroc_asked", "auroc_asked_real", "n"},
+    "image": {"auroc", "auroc_low", "auroc_high", "auroc_real", "n"},
     "image_tokenizer": {"codebook_use", "l1", "auroc_original", "auroc_reconstruction"},
     "language": {"perplexity_ratio"},
 }
