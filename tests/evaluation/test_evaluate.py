@@ -74,4 +74,8 @@ def test_drawings_are_held_to_their_patient_and_to_what_was_asked():
     assert image["auroc"] == pytest.approx(5 / 6)
     # The real images show all 12, of which 8 were asked for: (8 x 12 + 8 x 4 / 2) / (8 x 16).
     assert image["auroc_asked_real"] == pytest.approx(7 / 8)
+    assert image["ms_ssim_n"] == 24 and image["ms_ssim_between_draws"] == pytest.approx(
+        1
+    )  # a model without any variety
+    assert image["ms_ssim_own_shifted"] < image["ms_ssim_between_draws_low"]
     assert image["auroc_low"] <= image["auroc"] <= image["auroc_high"] and image["n"] == 24

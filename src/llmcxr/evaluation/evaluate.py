@@ -5,7 +5,6 @@ Shapes: N cases, F findings, S side in pixels, L codes an image. Images are uint
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -400,12 +399,7 @@ class Evaluation:
         if not studies:
             return
         texts = [report_text(s, part) for s in studies]
-        parts = []
-        for chunk in _chunks(len(texts), self.settings.batch_size, "drawings"):
-            sampling = Sampling(DRAWING.temperature, DRAWING.top_p, seed=self.settings.seed + chunk.start)
-            parts.append(self.model.draw_codes([texts[i] for i in chunk], sampling))
-        codes = np.concatenate(parts)
-        drawn = to_uint8(np.concatenate([self.model.decode(codes[i : i + 64]) for i in range(0, len(codes), 64)]))
+        codes, drawn = self._drawings(texts, "drawings", self.settings.seed)
         real = self.cases.images[rows]
         extract = build_extractor(self.cases.findings, self.cases.train, part)
         seen, seen_in_real = self.judge.scores(drawn, self.device), self.judge.scores(real, self.device)
@@ -439,8 +433,6 @@ class Evaluation:
                     "draw", study.image_id, study.patient_id, part, texts[k], "", "", extra={"codes": codes[k].tolist()}
                 )
             )
-        between: list[float] = []
-        shifted: list[float] = []
         for k in _to_show(studies, 8):
             again = self.model.draw_codes(
                 [texts[k]] * 3, Sampling(DRAWING.temperature, DRAWING.top_p, seed=self.settings.seed + 1)
@@ -449,13 +441,45 @@ class Evaluation:
             kept = to_uint8(self.model.decode(self.cases.codes[studies[k].image_id][None]))[0]
             card = DrawingCard(texts[k], real[k], pictures, _shown(studies[k], self.cases.findings), kept)
             self.results.drawings.append(card)
-            own = real[k] / 255.0
-            between += [scores.ms_ssim(a / 255.0, b / 255.0) for a, b in itertools.combinations(pictures, 2)]
-            shifted.append(scores.ms_ssim(own, scores.shifted_with_noise(own, self.settings.seed + k)))
-        # Draws of one report should differ more than a patient's image differs from itself, moved a little.
-        self.results.summary["image"] |= {
+        self.results.summary["image"] |= self.variety(texts, drawn, real, [s.patient_id for s in studies])
+
+    def _drawings(self, texts: Sequence[str], what: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Codes int [N, L] and pixels uint8 [N, S, S] drawn from reports."""
+        parts = []
+        for chunk in _chunks(len(texts), self.settings.batch_size, what):
+            sampling = Sampling(DRAWING.temperature, DRAWING.top_p, seed=seed + chunk.start)
+            parts.append(self.model.draw_codes([texts[i] for i in chunk], sampling))
+        codes = np.concatenate(parts)
+        pixels = np.concatenate([self.model.decode(codes[i : i + 64]) for i in range(0, len(codes), 64)])
+        return codes, to_uint8(pixels)
+
+    def variety(
+        self, texts: Sequence[str], drawn: np.ndarray, real: np.ndarray, patients: Sequence[str]
+    ) -> dict[str, float]:
+        """How alike two drawings of one report are, for the first of the `texts`, by MS-SSIM.
+
+        They should be less alike than a patient's own image is to itself, moved by 2 % of its width and with noise.
+        `drawn` and `real` are uint8 [N, S, S] of these texts, `patients` [N] whose they are.
+        """
+        n = min(self.settings.drawn_again, len(texts))
+        if not n:
+            return {}
+        _, again = self._drawings(texts[:n], "drawings again", self.settings.seed + 1)
+        own = real[:n] / 255.0
+        between = [scores.ms_ssim(a / 255.0, b / 255.0) for a, b in zip(drawn[:n], again, strict=True)]
+        shifted = [scores.ms_ssim(x, scores.shifted_with_noise(x, self.settings.seed + k)) for k, x in enumerate(own)]
+        low, high = scores.bootstrap_interval(
+            lambda rows: float(np.mean(np.array(between)[rows])),
+            patients[:n],
+            n=self.settings.bootstrap,
+            seed=self.settings.seed,
+        )
+        return {
             "ms_ssim_between_draws": float(np.mean(between)),
+            "ms_ssim_between_draws_low": low,
+            "ms_ssim_between_draws_high": high,
             "ms_ssim_own_shifted": float(np.mean(shifted)),
+            "ms_ssim_n": n,
         }
 
     def language(self) -> None:

@@ -223,6 +223,18 @@ SCORES: tuple[Score, ...] = (
         scale=(0.4, 1.0),
     ),
     Score(
+        "Drawn images, MS-SSIM between two of one report",
+        "image.ms_ssim_between_draws",
+        "image.ms_ssim_own_shifted",
+        "a patient's own image against itself, moved by 2 % of its width and with noise",
+        None,
+        "",
+        "How alike two drawings of one report are: below the baseline they are different patients, not one copied.",
+        interval=("image.ms_ssim_between_draws_low", "image.ms_ssim_between_draws_high"),
+        count="image.ms_ssim_n",
+        lower_is_better=True,
+    ),
+    Score(
         "Image tokens, AUROC after reconstruction",
         "image_tokenizer.auroc_reconstruction",
         0.5,

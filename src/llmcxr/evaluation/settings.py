@@ -20,6 +20,7 @@ class EvaluationSettings:
     questions: int = setting(800, "test questions that are answered")
     probabilities: int = setting(200, "test images that are asked about every finding, for p(yes)")
     drawings: int = setting(96, "test reports that are drawn")
+    drawn_again: int = setting(64, "of those, reports that are drawn a second time, for how much drawings of one vary")
     report_tokens: int = setting(128, "most tokens of a report")
     batch_size: int = setting(32, "responses generated at once")
     bootstrap: int = setting(500, "resamples of patients for each 95 % interval")
