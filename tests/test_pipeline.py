@@ -697,6 +697,17 @@ def test_of_candidates_the_best_is_kept(tiny, monkeypatch):
         model.draw_codes(texts, draw, candidates=2)
 
 
+def test_candidates_of_one_seed_are_not_those_of_the_next(tiny, monkeypatch):
+    model = LlmCxr.from_pretrained(tiny / "runs" / "tiny", "cpu")
+    seeds = []
+    monkeypatch.setattr(
+        model.engine, "generate", lambda p, m, sampling, n: seeds.append(sampling.seed) or [None] * len(p)
+    )
+    for seed in (0, 1):
+        assert len(model._several(4, [[1]] * 32, "image", Sampling(seed=seed), None)) == 4 * 32
+    assert len(set(seeds)) == 8 and seeds[0] == 0 and seeds[4] == 1
+
+
 def test_a_model_with_another_image_tokenizer_is_refused(copied, capsys):
     path = copied.folder / "model" / "image_tokenizer" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")

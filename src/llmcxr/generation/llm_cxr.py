@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.devices import pick_device
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.randomness import stream
 from llmcxr.generation.engine import CANDIDATE, DRAWING, GREEDY, Engine, Modality, Response, Sampling
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.instructions.cxr_to_report import report_turns
@@ -168,7 +169,9 @@ class LlmCxr:
         at_once = max(1, _CANDIDATES_AT_ONCE // len(prompts))
         for first in range(0, count, at_once):
             n = min(at_once, count - first)
-            own = replace(sampling, seed=sampling.seed + first)
+            # Named, not counted on: seed 1 should have none of the responses of seed 0.
+            seed = int(stream(sampling.seed, "responses", first).integers(2**62)) if first else sampling.seed
+            own = replace(sampling, seed=seed)
             responses += self.engine.generate([*prompts] * n, modality, own, negative and [*negative] * n)
         return responses
 
