@@ -697,6 +697,40 @@ def test_of_candidates_the_best_is_kept(tiny, monkeypatch):
         model.draw_codes(texts, draw, candidates=2)
 
 
+def test_sides_are_asked_for_one_by_one(tiny, monkeypatch):
+    model = LlmCxr.from_pretrained(tiny / "runs" / "tiny", "cpu")
+    codes = np.zeros((3, model.engine.image_length), int)
+    codes[2] = 1
+    asked = []
+
+    def likelihoods(prompts, answers):
+        """The nodule is on both sides, all else on the left."""
+        asked.extend(zip(prompts, answers, strict=True))
+        nodule = model.prompt(Turn("On which side is the nodule?", codes[2]))
+        return np.array(
+            [float(a == ("Both sides." if p == nodule else "Left.")) for p, a in zip(prompts, answers, strict=True)]
+        )
+
+    monkeypatch.setattr(model.engine, "log_likelihoods", likelihoods)
+    lists = ["Cardiomegaly; right opacity.", NOTHING, "Right mass; left nodule; scoliosis."]
+    assert model._with_sides_asked(codes, lists) == [
+        "Cardiomegaly; left opacity.",
+        NOTHING,
+        "Left mass; bilateral nodule; scoliosis.",
+    ]
+    assert len(asked) == 3 * 3 and {answer for _, answer in asked} == {"Left.", "Right.", "Both sides."}
+    # The report is written of the list with the sides that were asked for.
+    written = []
+    monkeypatch.setattr(model, "info", dataclasses.replace(model.info, decoding=DecodingSettings(ask_sides=True)))
+    monkeypatch.setattr(model, "answers", lambda codes, questions, sampling: ["Right mass."] * len(codes))
+    generate = model.engine.generate
+    monkeypatch.setattr(
+        model.engine, "generate", lambda prompts, *rest: written.extend(prompts) or generate(prompts, *rest)
+    )
+    model.reports(codes[:1], Sampling(max_new_tokens=2))
+    assert written == [model.prompt(*cxr_to_report.report_turns(codes[0], "Left mass."))]
+
+
 def test_candidates_of_one_seed_are_not_those_of_the_next(tiny, monkeypatch):
     model = LlmCxr.from_pretrained(tiny / "runs" / "tiny", "cpu")
     seeds = []

@@ -37,6 +37,7 @@ def model_card(
     language = summary.get("language", {})
     own = info.decoding
     reports = _decoding(own.report_guidance, own.report_candidates, "the model's own reading")
+    reports += ", sides asked for one by one" if own.ask_sides else ""
     drawings = _decoding(own.drawing_guidance, own.drawing_candidates, "its clinical network")
     lines = [
         f"# {name}",

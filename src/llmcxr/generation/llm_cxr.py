@@ -27,7 +27,15 @@ from llmcxr.instructions.example import Turn
 from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.report_to_cxr import STATED_QUESTION, drawing_turns
 from llmcxr.instructions.templates import build_template
-from llmcxr.instructions.vqa import LIST_QUESTION, NOTHING, listed_findings, presence_question
+from llmcxr.instructions.vqa import (
+    LIST_QUESTION,
+    NOTHING,
+    SIDE_ANSWERS,
+    finding_list,
+    listed_findings,
+    presence_question,
+    side_question,
+)
 from llmcxr.studies.radiographs import load_square, to_square
 from llmcxr.studies.study import shown_labels
 from llmcxr.tuning.model_folder import ModelInfo, load_info
@@ -115,7 +123,7 @@ class LlmCxr:
     def reports(self, codes: np.ndarray, sampling: Sampling = GREEDY, candidates: int | None = None) -> list[str]:
         """Reports of images given as codes [N, L].
 
-        A model with findings first names them, then writes. Guidance (`sampling.guidance`, None: the model's own) leads the
+        A model with findings first names them, is asked for the side of each by itself (`info.decoding.ask_sides`), then writes. Guidance (`sampling.guidance`, None: the model's own) leads the
         report away from the one that it would write had it named none. Of several `candidates` (None: the model's own
         number; the first as `sampling` says, the others drawn more freely) that one is kept from which the model itself
         would most likely read the findings that it named. Both ours: docs/measurements.md. `UserError` for either with a
@@ -131,7 +139,9 @@ class LlmCxr:
         sampling = replace(sampling, guidance=guidance)
         found: Sequence[str | None] = [None] * len(codes)
         if self.info.findings_first:
-            found = self.answers(codes, [LIST_QUESTION] * len(codes), sampling)
+            found = named = self.answers(codes, [LIST_QUESTION] * len(codes), sampling)
+            if self.info.decoding.ask_sides:
+                found = self._with_sides_asked(codes, named)
         prompts = [self.prompt(*report_turns(row, named)) for row, named in zip(codes, found, strict=True)]
         negative = None if guidance == 1 else [self.prompt(*report_turns(row, NOTHING)) for row in codes]
         texts = [r.text for r in self.engine.generate(prompts, "text", sampling, negative)]
@@ -146,6 +156,23 @@ class LlmCxr:
             self.engine.log_likelihoods(questions[k : k + B], answers[k : k + B]) for k in range(0, len(texts), B)
         ]
         return _best(texts, np.concatenate(values), candidates)
+
+    def _with_sides_asked(self, codes: np.ndarray, lists: Sequence[str]) -> list[str]:
+        """`lists` of findings whose sides are the likeliest answers to a question about each finding alone.
+
+        A list says many things in a row, and a side in one word before its finding; alone it is answered better
+        (docs/measurements.md).
+        """
+        found = [list(listed_findings(text)) for text in lists]
+        asked = [(k, i) for k, own in enumerate(found) for i, finding in enumerate(own) if finding.side]
+        for first in range(0, len(asked), _CANDIDATES_AT_ONCE):
+            part = asked[first : first + _CANDIDATES_AT_ONCE]
+            prompts = [self.prompt(Turn(side_question(found[k][i].name), codes[k])) for k, i in part]
+            values = [self.engine.log_likelihoods(prompts, [answer] * len(part)) for answer in SIDE_ANSWERS.values()]
+            for (k, i), best in zip(part, np.stack(values).argmax(0), strict=True):
+                found[k][i] = replace(found[k][i], side=list(SIDE_ANSWERS)[best])
+        changed = {k for k, _ in asked}
+        return [finding_list(own) if k in changed else lists[k] for k, own in enumerate(found)]
 
     def _check_candidates(self, candidates: int) -> None:
         if candidates < 1:

@@ -25,7 +25,7 @@ Kind = Literal["presence", "normal", "side", "severity", "type", "count", "list"
 
 NOTHING = "No abnormal finding."
 _NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
-_SIDE_ANSWERS = {"left": "Left.", "right": "Right.", "both": "Both sides."}
+SIDE_ANSWERS = {"left": "Left.", "right": "Right.", "both": "Both sides."}
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ def _with_article(finding: str) -> str:
     ):
         return finding
     return ("an " if finding[0] in "aeiou" else "a ") + finding
+
+
+def side_question(name: str) -> str:
+    """The question on which side a finding is; `SIDE_ANSWERS` are its answers."""
+    return f"On which side is the {name}?"
 
 
 def finding_list(findings: Iterable[Finding]) -> str:
@@ -120,9 +125,7 @@ def _from_truth(study: Study, present_share: dict[str, float], seed: int) -> lis
         sides = {f.side for f in same if f.side}
         if sides:
             side = sides.pop() if len(sides) == 1 else "both"
-            result.append(
-                QuestionAnswer(study.image_id, f"On which side is the {name}?", _SIDE_ANSWERS[side], "side", name)
-            )
+            result.append(QuestionAnswer(study.image_id, side_question(name), SIDE_ANSWERS[side], "side", name))
         if len(severities := {f.severity for f in same if f.severity}) == 1:
             question = f"How severe is the {name}: mild, moderate or severe?"
             result.append(

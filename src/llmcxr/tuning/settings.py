@@ -111,6 +111,10 @@ class DecodingSettings:
     report_candidates: int = setting(
         1, "reports written of an image; the one is kept from which the model would most likely read those findings"
     )
+    ask_sides: bool = setting(
+        False,
+        "whether the side of each finding that the model named is asked for by itself, before the report is written",
+    )
     drawing_guidance: float = setting(
         1.0,
         "how strongly drawings follow their report: 1 as the model says, 2 or 3 lead them away from any radiograph (needs an "
@@ -238,8 +242,9 @@ class TuningSettings:
             decoding.report_guidance,
             decoding.report_candidates,
             decoding.drawing_candidates,
-        ) != (1, 1, 1):
-            faults.append("decoding: guidance of reports, and candidates, need findings_first: true")
+            decoding.ask_sides,
+        ) != (1, 1, 1, False):
+            faults.append("decoding: guidance of reports, candidates, and ask_sides need findings_first: true")
         if self.batches_per_step < 1:
             faults.append(f"batches_per_step: {self.batches_per_step} should be at least 1")
         if self.max_tokens > self.tokens_per_batch:
