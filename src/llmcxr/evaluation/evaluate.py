@@ -398,7 +398,7 @@ class Evaluation:
         studies = [self.cases.test[i] for i in rows]
         if not studies:
             return
-        texts = [report_text(s, part) for s in studies]
+        texts, patients = [report_text(s, part) for s in studies], [s.patient_id for s in studies]
         codes, drawn = self._drawings(texts, "drawings", self.settings.seed)
         real = self.cases.images[rows]
         extract = build_extractor(self.cases.findings, self.cases.train, part)
@@ -411,7 +411,7 @@ class Evaluation:
             ("auroc_asked", np.stack([extract(text) for text in texts]).astype(np.float32)),
         ):
             result = scores.mean_auroc(labels, seen)
-            low, high = self._interval(labels, seen, [s.patient_id for s in studies])
+            low, high = self._interval(labels, seen, patients)
             if key == "auroc":
                 self.per_finding["drawn"] = self._named(result.per_finding)
             self.results.summary["image"] |= {
@@ -441,7 +441,7 @@ class Evaluation:
             kept = to_uint8(self.model.decode(self.cases.codes[studies[k].image_id][None]))[0]
             card = DrawingCard(texts[k], real[k], pictures, _shown(studies[k], self.cases.findings), kept)
             self.results.drawings.append(card)
-        self.results.summary["image"] |= self.variety(texts, drawn, real, [s.patient_id for s in studies])
+        self.results.summary["image"] |= self._variety(texts, drawn, real, patients)
 
     def _drawings(self, texts: Sequence[str], what: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Codes int [N, L] and pixels uint8 [N, S, S] drawn from reports."""
@@ -453,10 +453,10 @@ class Evaluation:
         pixels = np.concatenate([self.model.decode(codes[i : i + 64]) for i in range(0, len(codes), 64)])
         return codes, to_uint8(pixels)
 
-    def variety(
+    def _variety(
         self, texts: Sequence[str], drawn: np.ndarray, real: np.ndarray, patients: Sequence[str]
     ) -> dict[str, float]:
-        """How alike two drawings of one report are, for the first of the `texts`, by MS-SSIM.
+        """How alike two drawings of one report are, by MS-SSIM, for the first `drawn_again` of the `texts`.
 
         They should be less alike than a patient's own image is to itself, moved by 2 % of its width and with noise.
         `drawn` and `real` are uint8 [N, S, S] of these texts, `patients` [N] whose they are.
