@@ -23,17 +23,18 @@ import numpy as np
 import torch
 
 from llmcxr.evaluation.extraction import build_extractor
-from llmcxr.evaluation.scores import best_constant_prediction, mean_auroc, micro_macro_f1
 from llmcxr.foundation.artifacts import atomic_path, write_json
 from llmcxr.foundation.settings import load_settings
-from llmcxr.generation.engine import Engine, Sampling
-from llmcxr.instructions.cxr_to_report import report_turns
+from llmcxr.inference.backend import Sampling
+from llmcxr.inference.engine import Engine
 from llmcxr.instructions.example import Turn
+from llmcxr.instructions.questions import LIST_QUESTION, presence_question
 from llmcxr.instructions.rendering import render_prompt
-from llmcxr.instructions.vqa import LIST_QUESTION, presence_question
+from llmcxr.metrics.scores import best_constant_prediction, mean_auroc, micro_macro_f1
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.studies.study import label_matrix
+from llmcxr.tasks.cxr_to_report import report_turns
 from llmcxr.tuning.batches import Batch
 from llmcxr.tuning.trainer import Stage, load_stage
 

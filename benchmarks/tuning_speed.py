@@ -93,15 +93,15 @@ def task_items() -> dict[Any, Any]:
     """Items of the four tasks: reports of Indiana University with their tags' findings, and synthetic codes [256]."""
     from llmcxr.foundation.assets import fetch
     from llmcxr.foundation.randomness import stream
-    from llmcxr.instructions.cxr_to_report import CxrToReportTask, ImageReport
-    from llmcxr.instructions.cxr_vqa import CxrVqaTask
-    from llmcxr.instructions.language import SHIPPED, LanguageTask, load_instructions
-    from llmcxr.instructions.report_to_cxr import ReportToCxrTask
-    from llmcxr.instructions.vqa import questions_of
+    from llmcxr.instructions.questions import questions_of
     from llmcxr.sources.phantom.reports import read_reports
     from llmcxr.sources.phantom.source import usable_reports
     from llmcxr.studies.report_sections import report_text
     from llmcxr.studies.study import Study
+    from llmcxr.tasks.cxr_to_report import CxrToReportTask, ImageReport
+    from llmcxr.tasks.cxr_vqa import CxrVqaTask
+    from llmcxr.tasks.language import SHIPPED, LanguageTask, load_instructions
+    from llmcxr.tasks.report_to_cxr import ReportToCxrTask
     from llmcxr.tuning.settings import StageSettings
 
     usable, _ = usable_reports(read_reports(fetch("indiana-reports") / "NLMCXR_reports.tgz"))
@@ -127,8 +127,8 @@ def task_items() -> dict[Any, Any]:
 
 def build_stage(plan: Plan, method: str, folder: Path, dtype: Any, examples: int = 0) -> Any:
     """Our tuning stage over the plan's examples, ready to run."""
+    from llmcxr.foundation.processes import Processes
     from llmcxr.instructions.templates import build_template
-    from llmcxr.tuning.processes import Processes
     from llmcxr.tuning.settings import StageSettings, TuningSettings
     from llmcxr.tuning.trainer import Stage
     from llmcxr.tuning.tunable import TunableModel

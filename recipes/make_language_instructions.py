@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.assets import fetch
 
-DATA = Path(__file__).parents[1] / "src" / "llmcxr" / "instructions" / "data"
+DATA = Path(__file__).parents[1] / "src" / "llmcxr" / "tasks" / "data"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # A sentence ends in punctuation that does not belong to a list number such as "3."
 SENTENCE_END = re.compile(r"(?<!\d)[.!?][\"')\]]?(?=\s|$)")

@@ -28,17 +28,18 @@ from llmcxr import pipeline
 from llmcxr.cli import main
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import load_settings
-from llmcxr.generation.engine import CANDIDATE, GREEDY, Sampling
-from llmcxr.generation.llm_cxr import LlmCxr
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
-from llmcxr.instructions import cxr_to_report, report_to_cxr
+from llmcxr.inference.backend import Sampling
+from llmcxr.inference.engine import CANDIDATE, GREEDY
+from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.instructions.example import Turn
-from llmcxr.instructions.vqa import LIST_QUESTION, NOTHING, listed_findings
+from llmcxr.instructions.questions import LIST_QUESTION, NOTHING, listed_findings
+from llmcxr.model.decoding import DecodingSettings
+from llmcxr.model.packed import find_model
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.studies.study import shown_labels
-from llmcxr.tuning.packed import find_model
-from llmcxr.tuning.settings import DecodingSettings
+from llmcxr.tasks import cxr_to_report, report_to_cxr
 from llmcxr.vocabulary.language_model import load_language_model
 
 RECIPE = {
@@ -460,7 +461,7 @@ def test_a_packed_model_is_the_model(smollm, packed, tmp_path, monkeypatch):
     assert "stage1: LoRA of rank 2, " in card
     size = sum(p.stat().st_size for p in packed.rglob("*"))
     assert size < 0.08 * sum(p.stat().st_size for p in (smollm / "model").rglob("*"))
-    monkeypatch.setattr("llmcxr.tuning.packed.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("llmcxr.model.packed.cache_folder", lambda: tmp_path)
     folder = find_model(packed)
     assert folder.is_relative_to(tmp_path) and find_model(folder) == folder == find_model(packed)
     one, two = (load_file(f / "model.safetensors") for f in (smollm / "model", folder))
@@ -474,7 +475,7 @@ def test_a_packed_model_is_the_model(smollm, packed, tmp_path, monkeypatch):
 
 
 def test_a_packed_model_is_checked(packed, smollm, tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("llmcxr.tuning.packed.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("llmcxr.model.packed.cache_folder", lambda: tmp_path / "cache")
     copy = tmp_path / "copy"
     shutil.copytree(packed, copy)
     content = bytearray((copy / "adapters.safetensors").read_bytes())
@@ -552,7 +553,7 @@ def test_training_goes_on_from_a_run_or_a_packed_model(smollm, packed, tmp_path,
 
 
 def test_a_finished_model_is_measured_on_other_data(packed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("llmcxr.tuning.packed.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("llmcxr.model.packed.cache_folder", lambda: tmp_path / "cache")
     source = {"phantom": {"image_size": 64, "train": 24, "validate": 0, "test": 2, "workers": 1}}
     recipe = {"name": "other", "runs": str(tmp_path), "device": "cpu", "model": str(packed), "source": source}
     few = dict.fromkeys(("reports", "questions", "probabilities", "drawings"), 2)

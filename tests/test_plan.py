@@ -16,15 +16,15 @@ from PIL import Image
 from llmcxr import plan as planning
 from llmcxr.cli import main
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.settings import build_settings, load_settings
+from llmcxr.instructions.questions import questions_of
 from llmcxr.instructions.templates import build_template
-from llmcxr.instructions.vqa import questions_of
 from llmcxr.pipeline import tasks_of
 from llmcxr.plan import Lengths, ModelSize, PlanOptions, build_tunable, device_memory, flops_of, plan, size_of
 from llmcxr.recipe import Recipe
 from llmcxr.sources.table import collect
 from llmcxr.tuning.alignment import alignment_prompt
-from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.settings import TuningSettings
 from llmcxr.tuning.trainer import Stage
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel

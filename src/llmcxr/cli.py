@@ -96,13 +96,13 @@ def _preview(arguments: argparse.Namespace) -> None:
 
 
 def _load(arguments: argparse.Namespace):
-    from llmcxr.generation.llm_cxr import LlmCxr
+    from llmcxr.inference.llm_cxr import LlmCxr
 
     return LlmCxr.from_pretrained(arguments.model, arguments.device)
 
 
 def _sampling(arguments: argparse.Namespace):
-    from llmcxr.generation.engine import Sampling
+    from llmcxr.inference.backend import Sampling
 
     guidance = getattr(arguments, "guidance", None)
     return Sampling(arguments.temperature, arguments.top_p, 0, arguments.max_new_tokens, arguments.seed, guidance)
@@ -122,7 +122,7 @@ def _findings(arguments: argparse.Namespace) -> None:
 
 
 def _draw(arguments: argparse.Namespace) -> None:
-    from llmcxr.generation.provenance import save_synthetic
+    from llmcxr.inference.provenance import save_synthetic
 
     pixels = _load(arguments).draw(arguments.text, _sampling(arguments), arguments.candidates)
     save_synthetic(arguments.output, pixels, arguments.text, visible=not arguments.no_mark)

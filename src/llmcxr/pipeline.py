@@ -33,21 +33,17 @@ from llmcxr.foundation.artifacts import atomic_path, fingerprint, folder_fingerp
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.settings import settings_to_dict
-from llmcxr.generation.llm_cxr import LlmCxr
-from llmcxr.generation.provenance import save_marked_png
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, train_classifier
 from llmcxr.image_tokens.codes import encode_images, read_codes, write_codes
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import train_image_tokenizer
-from llmcxr.instructions.cxr_to_report import CxrToReportTask, ImageReport
-from llmcxr.instructions.cxr_vqa import CxrVqaTask
+from llmcxr.inference.llm_cxr import LlmCxr
+from llmcxr.inference.provenance import save_marked_png
 from llmcxr.instructions.example import Task, Turn
-from llmcxr.instructions.language import SHIPPED, LanguageTask, load_instructions
 from llmcxr.instructions.mixture import TaskItems
-from llmcxr.instructions.report_to_cxr import ReportToCxrTask
-from llmcxr.instructions.templates import Template, build_template
-from llmcxr.instructions.vqa import (
+from llmcxr.instructions.questions import (
     QuestionAnswer,
     questions_of,
     read_questions,
@@ -55,6 +51,10 @@ from llmcxr.instructions.vqa import (
     stated_list,
     write_questions,
 )
+from llmcxr.instructions.templates import Template, build_template
+from llmcxr.model.decoding import DecodingSettings
+from llmcxr.model.folder import ModelInfo, load_info, save_model
+from llmcxr.model.packed import Start, find_model, find_start, pack
 from llmcxr.recipe import Recipe
 from llmcxr.sources import table
 from llmcxr.sources.phantom import source as phantom
@@ -62,14 +62,15 @@ from llmcxr.studies.cohort import check_splits, select_cohort
 from llmcxr.studies.radiographs import load_all
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Split, Study, known_findings, label_matrix, read_manifest, sided_labels, write_manifest
+from llmcxr.tasks.cxr_to_report import CxrToReportTask, ImageReport
+from llmcxr.tasks.cxr_vqa import CxrVqaTask
+from llmcxr.tasks.language import SHIPPED, LanguageTask, load_instructions
+from llmcxr.tasks.report_to_cxr import ReportToCxrTask
 from llmcxr.tuning.alignment import align, alignment_prompt
 from llmcxr.tuning.forgetting import LanguageCheck
 from llmcxr.tuning.four_bit import bitsandbytes
-from llmcxr.tuning.model_folder import ModelInfo, load_info, save_model
-from llmcxr.tuning.packed import Start, find_model, find_start, pack
-from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.replay import ReplaySettings, load_texts, save_texts, write_texts
-from llmcxr.tuning.settings import DecodingSettings, StageSettings
+from llmcxr.tuning.settings import StageSettings
 from llmcxr.tuning.trackers import check_tracker
 from llmcxr.tuning.trainer import Stage as TuningStage
 from llmcxr.tuning.trainer import load_stage
@@ -672,7 +673,7 @@ class Run:
             training,
             read_json(self.folder / "evaluation" / "summary.json"),
         )
-        pack(self.folder, tuning.stages[-1].name, tuning, folder, card)
+        pack(self.folder, tuning.stages[-1].name, tuning.method, folder, card)
 
     def _page(self, results: Results, info: ModelInfo) -> None:
         train_loss: dict[str, list[tuple[float, float, float]]] = {}

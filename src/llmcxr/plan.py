@@ -32,21 +32,22 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.instructions.example import Task
 from llmcxr.instructions.mixture import Mixture, TaskItems
+from llmcxr.instructions.questions import questions_of
 from llmcxr.instructions.rendering import RenderedExample, fit, supervise_all
 from llmcxr.instructions.templates import build_template
-from llmcxr.instructions.vqa import questions_of
 from llmcxr.pipeline import Run, tasks_of
 from llmcxr.recipe import Recipe
 from llmcxr.sources import table
+from llmcxr.studies.findings import Finding
 from llmcxr.studies.labels import PHANTOM_FINDINGS
-from llmcxr.studies.study import Finding, Study
+from llmcxr.studies.study import Study
 from llmcxr.tuning import four_bit
 from llmcxr.tuning.alignment import alignment_prompt
 from llmcxr.tuning.batches import collate, plan_batches
-from llmcxr.tuning.objective import after_head
 from llmcxr.tuning.settings import StageSettings, TuningSettings
 from llmcxr.tuning.trainer import WINDOW, Losses
 from llmcxr.tuning.tunable import UPDATED_AT_ONCE, MasterAdamW, TunableModel
+from llmcxr.vocabulary.head import after_head
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_config, load_text_tokenizer
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.instructions import cxr_to_report, report_to_cxr
-from llmcxr.instructions.cxr_to_report import CxrToReportTask, ImageReport
-from llmcxr.instructions.cxr_vqa import CxrVqaTask
 from llmcxr.instructions.example import Turn
-from llmcxr.instructions.language import LanguageTask, load_instructions
 from llmcxr.instructions.mixture import Mixture
-from llmcxr.instructions.report_to_cxr import ReportToCxrTask, repeats
-from llmcxr.instructions.vqa import LIST_QUESTION, QuestionAnswer
+from llmcxr.instructions.questions import LIST_QUESTION, QuestionAnswer
+from llmcxr.tasks import cxr_to_report, report_to_cxr
+from llmcxr.tasks.cxr_to_report import CxrToReportTask, ImageReport
+from llmcxr.tasks.cxr_vqa import CxrVqaTask
+from llmcxr.tasks.language import LanguageTask, load_instructions
+from llmcxr.tasks.report_to_cxr import ReportToCxrTask, repeats
 
 CODES = {f"i{k}": np.full(4, k, np.uint16) for k in range(30)}
 PAIRS = [ImageReport(name, codes, f"report {name}") for name, codes in CODES.items()]

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from llmcxr.instructions.cxr_to_report import report_turns
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.rendering import fit, render, render_prompt, supervise_all
-from llmcxr.instructions.report_to_cxr import drawing_turns
 from llmcxr.instructions.templates import build_template
+from llmcxr.tasks.cxr_to_report import report_turns
+from llmcxr.tasks.report_to_cxr import drawing_turns
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 IMAGE = np.array([3, 0, 15], dtype=np.uint16)

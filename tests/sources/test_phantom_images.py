@@ -17,8 +17,8 @@ from llmcxr.sources.phantom.contact_sheet import EXAMPLES
 from llmcxr.sources.phantom.drawing import DRAW
 from llmcxr.sources.phantom.projection import Rendering, render
 from llmcxr.sources.phantom.source import PhantomSettings, collect
+from llmcxr.studies.findings import Finding
 from llmcxr.studies.labels import PHANTOM_FINDINGS
-from llmcxr.studies.study import Finding
 
 
 @pytest.fixture(scope="module")

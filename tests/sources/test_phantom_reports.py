@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llmcxr.foundation.assets import fetch
 from llmcxr.foundation.errors import UserError
+from llmcxr.labelling.rules import find_sides, label_report
 from llmcxr.sources.phantom.reports import (
     IndianaReport,
     clean_text,
@@ -20,9 +21,8 @@ from llmcxr.sources.phantom.reports import (
     with_sides,
 )
 from llmcxr.sources.phantom.source import PhantomSettings, UsableReport, mirrored, plan, split_of, usable_reports
-from llmcxr.studies.labeller import find_sides, label_report
+from llmcxr.studies.findings import Finding
 from llmcxr.studies.labels import PHANTOM_FINDINGS
-from llmcxr.studies.study import Finding
 
 TAGS = [
     ("Pleural Effusion/left/small", Finding("pleural effusion", "left", "mild")),

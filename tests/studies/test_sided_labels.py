@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from llmcxr.studies.study import Finding, Study, label_matrix, sided_labels
+from llmcxr.studies.findings import Finding
+from llmcxr.studies.study import Study, label_matrix, sided_labels
 
 FINDINGS = ("nodule", "cardiomegaly", "edema")
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.generation.engine import Engine, Sampling
+from llmcxr.inference.backend import Sampling
+from llmcxr.inference.engine import Engine
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.rendering import render, render_prompt
 from llmcxr.instructions.templates import build_template

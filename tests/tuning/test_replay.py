@@ -10,10 +10,10 @@ from conftest import build_model, build_tokenizer
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import load_settings
 from llmcxr.instructions.example import InstructionExample, Turn
-from llmcxr.instructions.language import LanguageTask
 from llmcxr.instructions.rendering import fit, render
 from llmcxr.instructions.templates import build_template
 from llmcxr.recipe import Recipe
+from llmcxr.tasks.language import LanguageTask
 from llmcxr.tuning.replay import ReplaySettings, first_words, load_texts, save_texts, write_texts
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer

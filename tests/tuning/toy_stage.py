@@ -16,13 +16,13 @@ import torch
 from conftest import build_model, build_tokenizer
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.instructions.cxr_to_report import CxrToReportTask, ImageReport
+from llmcxr.foundation.processes import Processes
 from llmcxr.instructions.example import Turn
-from llmcxr.instructions.language import LanguageTask
-from llmcxr.instructions.report_to_cxr import ReportToCxrTask
 from llmcxr.instructions.templates import build_template
+from llmcxr.tasks.cxr_to_report import CxrToReportTask, ImageReport
+from llmcxr.tasks.language import LanguageTask
+from llmcxr.tasks.report_to_cxr import ReportToCxrTask
 from llmcxr.tuning import trainer
-from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.settings import StageSettings, TuningSettings
 from llmcxr.tuning.trainer import Stage
 from llmcxr.tuning.tunable import TunableModel

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from llmcxr.evaluation import scores
 from llmcxr.evaluation.extraction import build_extractor
 from llmcxr.evaluation.judge import Judge
 from llmcxr.evaluation.page import DrawingCard, FindingRow, QuestionRow, Reconstruction, ReportCard
@@ -24,12 +23,14 @@ from llmcxr.evaluation.predictions import Prediction, predictions_frame, write_p
 from llmcxr.evaluation.settings import EvaluationSettings
 from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.randomness import stream
-from llmcxr.generation.engine import DRAWING, Sampling
-from llmcxr.generation.llm_cxr import LlmCxr
 from llmcxr.image_tokens.clinical_features import in_batches
 from llmcxr.image_tokens.training import codebook_use, reconstruct
-from llmcxr.instructions.vqa import QuestionAnswer, presence_question
-from llmcxr.studies.labeller import SIDED_FINDINGS, find_sides
+from llmcxr.inference.backend import Sampling
+from llmcxr.inference.engine import DRAWING
+from llmcxr.inference.llm_cxr import LlmCxr
+from llmcxr.instructions.questions import QuestionAnswer, presence_question
+from llmcxr.labelling.rules import SIDED_FINDINGS, find_sides
+from llmcxr.metrics import scores
 from llmcxr.studies.radiographs import to_uint8
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Study, label_matrix

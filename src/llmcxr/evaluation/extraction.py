@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from llmcxr.evaluation.scores import normalize_answer
-from llmcxr.studies.labeller import label_report
+from llmcxr.labelling.rules import label_report
+from llmcxr.metrics.scores import normalize_answer
 from llmcxr.studies.labels import PHANTOM_FINDINGS
 from llmcxr.studies.report_sections import ReportPart, report_text
 from llmcxr.studies.study import Study, label_matrix

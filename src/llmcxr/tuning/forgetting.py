@@ -28,7 +28,7 @@ _INSTRUCTIONS = 32  # most that are measured
 
 def general_texts() -> list[str]:
     """The shipped paragraphs."""
-    text = (files("llmcxr.instructions") / "data" / "general_text.jsonl").read_text(encoding="utf-8")
+    text = (files("llmcxr.tasks") / "data" / "general_text.jsonl").read_text(encoding="utf-8")
     return [json.loads(line)["text"] for line in text.splitlines()]
 
 

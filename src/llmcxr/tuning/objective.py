@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from llmcxr.tuning.batches import Batch
 from llmcxr.tuning.head_loss import head_cross_entropy
-from llmcxr.vocabulary.growing import head_parts
+from llmcxr.vocabulary.head import after_head, head_bias, head_parts, project
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 ImageSoftmax = Literal["image_rows", "all_rows"]
@@ -37,42 +37,13 @@ def read_tokens(batch: Batch, vocabulary: ImageVocabulary) -> Tensor:
     return image[:, 1:] & image[:, :-1] & ~batch.supervised[:, 1:]
 
 
-def _bias(model: PreTrainedModel, first: int, end: int | None) -> Tensor | None:
-    bias = getattr(model.get_output_embeddings(), "bias", None)
-    return None if bias is None else bias[first:end]
-
-
-def after_head(config: PreTrainedConfig) -> tuple[float | None, float | None]:
-    """Cap (Gemma 2) and scale (Cohere) of the logits of a model with this configuration of its text half."""
-    return getattr(config, "final_logit_softcapping", None), getattr(config, "logit_scale", None)
-
-
-def project(
-    model: PreTrainedModel, hidden: Tensor, first: int = 0, end: int | None = None, precise: bool = False
-) -> Tensor:
-    """Logits of table rows `first` to `end` for hidden states [N, d] -> float32 [N, end - first].
-
-    `precise` multiplies in float32 whatever the model's precision is.
-    """
-    hidden = hidden.float() if precise else hidden
-    bias = _bias(model, first, end)
-    logits = torch.cat([F.linear(hidden, part.to(hidden.dtype)) for part in head_parts(model, first, end)], dim=1)
-    logits = (logits if bias is None else logits + bias.to(hidden.dtype)).float()
-    cap, scale = after_head(model.config.get_text_config())
-    if cap:
-        logits = cap * torch.tanh(logits / cap)
-    if scale:
-        logits = logits * scale
-    return logits
-
-
 def cross_entropy(
     model: PreTrainedModel, hidden: Tensor, targets: Tensor, first: int = 0, end: int | None = None
 ) -> Tensor:
     """-log p(target) of each state [N, d] over the table rows `first` to `end`; `targets` count from `first`. Float32 [N]."""
     if any(after_head(model.config.get_text_config())):
         return F.cross_entropy(project(model, hidden, first, end), targets, reduction="none")
-    return head_cross_entropy(hidden, head_parts(model, first, end), targets, _bias(model, first, end))
+    return head_cross_entropy(hidden, head_parts(model, first, end), targets, head_bias(model, first, end))
 
 
 def anchor_losses(model: PreTrainedModel, base_hidden: Tensor, hidden: Tensor, text_rows: int) -> Tensor:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from llmcxr.foundation.settings import setting
-from llmcxr.instructions.cxr_vqa import CONVERSATIONS
 from llmcxr.instructions.example import TASKS
 from llmcxr.instructions.templates import TemplateName
+from llmcxr.model.decoding import DecodingSettings
 from llmcxr.studies.cohort import CohortSettings
+from llmcxr.tasks.cxr_vqa import CONVERSATIONS
 from llmcxr.tuning.objective import ImageSoftmax
 from llmcxr.tuning.replay import ReplaySettings
 from llmcxr.tuning.trackers import TrackerName
@@ -97,43 +97,6 @@ class AlignmentSettings:
     def faults(self) -> list[str]:
         """Impossible combinations."""
         return [] if self.layers >= 1 else [f"layers: {self.layers} should be at least 1"]
-
-
-@dataclass(frozen=True)
-class DecodingSettings:
-    """How a model writes and draws by default. All ours; 1 everywhere is as in the paper."""
-
-    report_guidance: float = setting(
-        1.0,
-        "how strongly reports follow the findings that the model named first: 1 as the model says, 2 leads them away from the "
-        "report of a normal image (classifier-free guidance)",
-    )
-    report_candidates: int = setting(
-        1, "reports written of an image; the one is kept from which the model would most likely read those findings"
-    )
-    ask_sides: bool = setting(
-        False,
-        "whether the side of each finding that the model named is asked for by itself, before the report is written",
-    )
-    drawing_guidance: float = setting(
-        1.0,
-        "how strongly drawings follow their report: 1 as the model says, 2 or 3 lead them away from any radiograph (needs an "
-        "unguided_share)",
-    )
-    drawing_candidates: int = setting(
-        1,
-        "images drawn of a report; the one is kept on which the clinical network most likely sees the findings it states (needs "
-        "image_tokenizer.architecture.clinical_input)",
-    )
-
-    def faults(self) -> list[str]:
-        """Impossible values."""
-        strengths = ("report_guidance", "drawing_guidance")
-        faults = [
-            f"{k}: {getattr(self, k)} should be above 0" for k in strengths if not 0 < getattr(self, k) < math.inf
-        ]
-        counts = ("report_candidates", "drawing_candidates")
-        return faults + [f"{k}: {getattr(self, k)} should be at least 1" for k in counts if getattr(self, k) < 1]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from llmcxr.foundation.artifacts import atomic_path, write_json
 from llmcxr.foundation.checkpoints import load_checkpoint, load_weights, remove_checkpoint, save_checkpoint
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.randomness import stream
 from llmcxr.instructions.example import TASKS, Task
 from llmcxr.instructions.mixture import Mixture, TaskItems
@@ -32,7 +33,6 @@ from llmcxr.instructions.rendering import RenderedExample, fit, supervise_all
 from llmcxr.instructions.templates import Template
 from llmcxr.tuning.batches import Batch, collate, plan_batches
 from llmcxr.tuning.objective import read_tokens, token_losses
-from llmcxr.tuning.processes import Processes
 from llmcxr.tuning.settings import StageSettings, TuningSettings
 from llmcxr.tuning.trackers import Tracker
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel

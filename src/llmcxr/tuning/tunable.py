@@ -18,9 +18,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.processes import parted_like, whole
 from llmcxr.tuning.four_bit import dequantize_linears, quantize_linears
 from llmcxr.tuning.kernels import use_training_kernels
-from llmcxr.tuning.processes import parted_like, whole
 from llmcxr.tuning.settings import TuningSettings
 from llmcxr.vocabulary.growing import fold_image_rows, grow_language_model, overlay_image_rows
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary

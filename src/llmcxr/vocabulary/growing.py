@@ -101,26 +101,6 @@ def overlay_image_rows(model: PreTrainedModel, vocabulary: ImageVocabulary) -> l
     return overlays
 
 
-def head_parts(model: PreTrainedModel, first: int = 0, end: int | None = None) -> list[Tensor]:
-    """Rows `first` to `end` of the head, in order, in its precision, as parts: image rows apart where they are laid over it.
-
-    Unlike `head.weight` this copies no table, and a frozen part asks for no gradient.
-    """
-    head: Any = model.get_output_embeddings()
-    if not parametrize.is_parametrized(head, "weight"):
-        return [head.weight[first:end]]
-    table, overlay = head.parametrizations.weight.original, head.parametrizations.weight[0]
-    last = overlay.first_id + len(overlay.rows)
-    end = len(table) if end is None else min(end, len(table))
-    parts, start = [], 0
-    for part in (table[: overlay.first_id], overlay.rows.to(table.dtype), table[last:]):
-        a, b = max(first - start, 0), min(end - start, len(part))
-        if a < b:
-            parts.append(part[a:b])
-        start += len(part)
-    return parts
-
-
 @torch.no_grad()
 def fold_image_rows(model: PreTrainedModel) -> None:
     """Write the tuned rows into the table and leave a stock model, its tie restored."""

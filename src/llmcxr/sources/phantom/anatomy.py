@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmcxr.foundation.randomness import stream
-from llmcxr.studies.study import Finding
+from llmcxr.studies.findings import Finding
 
 Points = NDArray[np.float32]  # [..., 3]
 

@@ -12,7 +12,7 @@ from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.sources.phantom.anatomy import case_for
 from llmcxr.sources.phantom.atlas import load_atlas
 from llmcxr.sources.phantom.projection import render
-from llmcxr.studies.study import Finding
+from llmcxr.studies.findings import Finding
 
 _CAPTION = 14
 EXAMPLES: tuple[tuple[Finding, ...], ...] = (

@@ -30,7 +30,7 @@ from llmcxr.sources.phantom.atlas import (
     SPINE,
     Atlas,
 )
-from llmcxr.studies.study import Finding
+from llmcxr.studies.findings import Finding
 
 _LOBES = {
     ("right", "upper lobe"): (RIGHT_UPPER,),

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Literal
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.studies.labeller import find_sides
-from llmcxr.studies.study import Finding
+from llmcxr.labelling.rules import find_sides
+from llmcxr.studies.findings import Finding
 
 Verdict = tuple[Finding, ...] | Literal["neutral", "cannot draw"]
 

@@ -24,6 +24,7 @@ from llmcxr.foundation.assets import fetch
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.foundation.settings import setting
+from llmcxr.labelling.rules import label_report
 from llmcxr.sources.phantom.anatomy import Case, case_for
 from llmcxr.sources.phantom.atlas import ATLAS_VERSION, load_atlas
 from llmcxr.sources.phantom.projection import RENDER_VERSION, render
@@ -37,9 +38,9 @@ from llmcxr.sources.phantom.reports import (
     read_reports,
     with_sides,
 )
-from llmcxr.studies.labeller import label_report
+from llmcxr.studies.findings import Finding
 from llmcxr.studies.labels import PHANTOM_FINDINGS
-from llmcxr.studies.study import SPLITS, Collection, Finding, Split, Study
+from llmcxr.studies.study import SPLITS, Collection, Split, Study
 
 _SHARES: dict[Split, float] = {"train": 0.7, "validate": 0.1, "test": 0.2}
 

@@ -9,7 +9,8 @@ from conftest import build_model, build_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcxr.generation.engine import GREEDY, PLAUSIBLE, Engine, Sampling, draw_tokens
+from llmcxr.inference.backend import Sampling
+from llmcxr.inference.engine import GREEDY, PLAUSIBLE, Engine, draw_tokens
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.templates import build_template

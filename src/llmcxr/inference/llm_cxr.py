@@ -20,14 +20,11 @@ from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.devices import pick_device
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.generation.engine import CANDIDATE, DRAWING, GREEDY, Engine, Modality, Response, Sampling
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
-from llmcxr.instructions.cxr_to_report import report_turns
+from llmcxr.inference.backend import Response, Sampling
+from llmcxr.inference.engine import CANDIDATE, DRAWING, GREEDY, Engine, Modality
 from llmcxr.instructions.example import Turn
-from llmcxr.instructions.rendering import render_prompt
-from llmcxr.instructions.report_to_cxr import STATED_QUESTION, drawing_turns
-from llmcxr.instructions.templates import build_template
-from llmcxr.instructions.vqa import (
+from llmcxr.instructions.questions import (
     LIST_QUESTION,
     NOTHING,
     SIDE_ANSWERS,
@@ -36,10 +33,14 @@ from llmcxr.instructions.vqa import (
     presence_question,
     side_question,
 )
+from llmcxr.instructions.rendering import render_prompt
+from llmcxr.instructions.templates import build_template
+from llmcxr.model.folder import ModelInfo, load_info
+from llmcxr.model.packed import find_model
 from llmcxr.studies.radiographs import load_square, to_square
 from llmcxr.studies.study import shown_labels
-from llmcxr.tuning.model_folder import ModelInfo, load_info
-from llmcxr.tuning.packed import find_model
+from llmcxr.tasks.cxr_to_report import report_turns
+from llmcxr.tasks.report_to_cxr import STATED_QUESTION, drawing_turns
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 _CANDIDATES_AT_ONCE = 32  # responses generated together, where one prompt has several

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from llmcxr.instructions.example import InstructionExample, Turn
-from llmcxr.instructions.vqa import Kind, QuestionAnswer
+from llmcxr.instructions.questions import Kind, QuestionAnswer
 
 # The conversations, and the kinds of their questions. Their shares are a setting of each tuning stage.
 CONVERSATIONS: dict[str, tuple[Kind, ...]] = {

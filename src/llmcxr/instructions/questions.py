@@ -17,9 +17,10 @@ import numpy as np
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.studies.labeller import stated_findings
+from llmcxr.labelling.rules import stated_findings
+from llmcxr.studies.findings import Finding
 from llmcxr.studies.labels import PHANTOM_FINDINGS
-from llmcxr.studies.study import Finding, Study
+from llmcxr.studies.study import Study
 
 Kind = Literal["presence", "normal", "side", "severity", "type", "count", "list"]
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmcxr.instructions.cxr_to_report import ImageReport
 from llmcxr.instructions.example import InstructionExample, Turn
-from llmcxr.instructions.vqa import listed_findings
+from llmcxr.instructions.questions import listed_findings
+from llmcxr.tasks.cxr_to_report import ImageReport
 
 # Ten phrasings, drawn at random for each example (paper, section 2.4). The first is used for inference.
 PHRASINGS = (

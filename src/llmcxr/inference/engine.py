@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -18,41 +17,17 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from llmcxr.inference.backend import Response, Sampling
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.templates import Template
-from llmcxr.tuning.objective import project
+from llmcxr.vocabulary.head import project
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 Modality = Literal["text", "image", "any"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn. Temperature 0 takes the most likely one."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0  # 0: all
-    max_new_tokens: int = 128  # of text; an image always has its exact length
-    seed: int = 0
-    guidance: float | None = (
-        None  # how strongly reports follow their findings, drawings their text (1: as the model says); None: the model's own
-    )
-
-
 GREEDY = Sampling()
 DRAWING = Sampling(temperature=1.0)  # the whole distribution: drawings of one report should differ
 PLAUSIBLE = 0.1  # of the likeliest token's probability: what guided text may take
 CANDIDATE = Sampling(temperature=0.7, top_p=0.95)  # further candidates of a report
-
-
-@dataclass(frozen=True)
-class Response:
-    """Either text or codes uint16 [L]; `complete` is False where text stopped at max_new_tokens."""
-
-    text: str = ""
-    codes: np.ndarray | None = None
-    complete: bool = True
 
 
 def draw_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:

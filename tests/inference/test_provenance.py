@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.generation.provenance import save_synthetic
+from llmcxr.inference.provenance import save_synthetic
 
 PIXELS = np.linspace(-1, 1, 128 * 128, dtype=np.float32).reshape(128, 128)
 

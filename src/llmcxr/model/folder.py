@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
 from llmcxr.foundation.errors import UserError
 from llmcxr.instructions.templates import TemplateName
+from llmcxr.model.decoding import DecodingSettings
 from llmcxr.studies.report_sections import ReportPart
-from llmcxr.tuning.settings import DecodingSettings
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 FORMAT = 2

@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import f1_score, roc_auc_score
 
-from llmcxr.evaluation.scores import (
+from llmcxr.metrics.scores import (
     auroc,
     balanced_accuracy,
     best_constant_prediction,

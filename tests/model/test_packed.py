@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from llmcxr.evaluation.scores import mean_auroc
 from llmcxr.foundation.assets import DEFAULT_MODEL, SHIPPED_MODELS, cache_folder
-from llmcxr.generation.llm_cxr import LlmCxr
+from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.instructions.example import Turn
-from llmcxr.instructions.report_to_cxr import STATED_QUESTION
-from llmcxr.instructions.vqa import LIST_QUESTION, presence_question
+from llmcxr.instructions.questions import LIST_QUESTION, presence_question
+from llmcxr.metrics.scores import mean_auroc
+from llmcxr.model.packed import check_sums, find_model, shipped_models
 from llmcxr.sources.phantom.source import PhantomSettings, collect
 from llmcxr.studies.study import label_matrix
-from llmcxr.tuning.packed import check_sums, find_model, shipped_models
+from llmcxr.tasks.report_to_cxr import STATED_QUESTION
 
 
 def test_the_default_model_is_shipped():

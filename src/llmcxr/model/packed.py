@@ -10,20 +10,21 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import cast
 
 import torch
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, sha256, write_json
+from llmcxr.foundation.artifacts import atomic_path, fingerprint, sha256, write_json
 from llmcxr.foundation.assets import SHIPPED_MODELS, cache_folder
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.errors import UserError
-from llmcxr.tuning.model_folder import ModelInfo, load_info, save_model
-from llmcxr.tuning.settings import TuningSettings
-from llmcxr.tuning.tunable import TunableModel
-from llmcxr.vocabulary.growing import table_of
+from llmcxr.model.folder import ModelInfo, load_info, save_model
+from llmcxr.vocabulary.growing import grow_language_model
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
 
@@ -76,14 +77,35 @@ def check_sums(folder: Path) -> None:
             )
 
 
-def pack(run: Path, last_stage: str, tuning: TuningSettings, folder: Path, card: str) -> None:
+def merge_adapters(model: PreTrainedModel, state: dict[str, Tensor], origin: str) -> None:
+    """Add low-rank adapters (scale 1) to the weights of `model`, in place, as PEFT's `merge_and_unload` does, bit for bit.
+
+    `state` maps PEFT's names to `lora_A` [r, in] and `lora_B` [out, r]. `UserError` (naming `origin`) where one has no place.
+    """
+    for name, down in state.items():
+        if not name.endswith(".lora_A.default.weight"):
+            continue
+        stem = name.removesuffix(".lora_A.default.weight")
+        up = state.get(f"{stem}.lora_B.default.weight")
+        try:
+            module = model.get_submodule(stem)
+            if up is None:
+                raise AttributeError(f"no lora_B of {stem}")
+            delta = (up.float() @ down.float()).to(up.dtype)
+            weight = cast(Tensor, module.weight)
+            weight.data += delta.T if isinstance(module, Conv1D) else delta
+        except (AttributeError, RuntimeError) as error:
+            raise UserError(f"{origin} does not fit its base LLM: {error}") from error
+
+
+def pack(run: Path, last_stage: str, method: str, folder: Path, card: str) -> None:
     """Pack the finished run in the folder `run` into `folder`, which must not exist, with the text of its model card.
 
-    Raises `UserError` where adapters were not what was tuned, or where `folder` is there already.
+    Raises `UserError` where adapters were not what was tuned (`method`), or where `folder` is there already.
     """
-    if tuning.method != "lora":
+    if method != "lora":
         raise UserError(
-            f"only runs with tuning.method lora can be packed, this one has {tuning.method}; hand on its model/ folder."
+            f"only runs with tuning.method lora can be packed, this one has {method}; hand on its model/ folder."
         )
     if folder.exists():
         raise UserError(f"{folder} is there already. Name another folder, or remove it first.")
@@ -95,7 +117,8 @@ def pack(run: Path, last_stage: str, tuning: TuningSettings, folder: Path, card:
         save_file({k: v.to(torch.bfloat16) for k, v in weights.items()}, temporary / "adapters.safetensors")
         own = fingerprint(temporary / "image_tokenizer" / "model.safetensors")
         write_json(temporary / "llmcxr.json", dataclasses.asdict(dataclasses.replace(info, image_tokenizer=own)))
-        write_json(temporary / "packed.json", {"lora_rank": tuning.lora_rank})
+        rank = next(v.shape[0] for k, v in weights.items() if "lora_A" in k)
+        write_json(temporary / "packed.json", {"lora_rank": rank})
         (temporary / "README.md").write_text(card, encoding="utf-8")
         write_sums(temporary)
 
@@ -114,14 +137,15 @@ def unpack(folder: Path) -> Path:
     if (target / "llmcxr.json").exists():
         return target
     check_sums(folder)
-    info, options = load_info(folder), read_json(folder / "packed.json")
+    info, path = load_info(folder), folder / "adapters.safetensors"
     vocabulary = ImageVocabulary.grow(load_text_tokenizer(info.base), info.codebook_size)
-    model = load_language_model(info.base, torch.bfloat16)
-    rows = torch.zeros(vocabulary.size, table_of(model).shape[1])
-    tunable = TunableModel(model, vocabulary, rows, TuningSettings(lora_rank=options["lora_rank"], max_tokens=1))
-    path = folder / "adapters.safetensors"
-    tunable.load_state(load_weights(path), str(path))
-    save_model(target, tunable.merge(), vocabulary, folder / "image_tokenizer", info, folder / "judge")
+    model, state = load_language_model(info.base, torch.bfloat16), load_weights(path)
+    rows = next((v for k, v in state.items() if k.endswith(".rows")), None)
+    if rows is None or len(rows) != info.codebook_size:
+        raise UserError(f"{path} holds no {info.codebook_size} image rows. Fetch the packed model again.")
+    grow_language_model(model, vocabulary, rows)
+    merge_adapters(model, state, str(path))
+    save_model(target, model, vocabulary, folder / "image_tokenizer", info, folder / "judge")
     return target
 
 

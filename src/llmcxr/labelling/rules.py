@@ -16,8 +16,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llmcxr.studies.findings import Finding
 from llmcxr.studies.labels import PHANTOM_FINDINGS
-from llmcxr.studies.study import Finding
 
 # Building blocks. Each pattern works on one lower-case sentence with single spaces.
 _LUNG = r"(?:lungs?|lung fields?|lung parenchyma|pulmonary parenchyma)"

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import pytest
 
-DATA = files("llmcxr.instructions") / "data"
+DATA = files("llmcxr.tasks") / "data"
 
 
 def rows(name):

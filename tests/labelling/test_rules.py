@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcxr.studies.labeller import SIDED_FINDINGS, find_sides, label_report
+from llmcxr.labelling.rules import SIDED_FINDINGS, find_sides, label_report
 from llmcxr.studies.labels import PHANTOM_FINDINGS
 
 CASES: list[tuple[str, dict[str, int]]] = [

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.instructions.vqa import (
+from llmcxr.instructions.questions import (
     QuestionAnswer,
     finding_list,
     listed_findings,
@@ -21,8 +21,9 @@ from llmcxr.instructions.vqa import (
     stated_list,
     write_questions,
 )
+from llmcxr.studies.findings import Finding
 from llmcxr.studies.labels import PHANTOM_FINDINGS
-from llmcxr.studies.study import Finding, Study
+from llmcxr.studies.study import Study
 
 SHARES = {"cardiomegaly": 0.3, "nodule": 0.1, "opacity": 0.7}
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from toy_stage import SETTINGS, STAGE, WINDOW, full, run_stage, stage, together
 
 from llmcxr.foundation.devices import core_count
+from llmcxr.foundation.processes import Processes
 from llmcxr.tuning import trainer
-from llmcxr.tuning.processes import Processes
 
 DDP: dict[str, str] = {}
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}

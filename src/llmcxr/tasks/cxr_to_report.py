@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmcxr.instructions.example import InstructionExample, Turn
-from llmcxr.instructions.vqa import LIST_QUESTION
+from llmcxr.instructions.questions import LIST_QUESTION
 
 # Ten phrasings, drawn at random for each example (paper, section 2.4). The first is used for inference.
 PHRASINGS = (

@@ -1,0 +1,72 @@
+"""Findings, and the list of them that data knows: names as the user spells them, compared by a normal form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A finding that is known to be in the image. Empty strings mean "not stated"."""
+
+    name: str
+    side: str = ""  # "left", "right", "both" (patient's side; patient's right is at the image's left)
+    severity: str = ""  # "mild", "moderate", "severe"
+    place: str = ""  # e.g. "lower lobe", "base"
+    kind: str = ""  # e.g. "pacemaker" for a support device
+
+
+def normal_form(name: str) -> str:
+    """By what names compare: "Pleural_Effusion", "pleural effusion" and "Pleural  Effusion" are one finding."""
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+class LabelSet(Sequence[str]):
+    """The findings that data (or a model, a labeller, a judge) knows, in order, each in the spelling it was given.
+
+    Looking a name up goes by `normal_form`; iteration gives the user's spelling. Two names of one form are the first.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._names = tuple({normal_form(name): name for name in reversed(tuple(names))}.values())[::-1]
+        self._places = {normal_form(name): place for place, name in enumerate(self._names)}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, place: int | slice) -> str | tuple[str, ...]:
+        return self._names[place]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and normal_form(name) in self._places
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LabelSet) and list(self._places) == list(other._places)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._places))
+
+    def __repr__(self) -> str:
+        return f"LabelSet({list(self._names)})"
+
+    def place(self, name: str) -> int:
+        """Place of a finding in the list. KeyError where it is not there."""
+        return self._places[normal_form(name)]
+
+    def spelling(self, name: str) -> str:
+        """The finding as this list spells it. KeyError where it is not there."""
+        return self._names[self.place(name)]
+
+    def missing(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of `names` that are not in this list."""
+        return tuple(name for name in names if name not in self)
