@@ -8,7 +8,7 @@ from typing import Literal
 
 from llmcxr.evaluation.settings import EvaluationSettings
 from llmcxr.foundation.settings import setting
-from llmcxr.image_tokens.clinical_features import ClinicalFeatureSettings
+from llmcxr.image_tokens.classifier import ClinicalFeatureSettings
 from llmcxr.image_tokens.training import ImageTokenizerSettings
 from llmcxr.sources.phantom.source import PhantomSettings
 from llmcxr.sources.table import TableSettings

@@ -23,7 +23,7 @@ from llmcxr.evaluation.predictions import Prediction, predictions_frame, write_p
 from llmcxr.evaluation.settings import EvaluationSettings
 from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.randomness import stream
-from llmcxr.image_tokens.clinical_features import in_batches
+from llmcxr.image_tokens.classifier import in_batches
 from llmcxr.image_tokens.training import codebook_use, reconstruct
 from llmcxr.inference.backend import Sampling
 from llmcxr.inference.engine import DRAWING

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +20,12 @@ from torch import Tensor, nn
 from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import place_network
-from llmcxr.image_tokens.clinical_features import ClassifierSettings, in_batches, train_classifier
+from llmcxr.image_tokens.classifier import ClassifierSettings, in_batches, train_classifier
+
+if TYPE_CHECKING:
+    from llmcxr.foundation.processes import Processes
+
+_SEED = 1000  # added to the run's: nothing of the judge is drawn as the clinical network was
 
 
 def _block(width_in: int, width_out: int, stride: int) -> list[nn.Module]:
@@ -61,6 +67,12 @@ class Judge(nn.Module):
         """Logits float32 [N, F] of uint8 images [N, S, S]."""
         return in_batches(self, images, device)
 
+    def save(self, folder: Path) -> None:
+        """Write config.json and model.safetensors."""
+        with atomic_path(folder / "model.safetensors") as temporary:
+            save_file({k: v.contiguous() for k, v in self.state_dict().items()}, temporary)
+        write_json(folder / "config.json", {"findings": self.findings})
+
     @classmethod
     def train_on(
         cls,
@@ -68,21 +80,17 @@ class Judge(nn.Module):
         labels: np.ndarray,
         findings: tuple[str, ...],
         settings: ClassifierSettings,
+        seed: int,
         folder: Path,
-        device: torch.device,
-    ) -> Judge:
-        """Train on uint8 images [N, S, S] and labels [N, F] (NaN unknown) and save into `folder`."""
-        torch.manual_seed(settings.seed)
-        judge = cls(findings)
-        train_classifier(judge, images, labels, settings, device, folder / "checkpoint.pt", "judge")
-        with atomic_path(folder / "model.safetensors") as temporary:
-            save_file({k: v.contiguous() for k, v in judge.state_dict().items()}, temporary)
-        write_json(folder / "config.json", {"findings": findings})
-        return judge
+        processes: Processes,
+    ) -> None:
+        """Train on uint8 images [N, S, S] and labels [N, F] (NaN unknown) and save into `folder`. All processes call."""
+        torch.manual_seed(seed + _SEED)
+        train_classifier(cls(findings), images, labels, settings, seed + _SEED, folder, "judge", processes)
 
     @classmethod
     def load(cls, folder: Path, findings: Sequence[str] | None = None) -> Judge:
-        """Read what `train_on` wrote; of it the given `findings` only, in that order (ValueError for one it does not know)."""
+        """Read what `save` wrote; of it the given `findings` only, in that order (ValueError for one it does not know)."""
         known = judge_findings(folder)
         state = load_weights(folder / "model.safetensors")
         if findings is not None:

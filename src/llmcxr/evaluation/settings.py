@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmcxr.foundation.settings import setting
-from llmcxr.image_tokens.clinical_features import ClassifierSettings
+from llmcxr.image_tokens.classifier import ClassifierSettings
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
     """How much is measured, all on patients and report texts that no part of the model was trained on."""
 
-    judge: ClassifierSettings = setting(
-        ClassifierSettings(steps=600, seed=1000), "the independent classifier of findings"
-    )
+    judge: ClassifierSettings = setting(ClassifierSettings(steps=600), "the independent classifier of findings")
     reconstructions: int = setting(400, "test images through the image tokenizer")
     reports: int = setting(200, "test images that are reported")
     questions: int = setting(800, "test questions that are answered")

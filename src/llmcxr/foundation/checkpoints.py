@@ -1,13 +1,18 @@
-"""Training state on disk: one file, written atomically, read with the safe loader only; the one before is kept beside it."""
+"""Training state on disk: one file, written atomically, read with the safe loader only; the one before is kept beside it.
+
+Every training has the same form: "training" (its own), "progress" (foundation/loop.py) and "generators".
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -55,7 +60,8 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     fault: UserError | None = None
     for file in files:
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            # Mapped: of several processes on one machine each would read all of it. Windows cannot replace a mapped file.
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=os.name != "nt")
         except Exception as error:  # the unpickler and zip reader raise many kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             fault = fault or UserError(
@@ -77,6 +83,28 @@ def remove_checkpoint(path: Path) -> None:
     _remove_half_written(path)
     _previous(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)  # last: as long as it is there, the training was not ended
+
+
+def generator_states() -> dict[str, Any]:
+    """The states of all generators that a training may draw from, as plain values and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": (kind, np.asarray(keys).tolist(), *rest)}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    """Go on drawing where `generator_states` was taken; a device that is not here is passed over."""
+    torch.set_rng_state(states["torch"].clone())
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].clone())
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"].clone())
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

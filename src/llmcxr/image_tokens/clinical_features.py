@@ -1,4 +1,4 @@
-"""What a radiologist would look at, as a network sees it: the TorchXRayVision DenseNet and how a classifier is trained.
+"""What a radiologist would look at, as a network sees it: TorchXRayVision's DenseNet (training it: classifier.py).
 
 Paper, section 2.1: the 1024-d features of a TorchXRayVision DenseNet must survive tokenisation.
 
@@ -9,60 +9,64 @@ Pixels: [B, 1, S, S] in [-1, 1], bone white; TorchXRayVision itself expects [-10
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
-from llmcxr.foundation.checkpoints import load_checkpoint, load_weights, remove_checkpoint, save_checkpoint
-from llmcxr.foundation.devices import autocast, place_network
+from llmcxr.foundation.checkpoints import load_weights
+from llmcxr.foundation.devices import autocast
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.randomness import stream
-from llmcxr.foundation.settings import setting
-from llmcxr.studies.radiographs import from_uint8
-
-with warnings.catch_warnings():  # torchxrayvision mutes every warning of the process on import
-    import torchxrayvision as xrv
 
 
-@dataclass(frozen=True)
-class ClassifierSettings:
-    """How a classifier of findings is trained."""
+class _DenseLayer(nn.Sequential):
+    def __init__(self, width: int, growth: int) -> None:
+        super().__init__()
+        self.norm1, self.relu1 = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(width, 4 * growth, 1, bias=False)
+        self.norm2, self.relu2 = nn.BatchNorm2d(4 * growth), nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
 
-    steps: int = setting(200, "optimiser steps")
-    batch_size: int = setting(32, "images a step")
-    learning_rate: float = setting(2e-3, "peak of the one-cycle schedule (AdamW)")
-    seed: int = setting(0, "order of the images, shifts, and start of the weights")
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, super().forward(x)], 1)
 
 
-@dataclass(frozen=True)
-class ClinicalFeatureSettings:
-    """Where the DenseNet of the clinical feature loss comes from."""
+class DenseNet(nn.Module):
+    """DenseNet-121 (Huang et al., 2017) on one channel, with the names of TorchXRayVision's and torchvision's weights.
 
-    weights: str = setting(
-        "train",
-        "'train' (on the labels of this run), a TorchXRayVision name such as densenet121-res224-all, or a .pt/.safetensors path",
-    )
-    training: ClassifierSettings = setting(ClassifierSettings(), "used where weights is 'train'")
-    resolution: int | None = setting(
-        None,
-        "used where weights is 'train': side in pixels to which the network shrinks images; null keeps theirs. "
-        "Half the side is four times faster, here and in the image tokenizer's training (published weights see 224)",
-    )
+    Our own: torchvision's begins with three channels, and either import costs as much as all that using a model needs.
+    """
 
-    def faults(self) -> list[str]:
-        """Impossible combinations."""
-        if self.resolution is not None and self.resolution < 32:
-            return [f"resolution: {self.resolution} should be at least 32 (the network halves it five times)"]
-        return []
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        width, growth = 64, 32
+        self.features = nn.Sequential()
+        self.features.conv0 = nn.Conv2d(1, width, 7, stride=2, padding=3, bias=False)
+        self.features.norm0, self.features.relu0 = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        self.features.pool0 = nn.MaxPool2d(3, stride=2, padding=1)
+        for number, depth in enumerate((6, 12, 24, 16), 1):
+            block = nn.Sequential()
+            for k in range(depth):
+                block.add_module(f"denselayer{k + 1}", _DenseLayer(width + k * growth, growth))
+            self.features.add_module(f"denseblock{number}", block)
+            width += depth * growth
+            if number < 4:
+                transition = nn.Sequential()
+                transition.norm, transition.relu = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+                transition.conv, transition.pool = nn.Conv2d(width, width // 2, 1, bias=False), nn.AvgPool2d(2)
+                self.features.add_module(f"transition{number}", transition)
+                width //= 2
+        self.features.norm5 = nn.BatchNorm2d(width)
+        self.classifier = nn.Linear(width, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+        nn.init.zeros_(self.classifier.bias)
 
 
 class ClinicalFeatures(nn.Module):
@@ -72,7 +76,7 @@ class ClinicalFeatures(nn.Module):
         super().__init__()
         self.findings = findings
         self.resolution = resolution  # images are resized to this before the network; None keeps their size
-        self.network = xrv.models.DenseNet(num_classes=len(findings), in_channels=1)
+        self.network = DenseNet(len(findings))
 
     def feature_maps(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Outputs of the four dense blocks ([B, C, s, s] each) and the pooled 1024-d features [B, 1024]."""
@@ -145,7 +149,10 @@ def published_features(weights: str) -> ClinicalFeatures:
     The published files are whole pickled modules; they are read with the safe unpickler, which is allowed the classes
     of that one network and nothing else. Raises `UserError` where the file cannot be had or read.
     """
-    path = Path(weights)
+    with warnings.catch_warnings():  # torchxrayvision mutes every warning of the process on import
+        import torchxrayvision as xrv  # for its names and to read its files; the network is our own
+
+    path = Path(weights).expanduser()
     if weights in xrv.models.model_urls:
         findings = xrv.models.model_urls[weights]["labels"]
         try:
@@ -180,91 +187,3 @@ def published_features(weights: str) -> ClinicalFeatures:
     except Exception as error:  # pickle.UnpicklingError, without importing pickle
         raise UserError(f"{path} was refused by the safe loader: {error}") from error
     return model.eval().requires_grad_(False)
-
-
-def _augment(images: Tensor, generator: np.random.Generator) -> Tensor:
-    """Shift by up to 1/16 and vary contrast and brightness a little; never mirror (sides matter)."""
-    S = images.shape[-1]
-    reach = S // 16
-    padded = F.pad(images, (reach,) * 4, mode="replicate")
-    dy, dx = generator.integers(0, 2 * reach + 1, size=2)
-    B = images.shape[0]
-    gain = torch.from_numpy(generator.uniform(0.85, 1.15, (B, 1, 1, 1)).astype(np.float32))
-    offset = torch.from_numpy(generator.uniform(-0.1, 0.1, (B, 1, 1, 1)).astype(np.float32))
-    return (padded[:, :, dy : dy + S, dx : dx + S] * gain + offset).clamp(-1, 1)
-
-
-def batch_of(images: np.ndarray, rows: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 [N, S, S] (0 black, 255 white) -> float32 [B, 1, S, S] in [-1, 1]."""
-    batch = torch.from_numpy(from_uint8(images[rows])).unsqueeze(1).to(device)
-    return batch.contiguous(memory_format=torch.channels_last)
-
-
-def train_classifier(
-    network: nn.Module,
-    images: np.ndarray,
-    labels: np.ndarray,
-    settings: ClassifierSettings,
-    device: torch.device,
-    checkpoint: Path,
-    name: str,
-) -> None:
-    """Train `network` ([B, 1, S, S] -> logits [B, F]) by binary cross entropy over the labels that are known.
-
-    `images` uint8 [N, S, S]; `labels` float32 [N, F] of 1, 0 and NaN (unknown: not part of the loss). Resumes from
-    `checkpoint`, which is removed at the end.
-    """
-    place_network(network, device)
-    network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=0.2)
-    start = 0
-    if state := load_checkpoint(checkpoint):
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        start = state["step"]
-    bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=name, unit="step")
-    for step in bar:
-        generator = stream(settings.seed, name, step)
-        rows = generator.choice(len(images), min(settings.batch_size, len(images)), replace=False)
-        x = _augment(batch_of(images, rows, torch.device("cpu")), generator).to(
-            device, memory_format=torch.channels_last
-        )
-        target = torch.from_numpy(labels[rows]).to(device)
-        known = ~target.isnan()
-        with autocast(device):
-            logits = network(x)
-        losses = F.binary_cross_entropy_with_logits(logits.float(), target.nan_to_num(), reduction="none")
-        loss = (losses * known).sum() / known.sum().clamp(min=1)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % 500 == 0:
-            save_checkpoint(
-                checkpoint,
-                {
-                    "network": network.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "step": step + 1,
-                },
-            )
-    remove_checkpoint(checkpoint)
-    network.eval().requires_grad_(False)
-
-
-@torch.inference_mode()
-def in_batches(
-    function: Callable[[Tensor], Tensor], images: np.ndarray, device: torch.device, batch_size: int = 64
-) -> np.ndarray:
-    """Apply `function` to uint8 images [N, S, S] batch by batch; float32 results, joined."""
-    parts = []
-    for first in range(0, len(images), batch_size):
-        rows = np.arange(first, min(first + batch_size, len(images)))
-        with autocast(device):
-            parts.append(function(batch_of(images, rows, device)).float().cpu().numpy())
-    return np.concatenate(parts)

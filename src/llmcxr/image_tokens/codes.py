@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
-from llmcxr.image_tokens.clinical_features import batch_of
+from llmcxr.image_tokens.classifier import batch_of
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 
 _KEY = b"image_tokenizer"

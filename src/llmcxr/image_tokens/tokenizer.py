@@ -8,24 +8,57 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from vector_quantize_pytorch import VectorQuantize
 
 from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, write_json
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings
+from llmcxr.image_tokens.architecture import ArchitectureSettings, ImageEncoder, build_decoder
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
-from llmcxr.image_tokens.networks import ArchitectureSettings, ImageEncoder, build_decoder
+
+
+_GONE = ("stem_stride",)  # settings that saved tokenizers may name: 1 in all that are still read
+
+
+class Codebook(nn.Module):
+    """Code vectors of unit length [1, K, D], with the counts and sums of which training made them.
+
+    The names are those of VectorQuantize, which takes this place in training.
+    """
+
+    embed: Tensor
+
+    def __init__(self, a: ArchitectureSettings) -> None:
+        super().__init__()
+        shape = (1, a.codebook_size, a.code_dim)
+        self.register_buffer("initted", torch.tensor(False))
+        self.register_buffer("cluster_size", torch.ones(shape[:2]))
+        self.register_buffer("embed_avg", torch.zeros(shape))
+        self.register_buffer("embed", torch.zeros(shape))
+
+
+class Quantizer(nn.Module):
+    """Where the codebook is."""
+
+    def __init__(self, a: ArchitectureSettings) -> None:
+        super().__init__()
+        self._codebook = Codebook(a)
+
+    @property
+    def codebook(self) -> Tensor:
+        """Code vectors [K, D]."""
+        return self._codebook.embed[0]
 
 
 class ImageTokenizer(nn.Module):
-    """VQ-GAN encoder, quantizer and decoder.
+    """VQ-GAN encoder, codebook and decoder: an `ImageCodec`.
 
     With `architecture.clinical_input`, the frozen clinical network is a part of it: the encoder sees its features.
     """
@@ -38,18 +71,13 @@ class ImageTokenizer(nn.Module):
         self.clinical = None if clinical is None else clinical.eval().requires_grad_(False)
         self.encoder = ImageEncoder(architecture)
         self.decoder = build_decoder(architecture)
-        self.quantizer = VectorQuantize(
-            dim=architecture.code_dim,
-            codebook_size=architecture.codebook_size,
-            use_cosine_sim=True,
-            kmeans_init=True,
-            kmeans_iters=10,
-            rotation_trick=False,  # plain straight-through gradients, as in VQ-GAN
-            threshold_ema_dead_code=1,  # switches restarts on; training sets the threshold to fit its batches
-            commitment_weight=0.25,
-            accept_image_fmap=True,
-        )
+        self.quantizer: nn.Module = Quantizer(architecture)
         self.fingerprint = ""  # of the weights on disk; set by save_pretrained and from_pretrained
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.architecture.image_size
 
     @property
     def grid(self) -> int:
@@ -59,7 +87,7 @@ class ImageTokenizer(nn.Module):
     @property
     def codebook(self) -> Tensor:
         """Code vectors [K, D]."""
-        return self.quantizer.codebook
+        return cast(Tensor, self.quantizer.codebook)
 
     def train(self, mode: bool = True) -> ImageTokenizer:
         """The clinical network stays in evaluation mode."""
@@ -68,22 +96,17 @@ class ImageTokenizer(nn.Module):
             self.clinical.eval()
         return self
 
-    def _encoded(self, images: Tensor, last_map: Tensor | None = None) -> Tensor:
-        """[B, 1, S, S] -> what is quantized, [B, D, g, g]."""
+    def encoded(self, images: Tensor, last_map: Tensor | None = None) -> Tensor:
+        """[B, 1, S, S] -> what is quantized, [B, D, g, g].
+
+        `last_map` is the clinical network's last feature map of the images, where it is known already.
+        """
         if self.clinical is None:
             return self.encoder(images)
         if last_map is None:
             with torch.no_grad():
                 last_map = self.clinical.feature_maps(images)[0][-1]
         return self.encoder(images, F.relu(last_map))
-
-    def forward(self, images: Tensor, last_map: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Training pass: reconstruction [B, 1, S, S], commitment loss, quantized code vectors [B, D, g, g].
-
-        `last_map` is the clinical network's last feature map of the images, where it is known already.
-        """
-        quantized, _, commitment = self.quantizer(self._encoded(images, last_map).float())
-        return self.decoder(quantized), commitment.sum(), quantized
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -92,8 +115,11 @@ class ImageTokenizer(nn.Module):
         if images.shape[1:] != (1, S, S):
             raise ValueError(f"images should be [B, 1, {S}, {S}], are {list(images.shape)}")
         with autocast(images.device):
-            z = self._encoded(images.contiguous(memory_format=torch.channels_last))
-        return self.quantizer(z.float(), freeze_codebook=True)[1]
+            z = self.encoded(images.contiguous(memory_format=torch.channels_last))
+        # The nearest by cosine, in VectorQuantize's own terms, so that ties of rounding go the same way.
+        z = F.normalize(z.float().permute(0, 2, 3, 1), dim=-1, eps=1e-6)
+        nearest = torch.einsum("hnd,hcd->hnc", z.reshape(1, -1, z.shape[-1]), self.codebook[None]).argmax(-1)
+        return nearest.reshape(z.shape[:3])
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
@@ -135,7 +161,8 @@ class ImageTokenizer(nn.Module):
         config = read_json(folder / "config.json")
         if not isinstance(config, dict) or "architecture" not in config:
             raise UserError(f"{folder} is not an image tokenizer: its config.json has no architecture.")
-        architecture = build_settings(ArchitectureSettings, config["architecture"], str(folder / "config.json"))
+        given = {k: v for k, v in config["architecture"].items() if k not in _GONE}
+        architecture = build_settings(ArchitectureSettings, given, str(folder / "config.json"))
         clinical = None
         if architecture.clinical_input:
             saved = config.get("clinical")

@@ -5,33 +5,37 @@ Shapes: B images, S side in pixels. Images are uint8 [N, S, S] in memory and [-1
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
+from vector_quantize_pytorch import VectorQuantize
 
+from llmcxr.foundation import loop
 from llmcxr.foundation.artifacts import write_json
-from llmcxr.foundation.checkpoints import load_checkpoint, remove_checkpoint, save_checkpoint
 from llmcxr.foundation.devices import autocast, place_network
-from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.foundation.settings import setting
-from llmcxr.image_tokens.clinical_features import ClinicalFeatures, batch_of
+from llmcxr.image_tokens.architecture import ArchitectureSettings
+from llmcxr.image_tokens.classifier import batch_of
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.losses import (
     ClinicalFeatureLoss,
     FindingsInCodes,
     adaptive_weight,
+    build_discriminator,
     build_lpips,
     hinge_discriminator_loss,
 )
-from llmcxr.image_tokens.networks import ArchitectureSettings, build_discriminator
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
+
+if TYPE_CHECKING:
+    from llmcxr.foundation.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,6 @@ class ImageTokenizerSettings:
     steps: int = setting(50_000, "optimiser steps")
     batch_size: int = setting(16, "images a step")
     learning_rate: float = setting(4e-4, "AdamW, cosine to a tenth after 2 % of warm-up")
-    l1_weight: float = setting(1.0, "absolute difference of pixels")
     perceptual: str = setting(
         "clinical",
         "'clinical' (maps of the clinical network), 'download' (LPIPS) or the path of VGG-16 weights (LPIPS)",
@@ -64,7 +67,11 @@ class ImageTokenizerSettings:
     codebook_decay: float = setting(
         0.99, "moving average of the code vectors; lower follows faster, for short trainings"
     )
-    seed: int = setting(0, "order of the images and start of the weights")
+
+    def files(self) -> list[Path]:
+        """Files whose contents the tokenizer is made of (the folder `pretrained` is a model of its own)."""
+        path = Path(self.perceptual).expanduser()
+        return [path] if path.is_file() else []
 
     def faults(self) -> list[str]:
         """Impossible combinations."""
@@ -79,33 +86,88 @@ class ImageTokenizerSettings:
 _PARTS = ("tokenizer", "discriminator", "findings_in_codes", "optimizer", "critic_optimizer")
 
 
-class _Trainer:
+def trainable_quantizer(tokenizer: ImageTokenizer, decay: float = 0.99) -> VectorQuantize:
+    """VectorQuantize in the place of the tokenizer's codebook, begun from it; by k-means from the first batch where it is new.
+
+    Its own work over several processes is switched off: it is given the vectors of all (`training_pass`), so that k-means,
+    averages and restarts are those of one process.
+    """
+    a = tokenizer.architecture
+    quantizer = VectorQuantize(
+        dim=a.code_dim,
+        codebook_size=a.codebook_size,
+        use_cosine_sim=True,
+        kmeans_init=True,
+        kmeans_iters=10,
+        decay=decay,
+        rotation_trick=False,  # plain straight-through gradients, as in VQ-GAN
+        threshold_ema_dead_code=1,  # switches restarts on; training sets the threshold to fit its batches
+        commitment_weight=0.25,
+        accept_image_fmap=True,
+        sync_codebook=False,
+    )
+    quantizer.load_state_dict(tokenizer.quantizer.state_dict())
+    tokenizer.quantizer = quantizer.train(tokenizer.training)
+    return quantizer
+
+
+def training_pass(
+    tokenizer: ImageTokenizer,
+    images: Tensor,
+    last_map: Tensor | None = None,
+    rows: int = 0,
+    part: slice = slice(None),
+    processes: Processes | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Reconstruction [B, 1, S, S], commitment loss, quantized code vectors [B, D, g, g], with a trainable quantizer.
+
+    `last_map` is the clinical network's last feature map of the images, where it is known already. The images may be the
+    `part` of one of several processes: the commitment loss is then that of all `rows`.
+    """
+    z = tokenizer.encoded(images, last_map).float()
+    if processes is not None:
+        z = loop.joined(z, rows, part, processes)
+    quantized, _, commitment = tokenizer.quantizer(z)
+    own = quantized[part]
+    return tokenizer.decoder(own), commitment.sum(), own
+
+
+class _Training(loop.Training):
+    shown = ("l1", "perceptual", "clinical", "critic")
+
     def __init__(
         self,
         settings: ImageTokenizerSettings,
         features: ClinicalFeatures,
         images: np.ndarray,
-        device: torch.device,
+        seed: int,
+        folder: Path,
+        processes: Processes,
         start: ImageTokenizer | None = None,
     ) -> None:
-        self.settings, self.images, self.features, self.device = settings, images, features, device
-        torch.manual_seed(settings.seed)
+        super().__init__("image tokenizer", settings.steps, processes)
+        self.settings, self.images, self.features = settings, images, features
+        self.seed, self.folder, self.device = seed, folder, processes.device
+        self.rows = min(settings.batch_size, len(images))
+        self.part = loop.share_of(self.rows, processes)
+        torch.manual_seed(seed)
         self.tokenizer = ImageTokenizer(
             settings.architecture, features if settings.architecture.clinical_input else None
         ).train()
         if start is not None:
             self.tokenizer.take_weights(start)
+        self.codebook = trainable_quantizer(self.tokenizer, settings.codebook_decay)._codebook
         self.discriminator = build_discriminator()
         for network in (self.tokenizer, self.discriminator, features):
-            place_network(network, device)
+            place_network(network, self.device)
         sample = batch_of(
-            images, stream(settings.seed, "variance").choice(len(images), min(64, len(images)), replace=False), device
+            images, stream(seed, "variance").choice(len(images), min(64, len(images)), replace=False), self.device
         )
-        with autocast(device), torch.no_grad():
-            self.clinical = ClinicalFeatureLoss(features, sample).to(device)
-            self.findings_in_codes = FindingsInCodes(settings.architecture.code_dim, features(sample)).to(device)
+        with autocast(self.device), torch.no_grad():
+            self.clinical = ClinicalFeatureLoss(features, sample).to(self.device)
+            self.findings_in_codes = FindingsInCodes(settings.architecture.code_dim, features(sample)).to(self.device)
         self.trained = [p for p in self.tokenizer.parameters() if p.requires_grad]
-        self.lpips = None if settings.perceptual == "clinical" else build_lpips(settings.perceptual).to(device)
+        self.lpips = None if settings.perceptual == "clinical" else build_lpips(settings.perceptual).to(self.device)
         # taming-transformers uses beta1 = 0.5 for both; with 0.9 the autoencoder learned twice as fast in short runs.
         self.optimizer = torch.optim.AdamW(
             [*self.trained, *self.findings_in_codes.parameters()],
@@ -118,35 +180,28 @@ class _Trainer:
         )
         # A code is dead, and restarted from the batch, when it has less than a fifth of its fair share.
         a = settings.architecture
-        share = min(settings.batch_size, len(images)) * a.grid**2 / a.codebook_size
-        self.tokenizer.quantizer._codebook.threshold_ema_dead_code = 0.2 * share
-        self.tokenizer.quantizer._codebook.decay = settings.codebook_decay
+        self.codebook.threshold_ema_dead_code = 0.2 * (self.rows * a.grid**2 / a.codebook_size)
 
-    def learning_rate(self, step: int) -> float:
-        warmup = max(1, self.settings.steps // 50)
-        progress = step / max(1, self.settings.steps)
-        return self.settings.learning_rate * min((step + 1) / warmup, 0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
-
-    def step(self, step: int) -> dict[str, float]:
-        s = self.settings
+    def step(self) -> loop.Step:
+        s, step, processes = self.settings, self.at.step, self.processes
         for optimizer in (self.optimizer, self.critic_optimizer):
             for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate(step)
-        rows = stream(s.seed, "image tokenizer", step).choice(
-            len(self.images), min(s.batch_size, len(self.images)), replace=False
-        )
-        x = batch_of(self.images, rows, self.device)
+                group["lr"] = s.learning_rate * loop.cosine(step, s.steps)
+        rows = stream(self.seed, "image tokenizer", step).choice(len(self.images), self.rows, replace=False)
+        x = batch_of(self.images, rows[self.part], self.device)
+        share = len(x) / self.rows  # of this process's rows in the means over all
         adversarial = s.adversarial_weight > 0 and step >= s.adversarial_start * s.steps
         # Coarse shape first: gradients through the feature networks mislead a decoder that paints nothing yet.
         rise = 1.0 if s.feature_start == 0 else min(1.0, max(0.0, (step / s.steps - s.feature_start) / 0.1))
-        terms: dict[str, float] = {}
+        terms: dict[str, Tensor] = {}
         with autocast(self.device):
             with torch.no_grad():
                 seen = self.features.feature_maps(x)
-            y, commitment, vectors = self.tokenizer(x, seen[0][-1])
+            y, commitment, vectors = training_pass(
+                self.tokenizer, x, seen[0][-1], self.rows, self.part, processes
+            )
             y = y.float()
-            l1 = F.l1_loss(y, x)
-            reconstruction = s.l1_weight * l1
+            reconstruction = l1 = F.l1_loss(y, x)
             if rise > 0:
                 clinical, perceptual = self.clinical(seen, y)
                 if self.lpips is not None:
@@ -154,80 +209,71 @@ class _Trainer:
                 reconstruction = reconstruction + rise * (
                     s.perceptual_weight * perceptual + s.clinical_weight * clinical
                 )
-                terms |= {"perceptual": perceptual.item(), "clinical": clinical.item()}
-            loss = reconstruction + commitment
+                terms |= {"perceptual": perceptual, "clinical": clinical}
+            reconstruction = reconstruction * share
+            loss = reconstruction + commitment  # of all rows already; gradients flow to this process's own
             if s.reading_weight > 0:
                 reading = self.findings_in_codes(vectors, self.features.network.classifier(seen[1]))
-                loss = loss + s.reading_weight * reading
-                terms["reading"] = reading.item()
+                loss = loss + s.reading_weight * share * reading
+                terms["reading"] = reading
             if adversarial:
-                generator = -self.discriminator(y).float().mean()
-                balance = adaptive_weight(reconstruction, generator, self.tokenizer.decoder.last_weight)
+                generator = -self.discriminator(y).float().mean() * share
+                balance = adaptive_weight(reconstruction, generator, self.tokenizer.decoder.last_weight, processes)
                 loss = loss + s.adversarial_weight * balance * generator
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"image tokenizer: the loss is {loss.item()} at step {step}. Lower image_tokenizer.learning_rate and run again."
-            )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.trained, 1.0)
+        value = loop.backward(loss, [*self.trained, *self.findings_in_codes.parameters()], processes)
+        norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
+        advice = "Lower image_tokenizer.learning_rate"
+        self.check({"loss": value, "norm of the gradient": norm.item()}, advice)
         self.optimizer.step()
-        terms |= {"l1": l1.item(), "commitment": commitment.item()}
+        terms |= {"l1": l1, "commitment": commitment}
         if adversarial:
             with autocast(self.device):
                 critic = hinge_discriminator_loss(self.discriminator(x).float(), self.discriminator(y.detach()).float())
             self.critic_optimizer.zero_grad(set_to_none=True)
-            critic.backward()
+            self.check({"critic": loop.backward(critic * share, self.discriminator.parameters(), processes)}, advice)
             self.critic_optimizer.step()
-            terms |= {"generator": generator.item(), "critic": critic.item()}
-        return terms
+            terms |= {"generator": generator / share, "critic": critic}
+        if processes.count > 1:  # sums on GPUs end in another order each time: the codebook must not drift apart
+            for buffer in (self.codebook.cluster_size, self.codebook.embed_avg, self.codebook.embed):
+                dist.broadcast(buffer, 0)
+        return loop.Step(loop.total_terms(terms, share, processes))
 
     def state(self) -> dict[str, Any]:
-        return {name: getattr(self, name).state_dict() for name in _PARTS} | {"torch_rng": torch.get_rng_state()}
+        return {name: getattr(self, name).state_dict() for name in _PARTS}
 
     def load_state(self, state: dict[str, Any]) -> None:
         for name in _PARTS:
             getattr(self, name).load_state_dict(state[name])
-        torch.set_rng_state(state["torch_rng"])  # the quantizer restarts dead codes from torch's stream
+
+    def finish(self) -> None:
+        def save() -> None:
+            self.tokenizer.save_pretrained(self.folder)
+            write_json(self.folder / "curves.json", self.at.curve)
+
+        self.processes.on_main(save)
 
 
 def train_image_tokenizer(
     settings: ImageTokenizerSettings,
     features: ClinicalFeatures,
     images: np.ndarray,
+    seed: int,
     folder: Path,
-    device: torch.device,
+    processes: Processes,
     start: ImageTokenizer | None = None,
-    save_every: int = 200,
+    save_minutes: float = loop.SAVE_MINUTES,
 ) -> ImageTokenizer:
     """Train on uint8 images [N, S, S] and save into `folder` (with curves.json); resumes from its last checkpoint.
 
-    Training goes on from the weights of `start`, where there is one; the clinical network is `features` in any case.
+    Training goes on from the weights of `start`, where there is one; the clinical network is `features` in any case. All
+    processes call. `UserError` where the images have another size, or the loss is not finite.
     """
     S = settings.architecture.image_size
     if images.shape[1:] != (S, S):
-        raise UserError(f"image_tokenizer.architecture.image_size is {S}, but the images are {images.shape[1:]}.")
-    trainer = _Trainer(settings, features, images, device, start)
-    checkpoint, first, curve = folder / "checkpoint.pt", 0, []
-    if saved := load_checkpoint(checkpoint):
-        trainer.load_state(saved["trainer"])
-        first, curve = saved["step"], saved["curve"]
-    bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="image tokenizer", unit="step")
-    sums: dict[str, float] = {}
-    for step in bar:
-        terms = trainer.step(step)
-        for name, value in terms.items():
-            sums[name] = 0.9 * sums.get(name, value) + 0.1 * value
-        if step % 10 == 0:
-            curve.append({"step": step, **sums})
-            bar.set_postfix({k: f"{v:.3f}" for k, v in sums.items() if k in ("l1", "perceptual", "clinical", "critic")})
-        if (step + 1) % save_every == 0 and step + 1 < settings.steps:
-            save_checkpoint(checkpoint, {"trainer": trainer.state(), "step": step + 1, "curve": curve})
-    tokenizer = trainer.tokenizer.eval().requires_grad_(False)
-    tokenizer.save_pretrained(folder)
-    write_json(folder / "curves.json", curve)
-    remove_checkpoint(checkpoint)
-    return tokenizer
+        raise processes.fault(f"image_tokenizer.architecture.image_size is {S}, but the images are {images.shape[1:]}.")
+    loop.run(_Training(settings, features, images, seed, folder, processes, start), folder, save_minutes)
+    return ImageTokenizer.from_pretrained(folder).to(processes.device)
 
 
 def codebook_use(codes: np.ndarray, codebook_size: int) -> float:

@@ -9,23 +9,22 @@ Shapes: N images, B images of a step, T tokens of a prompt, F findings, d width 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from llmcxr.foundation import loop
 from llmcxr.foundation.artifacts import atomic_path, write_json
-from llmcxr.foundation.checkpoints import load_checkpoint, remove_checkpoint, save_checkpoint
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.randomness import stream
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.questions import LIST_QUESTION
@@ -37,8 +36,8 @@ from llmcxr.vocabulary.growing import table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 _HEAD_RATE = 3e-3  # of the linear map, which is thrown away
-_SAVE_EVERY = 200  # steps
-_WARMUP, _DECAY = 0.05, 1 / 3  # shares of the steps over which the rates rise and fall
+_WARMUP = 0.05  # share of the steps over which the rates rise
+_ADVICE = "Lower tuning.alignment.learning_rate"
 
 
 @contextmanager
@@ -68,69 +67,90 @@ def findings_logits(model: PreTrainedModel, head: nn.Linear, ids: Tensor) -> Ten
     return head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1].float())
 
 
+class _Training(loop.Training):
+    def __init__(
+        self,
+        tunable: TunableModel,
+        prompts: np.ndarray,
+        labels: np.ndarray,
+        settings: AlignmentSettings,
+        seed: int,
+        folder: Path,
+        processes: Processes,
+    ) -> None:
+        super().__init__("alignment", settings.steps, processes)
+        self.tunable, self.model, self.settings = tunable, tunable.model, settings
+        self.ids, self.target = torch.from_numpy(prompts), torch.from_numpy(labels)
+        self.seed, self.folder, self.device = seed, folder, processes.device
+        self.rows = min(settings.batch_size, len(prompts))
+        self.part = loop.share_of(self.rows, processes)
+        for overlay in tunable.image_rows:  # the start of the rows is computed: the last digits may differ by machine
+            processes.same(overlay.rows.data)
+        cast(nn.Module, self.model).to(self.device)
+        torch.manual_seed(seed)
+        self.head = nn.Linear(table_of(self.model).shape[1], labels.shape[1]).to(self.device)
+        nn.init.zeros_(self.head.weight)
+        with first_layers(self.model, settings.layers):
+            self.optimizer = MasterAdamW(tunable, weight_decay=0.0)  # sees the first layers only
+            self.trained = list(tunable.trainable().values())
+        self.head_optimizer = torch.optim.AdamW(self.head.parameters(), lr=_HEAD_RATE, weight_decay=0.0)
+        self.model.train()
+
+    def step(self) -> loop.Step:
+        step, settings = self.at.step, self.settings
+        rows = stream(self.seed, "alignment", step).choice(len(self.ids), self.rows, replace=False)
+        # A model's dropout, if it has any, depends on the step (and the process) alone, not on what ran before.
+        torch.manual_seed(int(stream(self.seed, "alignment dropout", step).integers(2**62)) + self.processes.rank)
+        target = self.target[rows].to(self.device)
+        known, own = ~target.isnan(), rows[self.part]
+        with first_layers(self.model, settings.layers):
+            logits = findings_logits(self.model, self.head, self.ids[own].to(self.device))
+        losses = F.binary_cross_entropy_with_logits(logits, target[self.part].nan_to_num(), reduction="none")
+        loss = (losses * known[self.part]).sum() / known.sum().clamp(min=1)
+        value = loop.backward(loss, [*self.trained, *self.head.parameters()], self.processes)
+        self.check({"loss": value}, _ADVICE)
+        for p in self.trained:  # the rows of an untied output head take no part yet
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        rate = settings.learning_rate * loop.trapezoid(step / settings.steps, _WARMUP)
+        norm = self.optimizer.step({"body": rate, "rows": 2 * rate}, divisor=1.0)
+        self.check({"norm of the gradient": norm}, _ADVICE)
+        self.head_optimizer.step()
+        self.head_optimizer.zero_grad(set_to_none=True)
+        return loop.Step({"loss": value})
+
+    def state(self) -> dict[str, Any]:
+        heads = {"head": self.head.state_dict(), "head_optimizer": self.head_optimizer.state_dict()}
+        return {"optimizer": self.optimizer.state(), **heads}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state(state["optimizer"])
+        self.head.load_state_dict(state["head"])
+        self.head_optimizer.load_state_dict(state["head_optimizer"])
+
+    def finish(self) -> None:
+        weights = self.tunable.state()
+
+        def save() -> None:
+            with atomic_path(self.folder / "weights.safetensors") as temporary:
+                save_file(weights, temporary)
+            write_json(self.folder / "curves.json", self.at.curve)
+
+        self.processes.on_main(save)
+
+
 def align(
     tunable: TunableModel,
     prompts: np.ndarray,
     labels: np.ndarray,
     settings: AlignmentSettings,
+    seed: int,
     folder: Path,
-    device: torch.device,
+    processes: Processes,
+    save_minutes: float = loop.SAVE_MINUTES,
 ) -> None:
     """Train on prompts int64 [N, T] that end where a response begins, and labels [N, F] of 1, 0 and NaN (unknown).
 
     Saves `weights.safetensors` (all that is tuned later, as a stage does) and `curves.json`; resumes from its checkpoint.
+    All processes call. `UserError` where the loss is not finite.
     """
-    model = tunable.model
-    cast(nn.Module, model).to(device)
-    torch.manual_seed(settings.seed)
-    head = nn.Linear(table_of(model).shape[1], labels.shape[1]).to(device)
-    nn.init.zeros_(head.weight)
-    with first_layers(model, settings.layers):
-        optimizer = MasterAdamW(tunable, weight_decay=0.0)  # sees the first layers only
-        trained = list(tunable.trainable().values())
-    head_optimizer = torch.optim.AdamW(head.parameters(), lr=_HEAD_RATE, weight_decay=0.0)
-    checkpoint, start, curve = folder / "checkpoint.pt", 0, []
-    if saved := load_checkpoint(checkpoint):
-        optimizer.load_state(saved["optimizer"])
-        head.load_state_dict(saved["head"])
-        head_optimizer.load_state_dict(saved["head_optimizer"])
-        start, curve = saved["step"], saved["curve"]
-    ids, target = torch.from_numpy(prompts), torch.from_numpy(labels)
-    bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc="alignment", unit="step")
-    model.train()
-    with first_layers(model, settings.layers):
-        for step in bar:
-            rows = stream(settings.seed, "alignment", step).choice(
-                len(ids), min(settings.batch_size, len(ids)), replace=False
-            )
-            # A model's dropout, if it has any, depends on the step alone, not on what ran before.
-            torch.manual_seed(int(stream(settings.seed, "alignment dropout", step).integers(2**62)))
-            own = target[rows].to(device)
-            known = ~own.isnan()
-            losses = F.binary_cross_entropy_with_logits(
-                findings_logits(model, head, ids[rows].to(device)), own.nan_to_num(), reduction="none"
-            )
-            loss = (losses * known).sum() / known.sum().clamp(min=1)
-            loss.backward()
-            for p in trained:  # the rows of an untied output head take no part yet
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            progress = step / settings.steps
-            factor = min(1.0, (progress + 1e-3) / _WARMUP, 0.1 + 0.9 * (1 - progress) / _DECAY)
-            rate = settings.learning_rate * factor
-            norm = optimizer.step({"body": rate, "rows": 2 * rate}, divisor=1.0)
-            if not math.isfinite(norm):  # as it is where the loss is not finite
-                raise UserError(
-                    f"alignment: loss {loss.item()} and gradient norm {norm} at step {step}; lower its learning_rate."
-                )
-            head_optimizer.step()
-            head_optimizer.zero_grad(set_to_none=True)
-            if step % 10 == 0:
-                curve.append({"step": step, "loss": loss.item()})
-                bar.set_postfix(loss=f"{np.mean([c['loss'] for c in curve[-10:]]):.3f}")
-            if (step + 1) % _SAVE_EVERY == 0 and step + 1 < settings.steps:
-                state = {"optimizer": optimizer.state(), "head": head.state_dict(), "step": step + 1, "curve": curve}
-                save_checkpoint(checkpoint, state | {"head_optimizer": head_optimizer.state_dict()})
-    with atomic_path(folder / "weights.safetensors") as temporary:
-        save_file(tunable.state(), temporary)
-    write_json(folder / "curves.json", curve)
-    remove_checkpoint(checkpoint)
+    loop.run(_Training(tunable, prompts, labels, settings, seed, folder, processes), folder, save_minutes)

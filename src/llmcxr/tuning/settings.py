@@ -17,7 +17,6 @@ from llmcxr.tuning.objective import ImageSoftmax
 from llmcxr.tuning.replay import ReplaySettings
 from llmcxr.tuning.trackers import TrackerName
 from llmcxr.vocabulary.growing import RowStart
-from llmcxr.vocabulary.reader import ReaderSettings
 
 
 def unknown_tasks(weights: Mapping[str, float]) -> list[str]:
@@ -111,7 +110,6 @@ class TuningSettings:
     row_start: RowStart = setting(
         "codebook", "how image rows begin: random (paper), codebook (projected), reader (of codes)"
     )
-    reader: ReaderSettings = setting(ReaderSettings(), "used where row_start is reader")
     alignment: AlignmentSettings = setting(
         AlignmentSettings(), "before the stages: findings learned by the first layers (needs labels)"
     )

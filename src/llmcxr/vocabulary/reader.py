@@ -9,25 +9,18 @@ Shapes: N images, L codes an image, K codes, F findings, d width of the LLM, D d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llmcxr.foundation.settings import setting
 from llmcxr.vocabulary.growing import ROW_SPREAD, projected_rows
 
 
-@dataclass(frozen=True)
-class ReaderSettings:
-    """Training of the small reader."""
-
-    steps: int = setting(400, "full-batch Adam steps of the linear reader")
-    penalty: float = setting(1e-3, "L2 penalty on its weights")
-    strength: float = setting(0.7, "spread of the word part of a row, in units of the part that its code vector gives")
+_STEPS = 400  # of Adam, over all images at once
+_PENALTY = 1e-3  # L2, on the weights
+_STRENGTH = 0.7  # spread of the word part of a row, in units of the part that its code vector gives
 
 
 def word_vectors(names: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, table: Tensor) -> Tensor:
@@ -37,7 +30,7 @@ def word_vectors(names: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, tab
     return F.normalize(torch.stack(rows) - table.mean(0), dim=1)
 
 
-def read_codes_linearly(codes: np.ndarray, labels: np.ndarray, size: int, settings: ReaderSettings) -> Tensor:
+def read_codes_linearly(codes: np.ndarray, labels: np.ndarray, size: int) -> Tensor:
     """Evidence [K, F] of each code for each finding, from codes [N, L] and labels [N, F] (NaN unknown), unit spread by finding."""
     counts = torch.from_numpy(
         np.stack([np.bincount(row, minlength=size) for row in codes]).astype(np.float32)
@@ -48,11 +41,11 @@ def read_codes_linearly(codes: np.ndarray, labels: np.ndarray, size: int, settin
     weight = torch.zeros(size, labels.shape[1], requires_grad=True)
     bias = torch.zeros(labels.shape[1], requires_grad=True)
     optimizer = torch.optim.Adam([weight, bias], lr=0.02)
-    for _ in range(settings.steps):
+    for _ in range(_STEPS):
         losses = F.binary_cross_entropy_with_logits(counts @ weight + bias, target, reduction="none")
         loss = (losses * known).sum() / known.sum().clamp(
             min=1
-        ) + settings.penalty * weight.square().sum() / labels.shape[1]
+        ) + _PENALTY * weight.square().sum() / labels.shape[1]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -66,11 +59,10 @@ def reader_rows(
     labels: np.ndarray,
     words: Tensor,
     table: Tensor,
-    settings: ReaderSettings,
     seed: int,
 ) -> Tensor:
     """Rows [K, d] from code vectors [K, D], what the codes speak for, and the findings' word vectors [F, d]."""
-    evidence = read_codes_linearly(codes, labels, len(vectors), settings)
+    evidence = read_codes_linearly(codes, labels, len(vectors))
     spoken = evidence @ words  # [K, d]
-    spread = settings.strength * ROW_SPREAD * table.float().std() / spoken.std()
+    spread = _STRENGTH * ROW_SPREAD * table.float().std() / spoken.std()
     return projected_rows(vectors, table, seed) + spoken * spread
