@@ -257,7 +257,7 @@ def test_tokens_and_steps_are_the_trainers(loss, recipe_path, tmp_path):
     items, _ = tasks_of(recipe, stage, "train", studies, codes, questions)
     template = build_template("chat", vocabulary.tokenizer, "")
     trainer = Stage(tunable, template, recipe.tuning, stage, items, {}, tmp_path / "one", Processes("cpu"))
-    batches = [batch for _, _, batch in trainer._batches(0, 0)]
+    batches = [batch for _, _, batch in trainer.feed.batches(0, 0)]
     assert planned.tokens == sum(b.tokens for b in batches)
     assert planned.padded == sum(b.ids.numel() for b in batches)
     assert planned.supervised == sum(int(b.supervised.sum()) for b in batches)
@@ -265,7 +265,7 @@ def test_tokens_and_steps_are_the_trainers(loss, recipe_path, tmp_path):
     assert planned.image_tokens == sum(int(((b.ids >= first) & (b.ids < first + K)).sum()) for b in batches)
     assert planned.steps == -(-len(batches) // 2)
     for count, what in ((planned.cut, "cut"), (planned.left_out, "left out")):
-        assert count == sum(n for key, n in trainer.too_long.items() if key.endswith(what)) > 0
+        assert count == sum(n for key, n in trainer.feed.too_long.items() if key.endswith(what)) > 0
     assert planned.tasks == trainer.mixture.counts() and sum(planned.tasks.values()) == 300
     assert planned.epochs["cxr_to_report"] == planned.tasks["cxr_to_report"] / 16
 

@@ -44,8 +44,9 @@ from llmcxr.studies.study import Study
 from llmcxr.tuning import four_bit
 from llmcxr.tuning.alignment import alignment_prompt
 from llmcxr.tuning.batches import collate, plan_batches
+from llmcxr.tuning.feed import WINDOW
 from llmcxr.tuning.settings import StageSettings, TuningSettings
-from llmcxr.tuning.trainer import WINDOW, Losses
+from llmcxr.tuning.trainer import Losses
 from llmcxr.tuning.tunable import UPDATED_AT_ONCE, MasterAdamW, TunableModel
 from llmcxr.vocabulary.head import after_head
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary

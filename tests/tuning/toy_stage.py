@@ -22,14 +22,14 @@ from llmcxr.instructions.templates import build_template
 from llmcxr.tasks.cxr_to_report import CxrToReportTask, ImageReport
 from llmcxr.tasks.language import LanguageTask
 from llmcxr.tasks.report_to_cxr import ReportToCxrTask
-from llmcxr.tuning import trainer
+from llmcxr.tuning import feed
 from llmcxr.tuning.settings import StageSettings, TuningSettings
 from llmcxr.tuning.trainer import Stage
 from llmcxr.tuning.tunable import TunableModel
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 K = 8
-WINDOW = 16  # set trainer.WINDOW to it, so that a toy stage has several
+WINDOW = 16  # set feed.WINDOW to it, so that a toy stage has several
 rng = np.random.default_rng(0)
 PAIRS = [ImageReport(f"i{k}", rng.integers(0, K, 4).astype(np.uint16), f"The heart is {k % 3}.") for k in range(12)]
 LONG = [ImageReport("long", PAIRS[0].codes, "The lungs are clear, " * 40)]  # one sentence: cannot be cut
@@ -82,7 +82,7 @@ def set_up(**environment: str) -> None:
     """What a launcher and the tests' fixtures do, in a new process."""
     os.environ.update(environment)
     torch.set_num_threads(1)
-    trainer.WINDOW = WINDOW
+    feed.WINDOW = WINDOW
 
 
 _LIBRARIES = ["transformers.models.llama.modeling_llama", "transformers.models.gpt2.modeling_gpt2", "torch._dynamo"]
