@@ -21,6 +21,7 @@ from toy_stage import SETTINGS, STAGE, WINDOW, full, run_stage, stage, together
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.processes import Processes
 from llmcxr.tuning import feed, trainer
+from llmcxr.tuning.settings import LanguageSettings
 
 DDP: dict[str, str] = {}
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
@@ -30,7 +31,7 @@ ODD = {"batches_per_step": 4, "stages": [dataclasses.replace(STAGE, examples=42)
 CASES = {
     "lora": dataclasses.replace(SETTINGS, **ODD),
     "full": full(**ODD),
-    "base_model": dataclasses.replace(SETTINGS, language_loss="base_model", **ODD),
+    "base_model": dataclasses.replace(SETTINGS, language=LanguageSettings(loss="base_model"), **ODD),
 }
 
 

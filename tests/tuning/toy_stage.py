@@ -46,8 +46,6 @@ SETTINGS = TuningSettings(
     max_tokens=180,
     tokens_per_batch=300,
     batches_per_step=2,
-    evaluations=2,
-    evaluation_examples=3,
     checkpoint_minutes=0.0,
     task_loss_weights={"report_to_cxr": 0.5},
     logging="none",
@@ -75,7 +73,7 @@ def stage(
     tunable = TunableModel(model, vocabulary, rows, settings)
     template = build_template("chat", vocabulary.tokenizer)
     processes = processes or Processes("cpu")
-    return Stage(tunable, template, settings, settings.stages[0], tasks(pairs), tasks(PAIRS[:2]), folder, processes)
+    return Stage(tunable, template, settings, settings.stages[0], tasks(pairs), tasks(PAIRS[:2]), folder, processes, 0)
 
 
 def set_up(**environment: str) -> None:

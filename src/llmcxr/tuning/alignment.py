@@ -75,6 +75,7 @@ def align(
     settings: AlignmentSettings,
     folder: Path,
     device: torch.device,
+    seed: int,
 ) -> None:
     """Train on prompts int64 [N, T] that end where a response begins, and labels [N, F] of 1, 0 and NaN (unknown).
 
@@ -82,11 +83,11 @@ def align(
     """
     model = tunable.model
     cast(nn.Module, model).to(device)
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     head = nn.Linear(table_of(model).shape[1], labels.shape[1]).to(device)
     nn.init.zeros_(head.weight)
     with first_layers(model, settings.layers):
-        optimizer = MasterAdamW(tunable, weight_decay=0.0)  # sees the first layers only
+        optimizer = MasterAdamW(tunable)  # sees the first layers only
         trained = list(tunable.trainable().values())
     head_optimizer = torch.optim.AdamW(head.parameters(), lr=_HEAD_RATE, weight_decay=0.0)
     checkpoint, start, curve = folder / "checkpoint.pt", 0, []
@@ -100,11 +101,9 @@ def align(
     model.train()
     with first_layers(model, settings.layers):
         for step in bar:
-            rows = stream(settings.seed, "alignment", step).choice(
-                len(ids), min(settings.batch_size, len(ids)), replace=False
-            )
+            rows = stream(seed, "alignment", step).choice(len(ids), min(settings.batch_size, len(ids)), replace=False)
             # A model's dropout, if it has any, depends on the step alone, not on what ran before.
-            torch.manual_seed(int(stream(settings.seed, "alignment dropout", step).integers(2**62)))
+            torch.manual_seed(int(stream(seed, "alignment dropout", step).integers(2**62)))
             own = target[rows].to(device)
             known = ~own.isnan()
             losses = F.binary_cross_entropy_with_logits(

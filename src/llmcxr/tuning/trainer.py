@@ -38,7 +38,8 @@ from llmcxr.tuning.settings import StageSettings, TuningSettings
 from llmcxr.tuning.trackers import Tracker
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 
-_DECAY = 1 / 3  # share of a stage at its end over which the learning rates fall
+_WARMUP, _DECAY = 0.03, 1 / 3  # shares of a stage over which the learning rates rise and fall
+_EVALUATIONS, _EVALUATION_EXAMPLES = 6, 16  # on unseen patients in a stage, and examples of each task in them
 KINDS = (*TASKS, "read_image")  # of learned tokens: responses by task, and codes of images that are read
 
 
@@ -54,7 +55,7 @@ class Losses(nn.Module):
         """`losses` float32 [N], `rows` int64 [N] and `read` bool [N] of `token_losses`."""
         base_states = None
         language = [row for row, task in enumerate(batch.tasks) if task == "language"]
-        if self._settings.language_loss == "base_model" and torch.is_grad_enabled():
+        if self._settings.language.loss == "base_model" and torch.is_grad_enabled():
             if language:
                 base_states = self._tunable.base_states(batch.ids[language])
             elif self._sharded:  # processes gather each layer's shards together: all must pass the layers equally often
@@ -83,8 +84,9 @@ class Stage:
         unseen: Mapping[Task, TaskItems],
         folder: Path,
         processes: Processes,
+        seed: int,
     ) -> None:
-        """`train` and `unseen` map tasks to items of training and of validation patients."""
+        """`seed` is the run's; `train` and `unseen` map tasks to items of training and of validation patients."""
         if settings.batches_per_step % processes.count:
             raise processes.fault(
                 f"tuning.batches_per_step is {settings.batches_per_step}: {processes.count} processes need a multiple of "
@@ -92,7 +94,7 @@ class Stage:
             )
         self.tunable, self.template, self.settings, self.stage = tunable, template, settings, stage
         self.folder, self.processes, self.device = folder, processes, processes.device
-        self.seed = settings.seed_of(stage)
+        self.seed = settings.seed_of(stage, seed)
         weights = cast(dict[Task, float], stage.mixture)
         self.mixture = Mixture(train, weights, stage.examples, self.seed)
         self.feed = Feed(
@@ -102,7 +104,7 @@ class Stage:
         self.evaluation: list[Batch] = []
         for task in self.mixture.counts():
             if task in unseen and len(unseen[task]):
-                items = Mixture(unseen, {task: 1.0}, settings.evaluation_examples, seed=0)
+                items = Mixture(unseen, {task: 1.0}, _EVALUATION_EXAMPLES, seed=0)
                 rendered = [r for i in range(len(items)) if (r := self._render(items[i])) is not None]
                 plan = plan_batches(np.array([len(r.ids) for r in rendered]), settings.tokens_per_batch, 0)
                 self.evaluation += [collate([rendered[i] for i in group]) for group in plan]
@@ -120,7 +122,7 @@ class Stage:
 
     def _rates(self, progress: float) -> dict[str, float]:
         """Learning rates at `progress` (share of the examples seen)."""
-        rise = (progress + 1e-3) / max(self.stage.warmup, 1e-3)
+        rise = (progress + 1e-3) / _WARMUP
         fall = 0.1 + 0.9 * (1 - progress) / _DECAY
         factor = min(1.0, rise, fall)
         return {"body": self.stage.learning_rate * factor, "rows": self.stage.rows_learning_rate * factor}
@@ -199,7 +201,7 @@ class Stage:
         """Train to the end of the stage, from the last checkpoint where there is one, and save weights and curves."""
         settings, processes = self.settings, self.processes
         self.losses.train()
-        optimizer = MasterAdamW(self.tunable, settings.weight_decay)
+        optimizer = MasterAdamW(self.tunable)
         checkpoint = self.folder / "checkpoint.pt"
         position: dict[str, Any] = {"window": 0, "done": 0, "seen": 0, "tokens": 0, "step": 0, "seconds": 0.0}
         sums = np.zeros((2, len(KINDS)))  # of the train loss since the last evaluation
@@ -250,7 +252,7 @@ class Stage:
             bar.update(seen)
             shown = {"loss": float(table[:, 0].sum()) / divisor, "gradient_norm": norm, "tokens": position["tokens"]}
             tracker.log(shown | {f"learning_rate/{k}": v for k, v in rates.items()}, position["step"])
-            if position["seen"] >= len(self.curve) * total / settings.evaluations:
+            if position["seen"] >= len(self.curve) * total / _EVALUATIONS:
                 evaluate()
             if save:
                 state = {
