@@ -36,6 +36,7 @@ from llmcxr.recipe import Recipe
 from llmcxr.studies.study import label_matrix
 from llmcxr.tasks.cxr_to_report import report_turns
 from llmcxr.tuning.batches import Batch
+from llmcxr.tuning.settings import LanguageSettings
 from llmcxr.tuning.trainer import Stage, load_stage
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
@@ -44,7 +45,7 @@ _ENOUGH = 200_000  # examples: more than any time allows
 # What a variant changes in the quickstart's tuning and its first stage.
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
-    "reports at once": {"findings_first": False},
+    "reports at once": {"findings_first": []},
     "responses only": {"read_image_weight": 0.0},
     "no alignment": {"alignment": 0},
     "rows from the codebook": {"row_start": "codebook", "alignment": 0},
@@ -53,16 +54,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "LoRA 128": {"lora_rank": 128},
     "rate 3e-4": {"learning_rate": 3e-4, "rows_learning_rate": 3e-4},
     "rate 1.5e-3": {"learning_rate": 1.5e-3, "rows_learning_rate": 1.5e-3},
-    "full, rate 1e-4": {"method": "full", "language_loss": "answers", "learning_rate": 1e-4},
-    "full, rate 4e-4": {"method": "full", "language_loss": "answers", "learning_rate": 4e-4},
+    "full, rate 1e-4": {"method": "full", "language": LanguageSettings(), "learning_rate": 1e-4},
+    "full, rate 4e-4": {"method": "full", "language": LanguageSettings(), "learning_rate": 4e-4},
     "3,072 tokens a step": {"batches_per_step": 4},
     "all rows": {"image_softmax": "all_rows"},
     "one question an image": {"questions_per_image": 1},
     "reports only": {"mixture": {"language": 0.15, "report_to_cxr": 0.08, "cxr_to_report": 0.77}},
     # Section 2.4.2: its rate, about its batch of 16 examples, one question an image, random rows, softmax over all rows.
     "the paper": {
-        "method": "full", "row_start": "random", "alignment": 0, "language_loss": "answers", "image_softmax": "all_rows",
-        "questions_per_image": 1, "findings_first": False, "read_image_weight": 0.0, "task_loss_weights": {}, "template": "paper", "tokens_per_batch": 3072,
+        "method": "full", "row_start": "random", "alignment": 0, "language": LanguageSettings(), "image_softmax": "all_rows",
+        "questions_per_image": 1, "findings_first": [], "read_image_weight": 0.0, "task_loss_weights": {}, "template": "paper", "tokens_per_batch": 3072,
         "learning_rate": 5e-6, "rows_learning_rate": 5e-6,
         "mixture": {"language": 0.2, "report_to_cxr": 0.25, "cxr_to_report": 0.25, "cxr_vqa": 0.3},
     },
@@ -78,8 +79,8 @@ def changed(recipe: Recipe, change: dict[str, Any], seed: int) -> Recipe:
     own = {k: v for k, v in change.items() if k not in _STAGE_KEYS}
     if "alignment" in own:
         own["alignment"] = dataclasses.replace(recipe.tuning.alignment, steps=own["alignment"])
-    tuning = dataclasses.replace(recipe.tuning, stages=[stage], evaluations=1, seed=seed, **own)
-    return dataclasses.replace(recipe, tuning=tuning)
+    tuning = dataclasses.replace(recipe.tuning, stages=[stage], **own)
+    return dataclasses.replace(recipe, tuning=tuning, seed=seed)
 
 
 class TimedStage(Stage):
@@ -88,6 +89,7 @@ class TimedStage(Stage):
     def prepare(self, run: Run, seconds: float, used: float, points: int, images: int) -> None:
         """Measure `points` times within `seconds`, of which `used` are over, on `images` unseen images."""
         self.seconds, self.used, self.points = seconds, used, points
+        self._all_steps, self.feed.steps = self.feed.steps, self._steps  # type: ignore[method-assign]
         self.measured: list[dict[str, Any]] = []
         self.cases = [s for s in run.studies if s.split == "test"][:images]
         self.codes = [run.codes[s.image_id] for s in self.cases]
@@ -104,7 +106,7 @@ class TimedStage(Stage):
     def _steps(self, window: int, done: int) -> Iterator[tuple[int, int, list[Batch]]]:
         tokens = examples = 0
         self.measure(tokens, examples)
-        for place in super()._steps(window, done):
+        for place in self._all_steps(window, done):
             start = time.perf_counter()
             yield place
             self.used += time.perf_counter() - start
@@ -168,7 +170,7 @@ def learn(base: Recipe, change: dict[str, Any], seed: int, seconds: float, point
         own = Path(scratch) / "learning"
         own.mkdir()
         timed = TimedStage(
-            tunable, template, recipe.tuning, stage, run.tasks(stage, "train"), run.tasks(stage, "validate"), own, run.processes
+            tunable, template, recipe.tuning, stage, run.tasks(stage, "train"), run.tasks(stage, "validate"), own, run.processes, recipe.seed
         )  # fmt: skip
         timed.prepare(run, seconds, used, points, images)
         timed.run()

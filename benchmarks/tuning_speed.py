@@ -129,6 +129,7 @@ def build_stage(plan: Plan, method: str, folder: Path, dtype: Any, examples: int
     """Our tuning stage over the plan's examples, ready to run."""
     from llmcxr.foundation.processes import Processes
     from llmcxr.instructions.templates import build_template
+    from llmcxr.tuning import trainer
     from llmcxr.tuning.settings import StageSettings, TuningSettings
     from llmcxr.tuning.trainer import Stage
     from llmcxr.tuning.tunable import TunableModel
@@ -143,14 +144,14 @@ def build_stage(plan: Plan, method: str, folder: Path, dtype: Any, examples: int
         image_softmax=cast(Any, plan.image_softmax),
         tokens_per_batch=plan.tokens_per_batch,
         batches_per_step=max(1, round(plan.examples_per_step * mean_length(plan) / plan.tokens_per_batch)),
-        evaluations=examples,  # of no example: one record of tokens and seconds a step
         checkpoint_minutes=1e9,
         logging="none",
         stages=[stage],
     )
+    trainer._EVALUATIONS = examples  # of no example: one record of tokens and seconds a step
     model = load_model(plan, dtype)
     tunable = TunableModel(model, vocabulary, image_rows(model), settings)
-    return Stage(tunable, template, settings, stage, task_items(), {}, folder, Processes(plan.device))
+    return Stage(tunable, template, settings, stage, task_items(), {}, folder, Processes(plan.device), 0)
 
 
 @functools.cache

@@ -31,7 +31,7 @@ def test_a_typo_in_a_recipe(tmp_path, capsys):
 def test_overrides_stages_and_files(tmp_path, capsys):
     path = tmp_path / "r.yaml"
     path.write_text(f"runs: {tmp_path}\nsource: {{phantom: {{image_size: 256}}}}\n")
-    assert "should look like key.sub=value" in fails(capsys, "run", str(path), "tuning.seed")
+    assert "should look like key.sub=value" in fails(capsys, "run", str(path), "tuning.lora_rank")
     assert "no stage is called 'judg'. Stages: studies, " in fails(capsys, "run", str(path), "--stage", "judg")
     assert "stage codes needs studies, which is not done" in fails(capsys, "run", str(path), "--stage", "codes")
     assert "stage codes needs" in fails(capsys, "run", str(path), "--stage", "codes", "vqa_seed=3")

@@ -64,16 +64,13 @@ RECIPE = {
         "lora_rank": 2,
         "template": "chat",
         "system_prompt": "",
-        "findings_first": True,
+        "findings_first": ["cxr_to_report", "report_to_cxr"],
         "questions_per_image": 2,
-        "language_loss": "base_model",
-        "replay": {"texts": 3, "tokens": 6},
+        "language": {"loss": "base_model", "replay_texts": 3, "replay_tokens": 6},
         "max_tokens": 640,
         "tokens_per_batch": 1280,
-        "evaluations": 1,
-        "evaluation_examples": 1,
         "stages": [
-            {"name": "stage1", "examples": 6, "replay": False},
+            {"name": "stage1", "examples": 6, "mixture": {"cxr_vqa": 1, "report_to_cxr": 1, "cxr_to_report": 1}},
             {
                 "name": "stage2",
                 "examples": 3,
@@ -255,8 +252,11 @@ def test_a_second_run_starts_nothing(copied):
         ("evaluation.judge.seed=5", ["judge", "evaluation"]),
         ("vqa_seed=1", ["vqa", "stage1", "stage2", "model", "evaluation"]),
         ("tuning.decoding={report_guidance: 2}", ["model", "evaluation"]),
-        ("tuning.replay={texts: 3, tokens: 6, seed: 1}", ["replay", "stage2", "model", "evaluation"]),
-        ("tuning.seed=1", ["stage1", "stage2", "model", "evaluation"]),
+        (
+            "tuning.language={loss: base_model, replay_texts: 4, replay_tokens: 6}",
+            ["replay", "stage2", "model", "evaluation"],
+        ),
+        ("seed=1", ["replay", "stage1", "stage2", "model", "evaluation"]),
         ("image_tokenizer.seed=1", ["image_tokenizer", "codes", "stage1", "stage2", "model", "evaluation"]),
         ("about=other words", []),
         ("device=auto", []),
@@ -301,7 +301,7 @@ def test_missing_inputs_are_said_before_anything_runs(tiny, tmp_path, capsys):
     assert "the table no/studies.csv does not exist" in (said := error(*table))
     assert said.endswith("Apply at the archive.\n")
     assert "the folder of the images, no/files, does not exist" in error(*table, "source.table.images=no/files")
-    assert "no/dolly.jsonl do not exist" in error("tuning.language_instructions=no/dolly.jsonl")
+    assert "no/dolly.jsonl do not exist" in error("tuning.language.instructions=no/dolly.jsonl")
     assert "no/tokenizer does not exist" in error("image_tokenizer.pretrained=no/tokenizer")
 
 
@@ -548,7 +548,7 @@ def test_training_goes_on_from_a_run_or_a_packed_model(smollm, packed, tmp_path,
         load_settings(
             Recipe,
             smollm / "recipe.yaml",
-            ["start=phantom", "tuning.method=full", "tuning.language_loss=answers", "tuning.replay.texts=0"],
+            ["start=phantom", "tuning.method=full", "tuning.language={loss: answers}"],
         )
 
 

@@ -25,7 +25,7 @@ from llmcxr.plan import Lengths, ModelSize, PlanOptions, build_tunable, device_m
 from llmcxr.recipe import Recipe
 from llmcxr.sources.table import collect
 from llmcxr.tuning.alignment import alignment_prompt
-from llmcxr.tuning.settings import TuningSettings
+from llmcxr.tuning.settings import LanguageSettings, TuningSettings
 from llmcxr.tuning.trainer import Stage
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -84,7 +84,7 @@ def test_counts_are_those_of_the_real_model_and_optimizer(kind, tied, method, to
     trainable = list(real.trainable().values())
     assert size.trained == sum(p.numel() for p in trainable)
     assert size.weight_bytes == sum(p.nbytes for p in {id(p): p for p in real.model.parameters()}.values())
-    optimizer = MasterAdamW(real, 0.0)
+    optimizer = MasterAdamW(real)
     ids = torch.tensor([[1, 2, toy_vocabulary.first_id, toy_vocabulary.first_id + 3]])
     real.model(input_ids=ids, use_cache=False).logits.float().square().mean().backward()
     assert size.gradient_bytes == sum(cast(torch.Tensor, p.grad).nbytes for p in trainable)
@@ -155,7 +155,7 @@ def test_operations_by_hand():
     assert flops_of(SIZE, TuningSettings(), lengths) == body + head
     assert flops_of(SIZE, TuningSettings(image_softmax="all_rows"), lengths) == body + 6 * 8 * 9 * 50
     anchor = 4 * 2 * 1000 + 2 * 16 * 20 + 2 * 8 * 3 * 50
-    assert flops_of(SIZE, TuningSettings(language_loss="base_model"), lengths) == body + head + anchor
+    assert flops_of(SIZE, TuningSettings(language=LanguageSettings(loss="base_model")), lengths) == body + head + anchor
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -256,8 +256,8 @@ def test_tokens_and_steps_are_the_trainers(loss, recipe_path, tmp_path):
     questions = questions_of([s for s in studies if s.split == "train"], recipe.vqa_seed)
     items, _ = tasks_of(recipe, stage, "train", studies, codes, questions)
     template = build_template("chat", vocabulary.tokenizer, "")
-    trainer = Stage(tunable, template, recipe.tuning, stage, items, {}, tmp_path / "one", Processes("cpu"))
-    batches = [batch for _, _, batch in trainer._batches(0, 0)]
+    trainer = Stage(tunable, template, recipe.tuning, stage, items, {}, tmp_path / "one", Processes("cpu"), 0)
+    batches = [batch for _, _, batch in trainer.feed.batches(0, 0)]
     assert planned.tokens == sum(b.tokens for b in batches)
     assert planned.padded == sum(b.ids.numel() for b in batches)
     assert planned.supervised == sum(int(b.supervised.sum()) for b in batches)
@@ -265,7 +265,7 @@ def test_tokens_and_steps_are_the_trainers(loss, recipe_path, tmp_path):
     assert planned.image_tokens == sum(int(((b.ids >= first) & (b.ids < first + K)).sum()) for b in batches)
     assert planned.steps == -(-len(batches) // 2)
     for count, what in ((planned.cut, "cut"), (planned.left_out, "left out")):
-        assert count == sum(n for key, n in trainer.too_long.items() if key.endswith(what)) > 0
+        assert count == sum(n for key, n in trainer.feed.too_long.items() if key.endswith(what)) > 0
     assert planned.tasks == trainer.mixture.counts() and sum(planned.tasks.values()) == 300
     assert planned.epochs["cxr_to_report"] == planned.tasks["cxr_to_report"] / 16
 
@@ -321,7 +321,7 @@ def test_hours(recipe_path):
 
 
 def test_the_command_line(recipe_path, capsys):
-    assert main(["plan", str(recipe_path), "--rate", "50", "tuning.seed=3"]) == 0
+    assert main(["plan", str(recipe_path), "--rate", "50", "seed=3"]) == 0
     text = capsys.readouterr().out
     for words in ("Plan of toy, on 1 device", "one", "two", "as given: 50 tokens/s", "377,000 images x 5 epochs"):
         assert words in text
@@ -335,7 +335,7 @@ def test_the_command_line(recipe_path, capsys):
         main(["plan", str(recipe_path), "--rate", "0"])
 
 
-@pytest.mark.parametrize("override", ["tuning.language_loss=base_model", "tuning.method=full"])
+@pytest.mark.parametrize("override", ["tuning.language={loss: base_model}", "tuning.method=full"])
 def test_measured_here(recipe_path, capsys, monkeypatch, override):
     real = planning.measure_rate
     monkeypatch.setattr(planning, "measure_rate", lambda *arguments: real(*arguments, seconds=0.2))
@@ -345,7 +345,7 @@ def test_measured_here(recipe_path, capsys, monkeypatch, override):
 
 
 def test_assumptions_are_said(recipe_path, capsys):
-    overrides = ["source.table.path=no.csv", "tuning.language_instructions=no.jsonl"]
+    overrides = ["source.table.path=no.csv", "tuning.language.instructions=no.jsonl"]
     assert main(["plan", str(recipe_path), *overrides, "--words", "10", "40", "--images", "1000"]) == 0
     text = capsys.readouterr().out
     assert "no.csv is not there: assumed 1,000 images" in text and "no.jsonl is not there" in text

@@ -67,9 +67,8 @@ from llmcxr.tasks.cxr_vqa import CxrVqaTask
 from llmcxr.tasks.language import SHIPPED, LanguageTask, load_instructions
 from llmcxr.tasks.report_to_cxr import ReportToCxrTask
 from llmcxr.tuning.alignment import align, alignment_prompt
-from llmcxr.tuning.forgetting import LanguageCheck
 from llmcxr.tuning.four_bit import bitsandbytes
-from llmcxr.tuning.replay import ReplaySettings, load_texts, save_texts, write_texts
+from llmcxr.tuning.keep_language import LanguageCheck, load_texts, save_texts, write_texts
 from llmcxr.tuning.settings import StageSettings
 from llmcxr.tuning.trackers import check_tracker
 from llmcxr.tuning.trainer import Stage as TuningStage
@@ -78,7 +77,7 @@ from llmcxr.tuning.tunable import TunableModel
 from llmcxr.vocabulary.growing import projected_rows, random_rows, table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
-from llmcxr.vocabulary.reader import reader_rows, word_vectors
+from llmcxr.vocabulary.reader import ReaderSettings, reader_rows, word_vectors
 
 _READ_CHUNK = 4096  # images read at once
 
@@ -98,7 +97,7 @@ class Stage:
 
 def instructions_of(recipe: Recipe, split: Split) -> list[Turn]:
     """Language instructions; every tenth is kept from training."""
-    turns = load_instructions(recipe.tuning.language_instructions or SHIPPED)
+    turns = load_instructions(recipe.tuning.language.instructions or SHIPPED)
     return [turn for i, turn in enumerate(turns) if (i % 10 == 0) == (split != "train")]
 
 
@@ -122,12 +121,14 @@ def tasks_of(
     for study in cohort.studies:
         if text := report_text(study, part):
             pair = ImageReport(study.image_id, codes[study.image_id], text)
-            if recipe.tuning.findings_first:
-                pair = dataclasses.replace(pair, seen=seen_list(study, findings), stated=stated_list(text, findings))
+            if "cxr_to_report" in recipe.tuning.findings_first:
+                pair = dataclasses.replace(pair, seen=seen_list(study, findings))
+            if "report_to_cxr" in recipe.tuning.findings_first:
+                pair = dataclasses.replace(pair, stated=stated_list(text, findings))
             pairs.append(pair)
     if recipe.tuning.findings_first and pairs and all(p.seen is None and p.stated is None for p in pairs):
         raise UserError(
-            "tuning.findings_first: no report has findings that are known, so none could be named first. Set it to false."
+            "tuning.findings_first: no report has findings that are known, so none could be named first. Set it to []."
         )
     own_codes = {s.image_id: codes[s.image_id] for s in cohort.studies}
     tasks: dict[Task, TaskItems] = {
@@ -241,7 +242,7 @@ class Run:
     @cached_property
     def replay(self) -> list[str]:
         """Texts of the base model; none where the recipe asks for none."""
-        return load_texts(self.folder / "replay.jsonl") if self.recipe.tuning.replay.texts else []
+        return load_texts(self.folder / "replay.jsonl") if self.recipe.tuning.language.replay_texts else []
 
     # --- the stages
 
@@ -325,26 +326,39 @@ class Run:
             logging="none",
             checkpoint_minutes=0.0,
             decoding=DecodingSettings(),
-            replay=ReplaySettings(),
+            language=dataclasses.replace(r.tuning.language, replay_texts=0, replay_tokens=96),
+            measure_share=0.0,
         )
-        language = r.tuning.language_instructions or SHIPPED
-        content = fingerprint(language) if language.exists() else ""
+        instructions = r.tuning.language.instructions or SHIPPED
+        content = fingerprint(instructions) if instructions.exists() else ""
         llm = self._with_content(r.llm, r.llm)
         if r.tuning.alignment.steps:
             about = "the first layers of the language model learn which findings the codes show"
-            result.append(Stage("alignment", about, started((llm, shared)), before, ("alignment",), self._align))
+            result.append(
+                Stage("alignment", about, started((llm, shared, r.seed)), before, ("alignment",), self._align)
+            )
             before = ("alignment",)
-        if r.tuning.replay.texts:
+        language = r.tuning.language
+        if language.replay_texts:
             about = "the base model writes texts of its own, by which it is kept while it is tuned"
-            result.append(Stage("replay", about, (llm, r.tuning.replay), (), ("replay.jsonl",), self._replay))
+            result.append(
+                Stage(
+                    "replay",
+                    about,
+                    (llm, language.replay_texts, language.replay_tokens, r.seed),
+                    (),
+                    ("replay.jsonl",),
+                    self._replay,
+                )
+            )
         for index, stage in enumerate(r.tuning.stages):
-            replay = ("replay",) if r.tuning.replay.texts and stage.replay else ()
+            replay = ("replay",) if language.replay_texts and stage.mixture.get("language", 0) > 0 else ()
             about = (
                 "teaches the language model to read and write image tokens"
                 if index == 0
                 else "the same on selected data"
             )
-            settings: Any = (llm, shared, stage, content)
+            settings: Any = (llm, shared, stage, content, r.seed)
             if index == 0 and not r.tuning.alignment.steps:
                 settings = started(settings)
             tune: Callable[[], None] = lambda i=index: self._tune(i)  # type: ignore[misc] # noqa: E731
@@ -389,10 +403,10 @@ class Run:
                     f"the table {path} does not exist. Set source.table.path to it (relative to where llmcxr is "
                     f"started).{how}"
                 )
-        language = tuning.language_instructions
+        language = tuning.language.instructions
         if language is not None and not language.is_file() and todo.intersection(s.name for s in tuning.stages):
             raise UserError(
-                f"the language instructions {language} do not exist. Set tuning.language_instructions to a JSONL file with "
+                f"the language instructions {language} do not exist. Set tuning.language.instructions to a JSONL file with "
                 f"instruction, input (or context) and response in each line, or to null for the shipped set."
             )
         pretrained = self.recipe.image_tokenizer.pretrained
@@ -478,7 +492,7 @@ class Run:
     def tasks(self, stage: StageSettings, split: Split) -> dict[Task, TaskItems]:
         """Items of every task for the patients of a split."""
         questions = read_questions(self.folder / "vqa.jsonl")
-        replay = self.replay if stage.replay and split == "train" else ()
+        replay = self.replay if split == "train" else ()
         tasks, dropped = tasks_of(self.recipe, stage, split, self.studies, self.codes, questions, replay)
         if split == "train" and self.processes.main:
             for reason, count in dropped.items():
@@ -489,14 +503,14 @@ class Run:
         """Starts of the image rows [K, d]."""
         tuning, codebook = self.recipe.tuning, self.image_tokenizer.codebook.cpu()
         if tuning.row_start == "random":
-            return random_rows(text_rows, len(codebook), tuning.seed)
+            return random_rows(text_rows, len(codebook), self.recipe.seed)
         if tuning.row_start == "codebook":
-            return projected_rows(codebook, text_rows, tuning.seed)
+            return projected_rows(codebook, text_rows, self.recipe.seed)
         studies = [s for s in self.studies if s.split == "train"]
         codes = np.stack([self.codes[s.image_id] for s in studies])
         names, labels = sided_labels(studies, self.findings)
         words = word_vectors(names, tokenizer, text_rows)
-        return reader_rows(codebook, codes, labels, words, text_rows, tuning.reader, tuning.seed)
+        return reader_rows(codebook, codes, labels, words, text_rows, ReaderSettings(), self.recipe.seed)
 
     def _base(self) -> tuple[PreTrainedModel, ImageVocabulary]:
         """The base model, not yet grown, and its vocabulary with the image tokens."""
@@ -508,8 +522,12 @@ class Run:
         model, vocabulary = self._base()
         text_rows = table_of(model).detach()[: vocabulary.first_id]
         if after is None and self.start is None:
-            return TunableModel(model, vocabulary, self._rows(vocabulary.tokenizer, text_rows), self.recipe.tuning)
-        tunable = TunableModel(model, vocabulary, torch.zeros(vocabulary.size, text_rows.shape[1]), self.recipe.tuning)
+            return TunableModel(
+                model, vocabulary, self._rows(vocabulary.tokenizer, text_rows), self.recipe.tuning, self.recipe.seed
+            )
+        tunable = TunableModel(
+            model, vocabulary, torch.zeros(vocabulary.size, text_rows.shape[1]), self.recipe.tuning, self.recipe.seed
+        )
         if after is None:
             assert self.start is not None
             tunable.load_state(load_weights(self.start.weights), str(self.start.weights))
@@ -519,9 +537,11 @@ class Run:
 
     def _replay(self) -> None:
         model, vocabulary = self._base()
-        texts = write_texts(model.to(self.device), vocabulary, self.recipe.tuning.replay)  # type: ignore[arg-type]
+        language = self.recipe.tuning.language
+        count, tokens = language.replay_texts, language.replay_tokens
+        texts = write_texts(model.to(self.device), vocabulary, count, tokens, self.recipe.seed)  # type: ignore[arg-type]
         save_texts(self.folder / "replay.jsonl", texts)
-        print(f"    {len(texts)} texts; {self.recipe.tuning.replay.texts - len(texts)} left out: empty")
+        print(f"    {len(texts)} texts; {count - len(texts)} left out: empty")
 
     def template(self, vocabulary: ImageVocabulary) -> Template:
         """How instructions and responses are written."""
@@ -543,7 +563,7 @@ class Run:
         studies = [s for s in self.studies if s.split == "train"]
         prompts = np.array([alignment_prompt(self.codes[s.image_id], template, tunable.vocabulary) for s in studies])
         _, labels = sided_labels(studies, self.findings)
-        align(tunable, prompts, labels, self.recipe.tuning.alignment, folder, self.device)
+        align(tunable, prompts, labels, self.recipe.tuning.alignment, folder, self.device, self.recipe.seed)
 
     def _tune(self, index: int) -> None:
         stage = self.recipe.tuning.stages[index]
@@ -560,7 +580,9 @@ class Run:
         tunable.shrink_adapters(stage.adapters_kept)  # a checkpoint of this stage, if there is one, replaces them
         template = self.template(tunable.vocabulary)
         train, unseen = self.tasks(stage, "train"), self.tasks(stage, "validate")
-        TuningStage(tunable, template, self.recipe.tuning, stage, train, unseen, folder, self.processes).run()
+        TuningStage(
+            tunable, template, self.recipe.tuning, stage, train, unseen, folder, self.processes, self.recipe.seed
+        ).run()
 
     def _measure_language(self, stage: StageSettings, folder: Path) -> None:
         """Add what language became to the stage's summary: from saved weights, so that a model in parts is no matter."""
@@ -573,8 +595,12 @@ class Run:
         if index := names.index(stage.name):
             trace = read_json(self.folder / names[index - 1] / "summary.json")["language"]
         else:
-            trace = check.extend([], "base", model.to(self.device))  # type: ignore[arg-type]
-        tunable = TunableModel(model, vocabulary, rows, tuning)
+            # Each of the measurements that this stage ends with has an equal part of what the share allows.
+            seconds = (
+                tuning.measure_share * read_json(folder / "summary.json")["seconds"] / (1 + len(self._trainings()))
+            )
+            trace = check.extend([], "base", model.to(self.device), seconds)  # type: ignore[arg-type]
+        tunable = TunableModel(model, vocabulary, rows, tuning, self.recipe.seed)
         known = {entry["after"] for entry in trace}
         for name in self._trainings()[: self._trainings().index(stage.name) + 1]:
             if name not in known:
@@ -597,7 +623,7 @@ class Run:
             system_prompt=tuning.system_prompt,
             findings=self.findings,
             report=tuning.stages[-1].cohort.sections,
-            findings_first=tuning.findings_first,
+            findings_first=bool(tuning.findings_first),
             decoding=tuning.decoding,
             unguided_share=tuning.unguided_share,
             version=__version__,
@@ -658,9 +684,11 @@ class Run:
                     f"{align:,} steps of {tuning.alignment.batch_size} images, {tuning.alignment.layers} layers",
                 )
             )
-        if tuning.replay.texts:
-            of = ", ".join(stage.name for stage in tuning.stages if stage.replay)
-            texts = f"{tuning.replay.texts:,} texts of the base model itself, among the language examples of {of}"
+        if tuning.language.replay_texts:
+            of = ", ".join(s.name for s in tuning.stages if s.mixture.get("language", 0) > 0)
+            texts = (
+                f"{tuning.language.replay_texts:,} texts of the base model itself, among the language examples of {of}"
+            )
             training.append(("replay", texts))
         training += _tuned_rows(self.folder, [stage.name for stage in tuning.stages], tuning.lora_rank)
         took = ", ".join(f"{name} {value:.1f}" for name, value in hours.items() if value >= 0.05)

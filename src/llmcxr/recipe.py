@@ -37,6 +37,7 @@ class Recipe:
     about: str = setting("", "one line for people")
     runs: Path = setting(Path("runs"), "folder of all runs")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...")
+    seed: int = setting(0, "of everything that is drawn at random, but for the phantom's patients")
     llm: str = setting("smollm2-135m-instruct", "base LLM: an asset, a local folder, or a Hugging Face id")
     model: str | None = setting(
         None,

@@ -20,7 +20,8 @@ from toy_stage import SETTINGS, STAGE, WINDOW, full, run_stage, stage, together
 
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.processes import Processes
-from llmcxr.tuning import trainer
+from llmcxr.tuning import feed, trainer
+from llmcxr.tuning.settings import LanguageSettings
 
 DDP: dict[str, str] = {}
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
@@ -30,13 +31,13 @@ ODD = {"batches_per_step": 4, "stages": [dataclasses.replace(STAGE, examples=42)
 CASES = {
     "lora": dataclasses.replace(SETTINGS, **ODD),
     "full": full(**ODD),
-    "base_model": dataclasses.replace(SETTINGS, language_loss="base_model", **ODD),
+    "base_model": dataclasses.replace(SETTINGS, language=LanguageSettings(loss="base_model"), **ODD),
 }
 
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
-    monkeypatch.setattr(trainer, "WINDOW", WINDOW)
+    monkeypatch.setattr(feed, "WINDOW", WINDOW)
 
 
 def check_equal(one, two, loss=1e-5, weight=1e-5):
@@ -53,9 +54,9 @@ def check_equal(one, two, loss=1e-5, weight=1e-5):
 def test_losses_and_weights_are_those_of_one_process(case, tmp_path):
     settings = CASES[case]
     one = stage(tmp_path / "one", settings)
-    counts = [len(batches) for _, _, batches in one._steps(0, 0)]
+    counts = [len(batches) for _, _, batches in one.feed.steps(0, 0)]
     assert counts[0] == 4 and counts[-1] % 2 == 1, counts
-    one.too_long.clear()
+    one.feed.too_long.clear()
     one.run()
     for name, environment in MODES.items():
         assert together(run_stage, tmp_path / name, settings, **environment) == [(0, ""), (0, "")]
@@ -72,7 +73,7 @@ def test_sharded_bfloat16(tmp_path):
 
 def save_gradients(processes: Processes, folder, settings) -> None:
     one = stage(folder, settings, processes=processes)
-    _, _, batches = next(one._steps(0, 0))
+    _, _, batches = next(one.feed.steps(0, 0))
     one.losses.train()
     one._gradients(0, batches, False)
     divisor = one._divisor(batches) / processes.count
@@ -85,8 +86,8 @@ def test_the_gradient_of_a_step_over_two_processes(tmp_path):
     wide = full(tokens_per_batch=100_000, batches_per_step=1, stages=stages)
     split = full(tokens_per_batch=500, batches_per_step=2, stages=stages)
     one = stage(tmp_path, wide)
-    _, _, (batch,) = next(one._steps(0, 0))
-    _, _, halves = next(stage(tmp_path, split)._steps(0, 0))
+    _, _, (batch,) = next(one.feed.steps(0, 0))
+    _, _, halves = next(stage(tmp_path, split).feed.steps(0, 0))
     assert len(halves) == 2 and sum(h.tokens for h in halves) == batch.tokens
     assert halves[0].supervised.sum() != halves[1].supervised.sum(), "else a mean of means would do"
     one._gradients(0, [batch], False)
@@ -144,7 +145,7 @@ def run_broken(processes: Processes, folder, settings) -> None:
 def test_a_loss_that_is_not_finite_in_one_process_ends_all_and_names_its_images(mode, tmp_path):
     (code, message), other = together(run_broken, tmp_path, full(), **MODES[mode])
     assert code == 2 and other == (2, ""), "the main process says it, the other just ends"
-    _, _, batches = list(stage(tmp_path, full())._steps(0, 0))[1]
+    _, _, batches = list(stage(tmp_path, full()).feed.steps(0, 0))[1]
     images = [i for i in batches[1].image_ids if i]
     assert "stage1: the loss is nan at step 1 on the images" in message and str(images) in message
     assert not (tmp_path / "weights.safetensors").exists()

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.instructions.example import Turn
+from llmcxr.foundation.randomness import stream
+from llmcxr.instructions import mixture
+from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.mixture import Mixture
 from llmcxr.instructions.questions import LIST_QUESTION, QuestionAnswer
 from llmcxr.tasks import cxr_to_report, report_to_cxr
@@ -193,3 +195,40 @@ def test_language_files_name_the_broken_line(tmp_path):
 def test_unicode_line_separators_inside_a_line(tmp_path):
     (tmp_path / "l.jsonl").write_text('{"instruction": "a\u2028b", "response": "c\x85d"}\n', encoding="utf-8")
     assert load_instructions(tmp_path / "l.jsonl") == [Turn("a\u2028b", "", "c\x85d")]
+
+
+class Numbers:
+    """Items whose example tells which one it is, and where its stream of wording begins."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def example(self, item, rng):
+        return InstructionExample("language", (), plain=f"{item}-{rng.integers(1000)}")
+
+
+def test_the_sequence_for_a_seed_never_changes():
+    """A run that was interrupted under an older version goes on with the same examples."""
+    drawn = Mixture({"language": Numbers(5), "cxr_to_report": Numbers(3)}, {"language": 1, "cxr_to_report": 1}, 12, 7)
+    assert (
+        " ".join(drawn[i].plain for i in range(12))
+        == "2-668 1-624 0-842 2-227 0-66 1-402 2-997 1-754 0-341 2-74 1-194 0-462"
+    )
+
+
+def test_one_permutation_an_epoch(monkeypatch):
+    """Drawn anew for every example, it took 7 ms at 370,000 items: hours of a stage."""
+    made = []
+
+    def counted(*key):
+        made.append(key)
+        return stream(*key)
+
+    monkeypatch.setattr(mixture, "stream", counted)
+    drawn = Mixture({"language": Numbers(50)}, {"language": 1.0}, 120, seed=0)
+    for i in [*range(120), 99, 100, 99]:  # at the turn of an epoch, too
+        drawn[i]
+    assert [key[3] for key in made if "epoch" in key] == [0, 1, 2]

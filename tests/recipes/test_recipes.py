@@ -46,14 +46,14 @@ def test_the_paper_recipe_is_the_papers():
     assert a.kind == "convolutional" and recipe.clinical_features.weights.startswith("densenet121-res224")
     t = recipe.tuning
     assert t.alignment.steps == 0 and t.loss == "response"
-    assert (t.method, t.template, t.row_start, t.image_softmax, t.language_loss) == (
+    assert (t.method, t.template, t.row_start, t.image_softmax, t.language.loss) == (
         "full",
         "paper",
         "random",
         "all_rows",
         "answers",
     )
-    assert t.questions_per_image == 1 and not t.task_loss_weights and t.weight_decay == 0
+    assert t.questions_per_image == 1 and not t.task_loss_weights
     assert len(t.stages) == 2
     for stage in t.stages:
         weights = stage.mixture

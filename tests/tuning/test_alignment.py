@@ -46,7 +46,7 @@ def test_findings_are_learned_by_the_first_layers_only(kind, tied, tmp_path):
     model = tunable(kind, tied)
     before = model.state()
     depth = model.model.config.num_hidden_layers
-    align(model, *data(model.vocabulary), SETTINGS, tmp_path, CPU)
+    align(model, *data(model.vocabulary), SETTINGS, tmp_path, CPU, 0)
     curve = json.loads((tmp_path / "curves.json").read_text())
     assert curve[0]["loss"] > 0.6 and np.mean([c["loss"] for c in curve[-2:]]) < 0.45
     after = load_weights(tmp_path / "weights.safetensors")
@@ -72,7 +72,7 @@ def test_a_stopped_alignment_ends_with_the_same_weights(tmp_path, monkeypatch):
     settings = dataclasses.replace(SETTINGS, steps=12)
     whole, part = tunable(), tunable()
     monkeypatch.setattr(alignment, "_SAVE_EVERY", 5)
-    align(whole, *data(whole.vocabulary), settings, tmp_path / "whole", CPU)
+    align(whole, *data(whole.vocabulary), settings, tmp_path / "whole", CPU, 0)
 
     def fail(*args):
         original(*args)
@@ -81,9 +81,9 @@ def test_a_stopped_alignment_ends_with_the_same_weights(tmp_path, monkeypatch):
     original = alignment.save_checkpoint
     monkeypatch.setattr(alignment, "save_checkpoint", fail)
     with pytest.raises(KeyboardInterrupt):
-        align(part, *data(part.vocabulary), settings, tmp_path / "part", CPU)
+        align(part, *data(part.vocabulary), settings, tmp_path / "part", CPU, 0)
     monkeypatch.setattr(alignment, "save_checkpoint", original)
-    align(again := tunable(), *data(again.vocabulary), settings, tmp_path / "part", CPU)
+    align(again := tunable(), *data(again.vocabulary), settings, tmp_path / "part", CPU, 0)
     one, two = (load_weights(tmp_path / n / "weights.safetensors") for n in ("whole", "part"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert (tmp_path / "whole" / "curves.json").read_text() == (tmp_path / "part" / "curves.json").read_text()

@@ -81,7 +81,7 @@ def test_tuned_merged_and_loaded_by_transformers_alone(family, method, tmp_path)
     rows = random_rows(table_of(model), K, seed=0)
     settings = dataclasses.replace(TuningSettings(), method=method, lora_rank=4)
     tunable = TunableModel(model, vocabulary, rows, settings)
-    optimizer, batch, losses = MasterAdamW(tunable, 0.0), collate(rendered(vocabulary)), []
+    optimizer, batch, losses = MasterAdamW(tunable), collate(rendered(vocabulary)), []
     for _ in range(3):
         loss = token_losses(tunable.model, batch, vocabulary, "image_rows").losses
         losses.append(loss.mean().item())

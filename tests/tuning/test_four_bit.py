@@ -87,7 +87,7 @@ def test_learns_and_merges_to_an_ordinary_checkpoint(bnb, kind, tied, dtype, tmp
     t = tunable(kind, tied, dtype)
     assert all(("lora" in n) != n.endswith("rows") for n in t.trainable())
     assert {p.dtype for n, g, p in t.groups() if g == "body"} == {dtype}
-    start, optimizer, losses = t.state(), MasterAdamW(t, 0.0), []
+    start, optimizer, losses = t.state(), MasterAdamW(t), []
     for step in range(6):
         if step == 3:  # evaluation between steps leaves the weights usable for training
             with torch.no_grad():

@@ -19,7 +19,7 @@ from llmcxr.tuning import trainer
 
 # Dropout everywhere, so that a resumed run must also draw what the uninterrupted one drew.
 DROPOUT = {"kind": "gpt2", "dropout": 0.1}
-SETTINGS_LONG = dataclasses.replace(SETTINGS, evaluations=4, stages=[dataclasses.replace(STAGE, examples=200)])
+SETTINGS_LONG = dataclasses.replace(SETTINGS, stages=[dataclasses.replace(STAGE, examples=200)])
 
 
 def train(folder, how: str = "", number: int = 0) -> None:

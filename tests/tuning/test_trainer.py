@@ -12,14 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toy_stage import LONG, PAIRS, SENTENCES, SETTINGS, STAGE, WINDOW, stage
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.tuning import trackers, trainer
+from llmcxr.tuning import feed, trackers, trainer
 from llmcxr.tuning.trainer import load_stage
 from llmcxr.tuning.tunable import MasterAdamW
 
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
-    monkeypatch.setattr(trainer, "WINDOW", WINDOW)
+    monkeypatch.setattr(feed, "WINDOW", WINDOW)
 
 
 def variants():
@@ -128,18 +128,18 @@ def test_a_step_weighs_tokens_by_task(tmp_path):
         one.run()
     finally:
         trainer.MasterAdamW = trainer_class
-    (batch,) = [b for _, _, b in two._batches(0, 0)]
+    (batch,) = [b for _, _, b in two.feed.batches(0, 0)]
     two.tunable.model.train()
     result = trainer.token_losses(two.tunable.model, batch, two.tunable.vocabulary, "image_rows")
     weights = torch.tensor([0.5 if batch.tasks[r] == "report_to_cxr" else 1.0 for r in result.rows])
     (result.losses * weights).mean().backward()
-    MasterAdamW(two.tunable, 0.0).step(rates, 1.0)
+    MasterAdamW(two.tunable).step(rates, 1.0)
     torch.testing.assert_close(one.tunable.state(), two.tunable.state(), atol=1e-5, rtol=1e-4)
 
 
 def gradients(one) -> dict[str, torch.Tensor]:
     """Of the mean over the first step, as the optimizer takes it."""
-    _, _, batches = next(one._steps(0, 0))
+    _, _, batches = next(one.feed.steps(0, 0))
     one.losses.train()
     one._gradients(0, batches, False)
     return {n: p.grad / one._divisor(batches) for n, p in one.tunable.trainable().items()}
@@ -160,7 +160,7 @@ def test_a_stage_can_weigh_tasks_its_own_way(tmp_path):
     own = dataclasses.replace(SETTINGS, stages=[dataclasses.replace(STAGE, task_loss_weights={"cxr_to_report": 3.0})])
     (tmp_path / "a").mkdir()
     one = stage(tmp_path / "a", own)
-    batch = next(b for _, _, b in one._batches(0, 0) if {"report_to_cxr", "cxr_to_report"} <= set(b.tasks))
+    batch = next(b for _, _, b in one.feed.batches(0, 0) if {"report_to_cxr", "cxr_to_report"} <= set(b.tasks))
     expected = {"report_to_cxr": 0.5, "cxr_to_report": 3.0, "language": 1.0}
     assert one._task_weights(batch).tolist() == [expected[task] for task in batch.tasks]
 
@@ -170,7 +170,7 @@ def test_images_that_are_read_weigh_what_is_said(tmp_path):
     settings = dataclasses.replace(SETTINGS, tokens_per_batch=100_000, batches_per_step=1, stages=stages)
     settings = dataclasses.replace(settings, read_image_weight=0.3)
     one, two = stage(tmp_path, settings), stage(tmp_path, settings)
-    (batch,) = next(one._steps(0, 0))[2]
+    (batch,) = next(one.feed.steps(0, 0))[2]
     model, vocabulary = two.tunable.model.train(), two.tunable.vocabulary
     result = trainer.token_losses(model, batch, vocabulary, "image_rows", read_images=True)
     read = result.read.tolist()
@@ -199,7 +199,7 @@ def test_a_step_in_several_batches_has_the_gradient_of_one_batch(tmp_path):
     wide = dataclasses.replace(SETTINGS, tokens_per_batch=100_000, batches_per_step=1, stages=stages)
     split = dataclasses.replace(SETTINGS, tokens_per_batch=300, batches_per_step=16, stages=stages)
     one, two = stage(tmp_path, wide), stage(tmp_path, split)
-    assert len(next(one._steps(0, 0))[2]) == 1 and len(next(two._steps(0, 0))[2]) >= 2
+    assert len(next(one.feed.steps(0, 0))[2]) == 1 and len(next(two.feed.steps(0, 0))[2]) >= 2
     first, second = gradients(one), gradients(two)
     assert all(g.abs().max() > 1e-4 for n, g in first.items() if "lora_B" in n or n.endswith("rows"))
     torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-6)
@@ -218,9 +218,9 @@ def test_sequence_loss_is_that_of_transformers_over_all_tokens(tmp_path):
         stages=stages,
     )
     one = stage(tmp_path, settings)
-    _, _, (batch,) = next(one._steps(0, 0))
+    _, _, (batch,) = next(one.feed.steps(0, 0))
     real = torch.zeros_like(batch.supervised)
-    for row, length in enumerate([len(one._render(one.mixture, i).ids) for i in range(6)]):
+    for row, length in enumerate([len(one._render(one.mixture[i]).ids) for i in range(6)]):
         real[row, :length] = True
     assert sorted(real.sum(1).tolist()) == sorted((batch.supervised.sum(1) + 1).tolist())
     model = stage(tmp_path, settings).tunable.model.train()

@@ -22,14 +22,14 @@ from llmcxr.instructions.templates import build_template
 from llmcxr.tasks.cxr_to_report import CxrToReportTask, ImageReport
 from llmcxr.tasks.language import LanguageTask
 from llmcxr.tasks.report_to_cxr import ReportToCxrTask
-from llmcxr.tuning import trainer
+from llmcxr.tuning import feed
 from llmcxr.tuning.settings import StageSettings, TuningSettings
 from llmcxr.tuning.trainer import Stage
 from llmcxr.tuning.tunable import TunableModel
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 K = 8
-WINDOW = 16  # set trainer.WINDOW to it, so that a toy stage has several
+WINDOW = 16  # set feed.WINDOW to it, so that a toy stage has several
 rng = np.random.default_rng(0)
 PAIRS = [ImageReport(f"i{k}", rng.integers(0, K, 4).astype(np.uint16), f"The heart is {k % 3}.") for k in range(12)]
 LONG = [ImageReport("long", PAIRS[0].codes, "The lungs are clear, " * 40)]  # one sentence: cannot be cut
@@ -46,8 +46,6 @@ SETTINGS = TuningSettings(
     max_tokens=180,
     tokens_per_batch=300,
     batches_per_step=2,
-    evaluations=2,
-    evaluation_examples=3,
     checkpoint_minutes=0.0,
     task_loss_weights={"report_to_cxr": 0.5},
     logging="none",
@@ -75,14 +73,14 @@ def stage(
     tunable = TunableModel(model, vocabulary, rows, settings)
     template = build_template("chat", vocabulary.tokenizer)
     processes = processes or Processes("cpu")
-    return Stage(tunable, template, settings, settings.stages[0], tasks(pairs), tasks(PAIRS[:2]), folder, processes)
+    return Stage(tunable, template, settings, settings.stages[0], tasks(pairs), tasks(PAIRS[:2]), folder, processes, 0)
 
 
 def set_up(**environment: str) -> None:
     """What a launcher and the tests' fixtures do, in a new process."""
     os.environ.update(environment)
     torch.set_num_threads(1)
-    trainer.WINDOW = WINDOW
+    feed.WINDOW = WINDOW
 
 
 _LIBRARIES = ["transformers.models.llama.modeling_llama", "transformers.models.gpt2.modeling_gpt2", "torch._dynamo"]

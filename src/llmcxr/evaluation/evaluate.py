@@ -34,7 +34,7 @@ from llmcxr.metrics import scores
 from llmcxr.studies.radiographs import to_uint8
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Study, label_matrix
-from llmcxr.tuning.forgetting import general_texts, perplexity
+from llmcxr.tuning.keep_language import general_texts, perplexity
 from llmcxr.vocabulary.language_model import load_language_model
 
 

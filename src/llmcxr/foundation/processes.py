@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,9 @@ from llmcxr.foundation.devices import core_count, pick_device
 from llmcxr.foundation.errors import UserError
 
 _PATIENCE = timedelta(days=30)  # how long processes wait for a stage that the main process runs alone
+
+
+T = TypeVar("T")
 
 
 def _asked(name: str) -> bool:
@@ -108,6 +111,13 @@ class Processes:
         """Sum of `values` over all processes, in place."""
         if self.count > 1:
             dist.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """The `value` of every process, on every process, by rank."""
+        values = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(values, value, group=self._waiting)
         return values
 
     def same(self, tensor: Tensor) -> None:

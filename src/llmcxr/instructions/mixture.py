@@ -6,6 +6,7 @@ Each task goes through its items in a fresh order every epoch; phrasing and choi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -45,6 +46,12 @@ class Mixture:
         for k in range(len(names)):
             where = np.flatnonzero(self._choice == k)
             self._turn[where] = np.arange(len(where))
+        # A permutation of 370,000 items takes 7 ms, so each is made once; at the turn of an epoch two are in use.
+        self._order = lru_cache(maxsize=2 * len(names))(self._draw_order)
+
+    def _draw_order(self, task: Task, epoch: int) -> np.ndarray:
+        """Items of a task in the order of an epoch."""
+        return stream(self._seed, task, "epoch", epoch).permutation(len(self._tasks[task]))
 
     def __len__(self) -> int:
         return len(self._choice)
@@ -61,5 +68,4 @@ class Mixture:
         task = self.task(index)
         items = self._tasks[task]
         epoch, place = divmod(int(self._turn[index]), len(items))
-        item = stream(self._seed, task, "epoch", epoch).permutation(len(items))[place]
-        return items.example(int(item), stream(self._seed, task, "wording", epoch, place))
+        return items.example(int(self._order(task, epoch)[place]), stream(self._seed, task, "wording", epoch, place))

@@ -91,7 +91,7 @@ class _Training(loop.Training):
         self.head = nn.Linear(table_of(self.model).shape[1], labels.shape[1]).to(self.device)
         nn.init.zeros_(self.head.weight)
         with first_layers(self.model, settings.layers):
-            self.optimizer = MasterAdamW(tunable, weight_decay=0.0)  # sees the first layers only
+            self.optimizer = MasterAdamW(tunable)  # sees the first layers only
             self.trained = list(tunable.trainable().values())
         self.head_optimizer = torch.optim.AdamW(self.head.parameters(), lr=_HEAD_RATE, weight_decay=0.0)
         self.model.train()

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 from llmcxr.foundation.settings import setting
-from llmcxr.instructions.example import TASKS
+from llmcxr.instructions.example import TASKS, Task
 from llmcxr.instructions.templates import TemplateName
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.studies.cohort import CohortSettings
 from llmcxr.tasks.cxr_vqa import CONVERSATIONS
 from llmcxr.tuning.objective import ImageSoftmax
-from llmcxr.tuning.replay import ReplaySettings
 from llmcxr.tuning.trackers import TrackerName
 from llmcxr.vocabulary.growing import RowStart
+
+FINDINGS_FIRST: tuple[Task, ...] = ("cxr_to_report", "report_to_cxr")  # tasks in which findings can be named first
 
 
 def unknown_tasks(weights: Mapping[str, float]) -> list[str]:
@@ -45,7 +46,6 @@ class StageSettings:
         1e-4, "AdamW: linear warm-up, flat, linear to a tenth over the last third; paper: 5e-6 for full tuning of 3 B"
     )
     rows_learning_rate: float = setting(2e-3, "the same for the new image rows")
-    warmup: float = setting(0.03, "share of the examples over which the rate rises")
     task_loss_weights: dict[str, float] = setting(
         {}, "weight of a task's supervised tokens in this stage; tuning.task_loss_weights for tasks not named here"
     )
@@ -59,7 +59,6 @@ class StageSettings:
         "share of the adapters with which the stage begins (lora, qlora): below 1 goes back towards the base LLM, whose language "
         "comes back faster than what tuning taught is lost (after WiSE-FT; ours)",
     )
-    replay: bool = setting(True, "whether the texts of tuning.replay, if any, take part in the language task")
 
     def faults(self) -> list[str]:
         """Impossible combinations."""
@@ -84,6 +83,33 @@ class StageSettings:
 
 
 @dataclass(frozen=True)
+class LanguageSettings:
+    """How the base model's language is kept."""
+
+    loss: Literal["answers", "base_model"] = setting(
+        "answers",
+        "'answers' as in the paper, or 'base_model' (adapters only): stay close to the base model's own distribution",
+    )
+    instructions: Path | None = setting(None, "JSONL with instruction, input, response; null: the shipped set")
+    replay_texts: int = setting(
+        0,
+        "texts that the base model writes before tuning, further items of the language task; for loss: base_model (ours)",
+    )
+    replay_tokens: int = setting(96, "most tokens of each")
+
+    def faults(self) -> list[str]:
+        """Impossible values."""
+        faults = []
+        if self.replay_texts < 0:
+            faults.append(f"replay_texts: {self.replay_texts} should be at least 0")
+        if self.replay_tokens < 2:
+            faults.append(f"replay_tokens: {self.replay_tokens} should be at least 2")
+        if self.replay_texts > 0 and self.loss != "base_model":
+            faults.append("replay_texts: the base model's own texts are for loss: base_model (lora or qlora)")
+        return faults
+
+
+@dataclass(frozen=True)
 class AlignmentSettings:
     """How the first layers are aligned with the codes."""
 
@@ -91,7 +117,6 @@ class AlignmentSettings:
     layers: int = setting(6, "first layers of the LLM that take part")
     batch_size: int = setting(16, "images a step")
     learning_rate: float = setting(1e-3, "of these layers; twice that of the image rows")
-    seed: int = setting(0, "order of the images")
 
     def faults(self) -> list[str]:
         """Impossible combinations."""
@@ -126,16 +151,14 @@ class TuningSettings:
         "weight of the codes of images that are read, which are then learned, too: every example teaches how radiographs go on "
         "(ours; 0 as in the paper)",
     )
-    language_loss: Literal["answers", "base_model"] = setting(
-        "answers",
-        "'answers' as in the paper, or 'base_model' (adapters only): stay close to the base model's own distribution",
-    )
+    language: LanguageSettings = setting(LanguageSettings(), "how the base model's language is kept")
     loss: Literal["response", "sequence"] = setting(
         "response", "learn the responses only, or every token of an example after its first (the paper's ablation)"
     )
-    findings_first: bool = setting(
-        False,
-        "before a report is written, or an image drawn from one, a turn names the findings (ours; false as in the paper)",
+    findings_first: list[str] = setting(
+        [],
+        "tasks (cxr_to_report, report_to_cxr) in which a turn names the findings before the report is written, or the image "
+        "drawn (ours; none as in the paper)",
     )
     unguided_share: float = setting(
         0.0, "share of the drawings that are learned without their report, so that drawing can be guided (ours)"
@@ -143,9 +166,7 @@ class TuningSettings:
     decoding: DecodingSettings = setting(
         DecodingSettings(), "how the finished model writes and draws where nobody says otherwise; changes no training"
     )
-    replay: ReplaySettings = setting(ReplaySettings(), "texts that the base model writes itself, so that it is kept")
     questions_per_image: int = setting(4, "most questions asked on one reading of an image; the paper asks 1")
-    language_instructions: Path | None = setting(None, "JSONL with instruction, input, response; null: the shipped set")
     max_tokens: int = setting(
         1024,
         "longest example; a longer report is cut at the end of a sentence, any other example left out, both counted; "
@@ -155,41 +176,50 @@ class TuningSettings:
     batches_per_step: int = setting(
         1, "batches of one optimiser step, over all processes: a multiple of their number; each accumulates its share"
     )
-    weight_decay: float = setting(0.0, "AdamW")
-    evaluations: int = setting(6, "evaluations on unseen patients in each stage")
-    evaluation_examples: int = setting(16, "examples of each task in them")
+    gradient_checkpointing: bool = setting(
+        False,
+        "keep no activations inside the layers, but compute them again: less memory, about a third more time (paper)",
+    )
+    measure_share: float = setting(
+        0.1, "most of a stage's time that goes to losses on unseen patients and to language, beyond the least of both"
+    )
     checkpoint_minutes: float = setting(5.0, "time between checkpoints")
     logging: TrackerName = setting(
         "tensorboard", "tensorboard (in STAGE/logs), wandb, mlflow, trackio (if installed), or none"
     )
     stages: list[StageSettings] = setting([StageSettings()], "in order; each begins where the one before ended")
-    seed: int = setting(0, "mixture, wording, batches and start of new weights")
 
-    def seed_of(self, stage: StageSettings) -> int:
-        """Seed of the mixture and the batches of one of the stages."""
-        return self.seed * 1000 + [s.name for s in self.stages].index(stage.name)
+    def seed_of(self, stage: StageSettings, seed: int) -> int:
+        """Seed of the mixture and the batches of one of the stages of a run with `seed`."""
+        return seed * 1000 + [s.name for s in self.stages].index(stage.name)
 
     def faults(self) -> list[str]:
         """Impossible combinations."""
         names = [stage.name for stage in self.stages]
         faults = [] if names and len(set(names)) == len(names) else [f"stages: need different names, have {names}"]
         faults += unknown_tasks(self.task_loss_weights)
-        if self.replay.texts and self.language_loss != "base_model":
-            faults.append("replay: the base model's own texts are for language_loss: base_model (lora or qlora)")
-        if self.replay.texts and not any(s.replay and s.mixture.get("language", 0) > 0 for s in self.stages):
-            faults.append("replay: no stage takes the texts; give one replay: true and a mixture.language above 0")
-        if self.replay.texts and self.replay.tokens >= self.max_tokens:
+        faults += [
+            f"findings_first: {task!r} should be one of {', '.join(FINDINGS_FIRST)}"
+            for task in self.findings_first
+            if task not in FINDINGS_FIRST
+        ]
+        language = self.language
+        if language.replay_texts and not any(s.mixture.get("language", 0) > 0 for s in self.stages):
+            faults.append("language.replay_texts: no stage takes the texts; give one a mixture.language above 0")
+        if language.replay_texts and language.replay_tokens >= self.max_tokens:
             faults.append(
-                f"replay.tokens: {self.replay.tokens} leaves no text that fits in max_tokens ({self.max_tokens})"
+                f"language.replay_tokens: {language.replay_tokens} leaves no text that fits in max_tokens ({self.max_tokens})"
             )
-        if self.language_loss == "base_model" and self.method == "full":
+        if language.loss == "base_model" and self.method == "full":
             faults.append(
-                "language_loss: base_model needs method: lora or qlora (the base model is the model without its adapters)"
+                "language.loss: base_model needs method: lora or qlora (the base model is the model without its adapters)"
             )
         if self.method == "full" and any(stage.adapters_kept != 1 for stage in self.stages):
             faults.append("stages: adapters_kept needs method: lora or qlora")
-        if not self.findings_first and any(stage.rare_findings for stage in self.stages):
-            faults.append("stages: rare_findings needs findings_first: true, whose lists say what a report states")
+        if "report_to_cxr" not in self.findings_first and any(stage.rare_findings for stage in self.stages):
+            faults.append(
+                "stages: rare_findings needs findings_first: [report_to_cxr], whose lists say what a report states"
+            )
         if self.read_image_weight < 0:
             faults.append(f"read_image_weight: {self.read_image_weight} should be at least 0")
         if self.read_image_weight > 0 and self.loss == "sequence":
@@ -199,13 +229,18 @@ class TuningSettings:
         decoding = self.decoding
         if decoding.drawing_guidance != 1 and not self.unguided_share:
             faults.append(f"decoding.drawing_guidance: {decoding.drawing_guidance} needs an unguided_share, e.g. 0.1")
-        if not self.findings_first and (
+        if "cxr_to_report" not in self.findings_first and (
             decoding.report_guidance,
             decoding.report_candidates,
-            decoding.drawing_candidates,
             decoding.ask_sides,
-        ) != (1, 1, 1, False):
-            faults.append("decoding: guidance of reports, candidates, and ask_sides need findings_first: true")
+        ) != (1, 1, False):
+            faults.append(
+                "decoding: guidance and candidates of reports, and ask_sides, need findings_first: [cxr_to_report]"
+            )
+        if "report_to_cxr" not in self.findings_first and decoding.drawing_candidates != 1:
+            faults.append("decoding.drawing_candidates: needs findings_first: [report_to_cxr]")
+        if not 0 <= self.measure_share <= 1:
+            faults.append(f"measure_share: {self.measure_share} should be 0 to 1")
         if self.batches_per_step < 1:
             faults.append(f"batches_per_step: {self.batches_per_step} should be at least 1")
         if self.max_tokens > self.tokens_per_batch:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,18 +27,19 @@ from llmcxr.foundation.checkpoints import load_checkpoint, load_weights, remove_
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.randomness import stream
-from llmcxr.instructions.example import TASKS, Task
+from llmcxr.instructions.example import TASKS, InstructionExample, Task
 from llmcxr.instructions.mixture import Mixture, TaskItems
 from llmcxr.instructions.rendering import RenderedExample, fit, supervise_all
 from llmcxr.instructions.templates import Template
 from llmcxr.tuning.batches import Batch, collate, plan_batches
+from llmcxr.tuning.feed import Feed, share
 from llmcxr.tuning.objective import read_tokens, token_losses
 from llmcxr.tuning.settings import StageSettings, TuningSettings
 from llmcxr.tuning.trackers import Tracker
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 
-_DECAY = 1 / 3  # share of a stage at its end over which the learning rates fall
-WINDOW = 512  # examples that are rendered and sorted by length together
+_WARMUP, _DECAY = 0.03, 1 / 3  # shares of a stage over which the learning rates rise and fall
+_EVALUATIONS, _EVALUATION_EXAMPLES = 6, 16  # on unseen patients in a stage, and examples of each task in them
 KINDS = (*TASKS, "read_image")  # of learned tokens: responses by task, and codes of images that are read
 
 
@@ -54,7 +55,7 @@ class Losses(nn.Module):
         """`losses` float32 [N], `rows` int64 [N] and `read` bool [N] of `token_losses`."""
         base_states = None
         language = [row for row, task in enumerate(batch.tasks) if task == "language"]
-        if self._settings.language_loss == "base_model" and torch.is_grad_enabled():
+        if self._settings.language.loss == "base_model" and torch.is_grad_enabled():
             if language:
                 base_states = self._tunable.base_states(batch.ids[language])
             elif self._sharded:  # processes gather each layer's shards together: all must pass the layers equally often
@@ -83,8 +84,9 @@ class Stage:
         unseen: Mapping[Task, TaskItems],
         folder: Path,
         processes: Processes,
+        seed: int,
     ) -> None:
-        """`train` and `unseen` map tasks to items of training and of validation patients."""
+        """`seed` is the run's; `train` and `unseen` map tasks to items of training and of validation patients."""
         if settings.batches_per_step % processes.count:
             raise processes.fault(
                 f"tuning.batches_per_step is {settings.batches_per_step}: {processes.count} processes need a multiple of "
@@ -92,74 +94,35 @@ class Stage:
             )
         self.tunable, self.template, self.settings, self.stage = tunable, template, settings, stage
         self.folder, self.processes, self.device = folder, processes, processes.device
-        self.seed = settings.seed_of(stage)
+        self.seed = settings.seed_of(stage, seed)
         weights = cast(dict[Task, float], stage.mixture)
         self.mixture = Mixture(train, weights, stage.examples, self.seed)
-        self.too_long: Counter[str] = Counter()
+        self.feed = Feed(
+            self.mixture, self._learned, settings.tokens_per_batch, settings.batches_per_step, self.seed, processes
+        )
         self.curve: list[dict[str, Any]] = []
         self.evaluation: list[Batch] = []
         for task in self.mixture.counts():
             if task in unseen and len(unseen[task]):
-                items = Mixture(unseen, {task: 1.0}, settings.evaluation_examples, seed=0)
-                rendered = [r for i in range(len(items)) if (r := self._render(items, i)) is not None]
+                items = Mixture(unseen, {task: 1.0}, _EVALUATION_EXAMPLES, seed=0)
+                rendered = [r for i in range(len(items)) if (r := self._render(items[i])) is not None]
                 plan = plan_batches(np.array([len(r.ids) for r in rendered]), settings.tokens_per_batch, 0)
                 self.evaluation += [collate([rendered[i] for i in group]) for group in plan]
-        self.too_long.clear()
-        self.too_long_before = Counter(self.too_long)
         for overlay in tunable.image_rows:  # the start of the rows is computed: the last digits may differ by machine
             processes.same(overlay.rows.data)
         layers = list(getattr(tunable.model, "_no_split_modules", None) or [])
         self.losses = processes.prepare(Losses(tunable, settings, processes.sharded), layers, tunable.model.dtype)
 
-    def _render(self, mixture: Mixture, index: int) -> RenderedExample | None:
-        example = mixture[index]
-        rendered = fit(example, self.template, self.tunable.vocabulary, self.settings.max_tokens)
-        if rendered is None or rendered.cut:
-            self.too_long[f"{example.task}, {'left out' if rendered is None else 'cut'}"] += 1
-        return rendered
+    def _render(self, example: InstructionExample) -> RenderedExample | None:
+        return fit(example, self.template, self.tunable.vocabulary, self.settings.max_tokens)
 
-    def _batches(self, window: int, done: int) -> Iterator[tuple[int, int, Batch]]:
-        """(window, batches of it done after this one, batch) from batch `done` of window `window` on."""
-        for first in range(window * WINDOW, len(self.mixture), WINDOW):
-            self.too_long_before = Counter(self.too_long)  # a resumed window is rendered, and counted, again
-            indices = range(first, min(first + WINDOW, len(self.mixture)))
-            rendered = [r for i in indices if (r := self._render(self.mixture, i)) is not None]
-            if not rendered:
-                continue
-            if self.settings.loss == "sequence":
-                rendered = [supervise_all(r) for r in rendered]
-            plan = plan_batches(
-                np.array([len(r.ids) for r in rendered]), self.settings.tokens_per_batch, self.seed + first
-            )
-            for number, group in enumerate(plan):
-                if first > window * WINDOW or number >= done:
-                    yield first // WINDOW, number + 1, collate([rendered[i] for i in group])
-
-    def _steps(self, window: int, done: int) -> Iterator[tuple[int, int, list[Batch]]]:
-        """(window, batches of it done after this step, the step's batches over all processes)."""
-        batches: list[Batch] = []
-        for place in self._batches(window, done):
-            batches.append(place[2])
-            if len(batches) == self.settings.batches_per_step:
-                yield place[0], place[1], batches
-                batches = []
-        if batches:
-            yield place[0], place[1], batches
-
-    def _share(self, batches: Sequence[Batch]) -> Iterator[tuple[int, bool, bool, Batch]]:
-        """(number, idle, last, batch) for this process.
-
-        All processes have equally many, so that they meet; where there is none left, an idle one repeats the first batch.
-        """
-        count = self.processes.count
-        for first in range(0, len(batches), count):
-            number = first + self.processes.rank
-            idle = number >= len(batches)
-            yield number, idle, first + count >= len(batches), batches[0 if idle else number]
+    def _learned(self, example: InstructionExample) -> RenderedExample | None:
+        rendered = self._render(example)
+        return supervise_all(rendered) if rendered is not None and self.settings.loss == "sequence" else rendered
 
     def _rates(self, progress: float) -> dict[str, float]:
         """Learning rates at `progress` (share of the examples seen)."""
-        rise = (progress + 1e-3) / max(self.stage.warmup, 1e-3)
+        rise = (progress + 1e-3) / _WARMUP
         fall = 0.1 + 0.9 * (1 - progress) / _DECAY
         factor = min(1.0, rise, fall)
         return {"body": self.stage.learning_rate * factor, "rows": self.stage.rows_learning_rate * factor}
@@ -198,7 +161,7 @@ class Stage:
         """Mean loss of a learned token on unseen patients, by kind."""
         self.losses.eval()
         table = torch.zeros(len(self.evaluation), 1 + 2 * len(KINDS), device=self.device)
-        for number, idle, _, batch in self._share(self.evaluation):
+        for number, idle, _, batch in share(self.evaluation, self.processes):
             _, row = self._losses_of(batch)
             if not idle:
                 table[number] = row
@@ -211,7 +174,7 @@ class Stage:
         Returns float64 [batches, 1 + 2 kinds] as `_losses_of` gives it for the whole step, and the main process's `flag`.
         """
         table = torch.zeros(len(batches) + 1, 1 + 2 * len(KINDS), device=self.device)
-        for number, idle, last, batch in self._share(batches):
+        for number, idle, last, batch in share(batches, self.processes):
             # A model's dropout, if it has any, depends on the place in training alone, not on what ran before.
             torch.manual_seed(int(stream(self.seed, "dropout", step, number).integers(2**62)))
             with self.processes.accumulate(self.losses, last):
@@ -238,13 +201,13 @@ class Stage:
         """Train to the end of the stage, from the last checkpoint where there is one, and save weights and curves."""
         settings, processes = self.settings, self.processes
         self.losses.train()
-        optimizer = MasterAdamW(self.tunable, settings.weight_decay)
+        optimizer = MasterAdamW(self.tunable)
         checkpoint = self.folder / "checkpoint.pt"
         position: dict[str, Any] = {"window": 0, "done": 0, "seen": 0, "tokens": 0, "step": 0, "seconds": 0.0}
         sums = np.zeros((2, len(KINDS)))  # of the train loss since the last evaluation
         if saved := load_checkpoint(checkpoint):
             optimizer.load_state(saved["optimizer"])
-            position, self.curve, self.too_long = saved["position"], saved["curve"], Counter(saved["too_long"])
+            position, self.curve, self.feed.too_long = saved["position"], saved["curve"], Counter(saved["too_long"])
             sums = np.array(saved["sums"])
         else:
             self.curve.append({"step": 0, "tokens": 0, "seconds": 0.0, "train": {}, "unseen": self.evaluate()})
@@ -268,7 +231,7 @@ class Stage:
             tracker.log(shown, position["step"])
             bar.set_postfix({t: f"{v:.2f}" for t, v in self.curve[-1]["unseen"].items()})
 
-        for window, done, batches in self._steps(position["window"], position["done"]):
+        for window, done, batches in self.feed.steps(position["window"], position["done"]):
             save = time.monotonic() - last_save > settings.checkpoint_minutes * 60
             table, save = self._gradients(position["step"], batches, save)
             self._check(position["step"], batches, table[:, 0].tolist())
@@ -289,7 +252,7 @@ class Stage:
             bar.update(seen)
             shown = {"loss": float(table[:, 0].sum()) / divisor, "gradient_norm": norm, "tokens": position["tokens"]}
             tracker.log(shown | {f"learning_rate/{k}": v for k, v in rates.items()}, position["step"])
-            if position["seen"] >= len(self.curve) * total / settings.evaluations:
+            if position["seen"] >= len(self.curve) * total / _EVALUATIONS:
                 evaluate()
             if save:
                 state = {
@@ -297,7 +260,7 @@ class Stage:
                     "position": position,
                     "sums": sums.tolist(),
                     "curve": self.curve,
-                    "too_long": dict(self.too_long_before),
+                    "too_long": dict(self.feed.too_long_before),
                 }
                 processes.on_main(lambda state=state: save_checkpoint(checkpoint, state))  # type: ignore[misc]
                 last_save = time.monotonic()
@@ -315,7 +278,7 @@ class Stage:
         write_json(self.folder / "curves.json", self.curve)
         write_json(
             self.folder / "summary.json",
-            {"too_long": dict(self.too_long), "examples": self.mixture.counts(), **position},
+            {"too_long": dict(self.feed.too_long), "examples": self.mixture.counts(), **position},
         )
         remove_checkpoint(self.folder / "checkpoint.pt")
 

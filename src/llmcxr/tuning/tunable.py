@@ -30,7 +30,7 @@ class TunableModel:
     """A grown language model prepared for tuning by `settings.method`."""
 
     def __init__(
-        self, model: PreTrainedModel, vocabulary: ImageVocabulary, rows: Tensor, settings: TuningSettings
+        self, model: PreTrainedModel, vocabulary: ImageVocabulary, rows: Tensor, settings: TuningSettings, seed: int = 0
     ) -> None:
         """`rows` [K, d] are the starts of the image rows; `model` is changed in place.
 
@@ -42,7 +42,7 @@ class TunableModel:
                 f"tuning.max_tokens: {settings.max_tokens} exceeds the {positions} positions of the language model. "
                 f"Set tuning.max_tokens={positions} or less."
             )
-        torch.manual_seed(settings.seed)  # start of the adapters
+        torch.manual_seed(seed)  # start of the adapters
         grow_language_model(model, vocabulary, rows)
         self.vocabulary = vocabulary
         self.method = settings.method
@@ -132,7 +132,7 @@ UPDATED_AT_ONCE = 2**24  # weights whose gradients are float32 at the same time
 class MasterAdamW:
     """AdamW on float32 copies of (bfloat16) parameters, with one learning rate for rows and one for the body."""
 
-    def __init__(self, tunable: TunableModel, weight_decay: float) -> None:
+    def __init__(self, tunable: TunableModel) -> None:
         self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
         groups: dict[str, list[nn.Parameter]] = {"body": [], "rows": []}
         for _, group, p in tunable.groups():
@@ -141,7 +141,7 @@ class MasterAdamW:
             groups[group].append(master)
         self._names = [name for name in groups if groups[name]]
         self.optimizer = torch.optim.AdamW(
-            [{"params": groups[name]} for name in self._names], betas=(0.9, 0.95), weight_decay=weight_decay, fused=True
+            [{"params": groups[name]} for name in self._names], betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
 
     def step(self, rates: dict[str, float], divisor: float, clip: float = 1.0) -> float:
