@@ -26,7 +26,7 @@ from llmcxr.evaluation.extraction import build_extractor
 from llmcxr.foundation.artifacts import atomic_path, write_json
 from llmcxr.foundation.settings import load_settings
 from llmcxr.inference.backend import Sampling
-from llmcxr.inference.engine import Engine
+from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.questions import LIST_QUESTION, presence_question
 from llmcxr.instructions.rendering import render_prompt
@@ -34,7 +34,7 @@ from llmcxr.metrics.scores import best_constant_prediction, mean_auroc, micro_ma
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.studies.study import label_matrix
-from llmcxr.tasks.cxr_to_report import report_turns
+from llmcxr.tasks import cxr_to_report
 from llmcxr.tuning.batches import Batch
 from llmcxr.tuning.trainer import Stage, load_stage
 
@@ -44,7 +44,7 @@ _ENOUGH = 200_000  # examples: more than any time allows
 # What a variant changes in the quickstart's tuning and its first stage.
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
-    "reports at once": {"findings_first": False},
+    "reports at once": {"findings_first": []},
     "responses only": {"read_image_weight": 0.0},
     "no alignment": {"alignment": 0},
     "rows from the codebook": {"row_start": "codebook", "alignment": 0},
@@ -62,7 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Section 2.4.2: its rate, about its batch of 16 examples, one question an image, random rows, softmax over all rows.
     "the paper": {
         "method": "full", "row_start": "random", "alignment": 0, "language_loss": "answers", "image_softmax": "all_rows",
-        "questions_per_image": 1, "findings_first": False, "read_image_weight": 0.0, "task_loss_weights": {}, "template": "paper", "tokens_per_batch": 3072,
+        "questions_per_image": 1, "findings_first": [], "read_image_weight": 0.0, "task_loss_weights": {}, "template": "paper", "tokens_per_batch": 3072,
         "learning_rate": 5e-6, "rows_learning_rate": 5e-6,
         "mixture": {"language": 0.2, "report_to_cxr": 0.25, "cxr_to_report": 0.25, "cxr_vqa": 0.3},
     },
@@ -96,7 +96,9 @@ class TimedStage(Stage):
         self.truth = label_matrix(self.cases, run.findings)
         self.extract = build_extractor(run.findings, train, self.part)
         self.constant = best_constant_prediction(label_matrix(train, run.findings) == 1, self.truth == 1).test_micro_f1
-        self.engine = Engine(self.tunable.model, self.tunable.vocabulary, self.template, len(self.codes[0]))
+        self.backend = TransformersBackend(
+            self.tunable.model, self.tunable.vocabulary, self.template, len(self.codes[0])
+        )
 
     def _rates(self, progress: float) -> dict[str, float]:
         return super()._rates(min(1.0, self.used / self.seconds))
@@ -119,7 +121,7 @@ class TimedStage(Stage):
         prompts = [render_prompt(turns, self.template, self.tunable.vocabulary) for turns in conversations]
         responses = []
         for first in range(0, len(prompts), 50):
-            responses += self.engine.generate(prompts[first : first + 50], "text", Sampling(max_new_tokens=limit))
+            responses += self.backend.generate(prompts[first : first + 50], "text", Sampling(max_new_tokens=limit))
         return [r.text for r in responses]
 
     def _f1(self, texts: list[str]) -> float:
@@ -134,10 +136,10 @@ class TimedStage(Stage):
         for row, codes in enumerate(self.codes):
             turns = [Turn(presence_question(name), codes) for name in self.findings]
             prompts = [render_prompt((turn,), self.template, self.tunable.vocabulary) for turn in turns]
-            p_yes[row] = self.engine.answer_probabilities(prompts, ("Yes.", "No."))[:, 0]
+            p_yes[row] = self.backend.answer_probabilities(prompts, ("Yes.", "No."))[:, 0]
         lists = self._write([(Turn(LIST_QUESTION, codes),) for codes in self.codes], 40)
-        named: list[str | None] = [*lists] if self.settings.findings_first else [None] * len(lists)
-        reports = self._write([report_turns(c, n) for c, n in zip(self.codes, named, strict=True)], 90)
+        named: list[str | None] = [*lists] if "cxr_to_report" in self.settings.findings_first else [None] * len(lists)
+        reports = self._write([cxr_to_report.TASK.prompt(c, n) for c, n in zip(self.codes, named, strict=True)], 90)
         point = {
             "minutes": self.used / 60,
             "tokens": tokens,

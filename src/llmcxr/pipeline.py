@@ -41,31 +41,23 @@ from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import train_image_tokenizer
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.inference.provenance import save_marked_png
-from llmcxr.instructions.example import Task, Turn
-from llmcxr.instructions.mixture import TaskItems
-from llmcxr.instructions.questions import (
-    QuestionAnswer,
-    questions_of,
-    read_questions,
-    seen_list,
-    stated_list,
-    write_questions,
-)
+from llmcxr.instructions.questions import QuestionAnswer, questions_of, read_questions, write_questions
 from llmcxr.instructions.templates import Template, build_template
+from llmcxr.labelling.rules import RuleLabeller
 from llmcxr.model.decoding import DecodingSettings
+from llmcxr.model.find import Start, find_model, find_start
 from llmcxr.model.folder import ModelInfo, load_info, save_model
-from llmcxr.model.packed import Start, find_model, find_start, pack
+from llmcxr.model.packed import pack
+from llmcxr.model.patients import check_unseen, patient_hash, seen_patients
 from llmcxr.recipe import Recipe
 from llmcxr.sources import table
 from llmcxr.sources.phantom import source as phantom
 from llmcxr.studies.cohort import check_splits, select_cohort
+from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.radiographs import load_all
-from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Split, Study, known_findings, label_matrix, read_manifest, sided_labels, write_manifest
-from llmcxr.tasks.cxr_to_report import CxrToReportTask, ImageReport
-from llmcxr.tasks.cxr_vqa import CxrVqaTask
-from llmcxr.tasks.language import SHIPPED, LanguageTask, load_instructions
-from llmcxr.tasks.report_to_cxr import ReportToCxrTask
+from llmcxr.tasks.base import Items, TaskData, tasks
+from llmcxr.tasks.language import SHIPPED, instructions_of
 from llmcxr.tuning.alignment import align, alignment_prompt
 from llmcxr.tuning.forgetting import LanguageCheck
 from llmcxr.tuning.four_bit import bitsandbytes
@@ -96,12 +88,6 @@ class Stage:
     everywhere: bool = False  # run by all processes together, not by the main one while the others wait
 
 
-def instructions_of(recipe: Recipe, split: Split) -> list[Turn]:
-    """Language instructions; every tenth is kept from training."""
-    turns = load_instructions(recipe.tuning.language_instructions or SHIPPED)
-    return [turn for i, turn in enumerate(turns) if (i % 10 == 0) == (split != "train")]
-
-
 def tasks_of(
     recipe: Recipe,
     stage: StageSettings,
@@ -110,33 +96,28 @@ def tasks_of(
     codes: Mapping[str, np.ndarray],
     questions: Sequence[QuestionAnswer],
     replay: Sequence[str] = (),
-) -> tuple[dict[Task, TaskItems], Counter[str]]:
-    """Items of every task of a tuning stage for the patients of a split, and the studies left out, by reason.
+    findings_first: Sequence[str] | None = None,
+) -> tuple[dict[str, Items], Counter[str]]:
+    """Items of every task of a tuning stage's mixture for the patients of a split, and the studies left out, by reason.
 
-    `replay` are texts of the base model, further items of the language task.
+    `replay` are texts of the base model, further items of the language task; `findings_first` the tasks that name findings
+    first in training, for the items of another split.
     """
     cohort = select_cohort([s for s in studies if s.split == split], stage.cohort)
-    part = stage.cohort.sections
-    findings = known_findings([s for s in studies if s.split == "train"])
-    pairs = []
-    for study in cohort.studies:
-        if text := report_text(study, part):
-            pair = ImageReport(study.image_id, codes[study.image_id], text)
-            if recipe.tuning.findings_first:
-                pair = dataclasses.replace(pair, seen=seen_list(study, findings), stated=stated_list(text, findings))
-            pairs.append(pair)
-    if recipe.tuning.findings_first and pairs and all(p.seen is None and p.stated is None for p in pairs):
-        raise UserError(
-            "tuning.findings_first: no report has findings that are known, so none could be named first. Set it to false."
-        )
-    own_codes = {s.image_id: codes[s.image_id] for s in cohort.studies}
-    tasks: dict[Task, TaskItems] = {
-        "language": LanguageTask(instructions_of(recipe, split), replay),
-        "report_to_cxr": ReportToCxrTask(pairs, recipe.tuning.unguided_share, stage.rare_findings),
-        "cxr_to_report": CxrToReportTask(pairs),
-        "cxr_vqa": CxrVqaTask(questions, own_codes, recipe.tuning.questions_per_image, stage.conversations),
-    }
-    return tasks, cohort.dropped
+    data = TaskData(
+        split=split,
+        studies=cohort.studies,
+        codes=codes,
+        findings=LabelSet(known_findings([s for s in studies if s.split == "train"])),
+        labeller=RuleLabeller(),
+        part=stage.cohort.sections,
+        questions=questions,
+        texts=replay,
+        findings_first=recipe.tuning.findings_first if findings_first is None else findings_first,
+        options=vars(recipe.tuning) | vars(stage),
+    )
+    wanted = {name: task for name, task in tasks().items() if stage.mixture.get(name, 0) > 0}
+    return {name: task.items(data) for name, task in wanted.items()}, cohort.dropped
 
 
 def _tuned_rows(folder: Path, stages: Sequence[str], rank: int) -> list[tuple[str, str]]:
@@ -177,8 +158,13 @@ class Run:
 
     @cached_property
     def studies(self) -> list[Study]:
-        """All studies; row i of `pixels` is study i."""
-        return read_manifest(self.folder / "manifest.parquet")
+        """All studies; row i of `pixels` is study i. `UserError` where a model that is used has seen the test patients."""
+        studies = read_manifest(self.folder / "manifest.parquet")
+        for model in filter(None, (self.given, self.start.folder if self.start else None)):
+            said = check_unseen(studies, model, self.recipe.allow_seen_patients)
+            if said and self.processes.main:
+                print(f"    {said}")
+        return studies
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -475,15 +461,21 @@ class Run:
         write_questions(self.folder / "vqa.jsonl", questions)
         print(f"    {len(questions)} questions")
 
-    def tasks(self, stage: StageSettings, split: Split) -> dict[Task, TaskItems]:
-        """Items of every task for the patients of a split."""
+    def tasks(
+        self, stage: StageSettings, split: Split, findings_first: Sequence[str] | None = None
+    ) -> dict[str, Items]:
+        """Items of every task of a stage for the patients of a split; `findings_first` as in `tasks_of`."""
         questions = read_questions(self.folder / "vqa.jsonl")
         replay = self.replay if stage.replay and split == "train" else ()
-        tasks, dropped = tasks_of(self.recipe, stage, split, self.studies, self.codes, questions, replay)
-        if split == "train" and self.processes.main:
-            for reason, count in dropped.items():
+        items, dropped = tasks_of(
+            self.recipe, stage, split, self.studies, self.codes, questions, replay, findings_first
+        )
+        if self.processes.main:
+            for reason, count in dropped.items() if split == "train" else ():
                 print(f"    left out of {stage.name}, {count}: {reason}")
-        return tasks
+            for note in filter(None, (own.note for own in items.values())):
+                print(f"    {note}")
+        return items
 
     def _rows(self, tokenizer: PreTrainedTokenizerBase, text_rows: torch.Tensor) -> torch.Tensor:
         """Starts of the image rows [K, d]."""
@@ -559,7 +551,9 @@ class Run:
         tunable = self.tunable(before[-1] if before else None)
         tunable.shrink_adapters(stage.adapters_kept)  # a checkpoint of this stage, if there is one, replaces them
         template = self.template(tunable.vocabulary)
-        train, unseen = self.tasks(stage, "train"), self.tasks(stage, "validate")
+        train = self.tasks(stage, "train")
+        first = [name for name, items in train.items() if items.findings_first]
+        unseen = self.tasks(stage, "validate", first)
         TuningStage(tunable, template, self.recipe.tuning, stage, train, unseen, folder, self.processes).run()
 
     def _measure_language(self, stage: StageSettings, folder: Path) -> None:
@@ -567,7 +561,7 @@ class Run:
         tuning = self.recipe.tuning
         model, vocabulary = self._base()
         rows = torch.zeros(vocabulary.size, table_of(model).shape[1])
-        template, held_out = self.template(vocabulary), instructions_of(self.recipe, "validate")
+        template, held_out = self.template(vocabulary), instructions_of(tuning.language_instructions, "validate")
         check = LanguageCheck(vocabulary, template, held_out, tuning.max_tokens)
         names = [s.name for s in tuning.stages]
         if index := names.index(stage.name):
@@ -587,6 +581,11 @@ class Run:
     def _model(self) -> None:
         tuning = self.recipe.tuning
         tunable = self.tunable(tuning.stages[-1].name)
+        named: dict[str, bool] = {}  # how each task was last trained
+        for stage in tuning.stages:
+            summary = read_json(self.folder / stage.name / "summary.json")
+            named |= {task: task in summary["findings_first"] for task in summary["examples"]}
+        first = tuple(task for task in named if named[task])
         info = ModelInfo(
             base=self.recipe.llm,
             codebook_size=tunable.vocabulary.size,
@@ -597,12 +596,18 @@ class Run:
             system_prompt=tuning.system_prompt,
             findings=self.findings,
             report=tuning.stages[-1].cohort.sections,
-            findings_first=tuning.findings_first,
-            decoding=tuning.decoding,
+            findings_first=first,
+            decoding=tuning.decoding.possible(first),
             unguided_share=tuning.unguided_share,
             version=__version__,
+            views=tuple(tuning.stages[-1].cohort.views),
+            earliest_only=tuning.stages[-1].cohort.earliest_only,
         )
-        save_model(self.folder / "model", tunable.merge(), tunable.vocabulary, self.folder / "image_tokenizer", info)
+        own = frozenset(patient_hash(s.patient_id) for s in self.studies if s.split == "train")
+        before = seen_patients(self.start.folder) if self.start is not None else frozenset()
+        patients = None if before is None else own | before
+        tokenizer = self.folder / "image_tokenizer"
+        save_model(self.folder / "model", tunable.merge(), tunable.vocabulary, tokenizer, info, patients)
 
     def _judge(self) -> None:
         known = self.given_judge

@@ -30,7 +30,6 @@ from llmcxr.foundation.assets import ASSETS
 from llmcxr.foundation.devices import pick_device
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.instructions.example import Task
 from llmcxr.instructions.mixture import Mixture, TaskItems
 from llmcxr.instructions.questions import questions_of
 from llmcxr.instructions.rendering import RenderedExample, fit, supervise_all
@@ -581,11 +580,10 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     if replay:
         notes.append("The texts of tuning.replay are taken as long as they can be; writing them is not counted.")
 
-    samples: list[tuple[StageSettings, Mixture, Mapping[Task, TaskItems], list[list[RenderedExample]], int]] = []
+    samples: list[tuple[StageSettings, Mixture, Mapping[str, TaskItems], list[list[RenderedExample]], int]] = []
     for stage in tuning.stages:
         tasks, _ = tasks_of(drawn_from, stage, "train", studies, codes, questions, replay if stage.replay else ())
-        weights = cast("dict[Task, float]", stage.mixture)
-        mixture = Mixture(tasks, weights, stage.examples, tuning.seed_of(stage))
+        mixture = Mixture(tasks, stage.mixture, stage.examples, tuning.seed_of(stage))
         windows, left_out = [], 0
         for window in _windows(stage.examples, sample):
             tried = (fit(mixture[i], template, vocabulary, tuning.max_tokens) for i in window)
@@ -660,7 +658,7 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
                 supervised=round(float((lengths.inside + lengths.outside).sum()) * scale),
                 padded=round(padded * scale),
                 steps=math.ceil(batches * scale / tuning.batches_per_step),
-                cut=round(sum(r.cut for r in kept) * scale),
+                cut=round(sum(r.cut is not None for r in kept) * scale),
                 left_out=round(left_out * scale),
                 flops=flops,
                 hours=hours(tokens, flops),

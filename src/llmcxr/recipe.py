@@ -48,6 +48,10 @@ class Recipe:
         "train on from a finished run (its folder) or a packed model (a shipped one by name, or its folder): from its clinical "
         "network, image tokenizer and adapters, instead of from nothing",
     )
+    allow_seen_patients: bool = setting(
+        False,
+        "measure, or train on from, a model also where it was trained on patients of the validation or test split",
+    )
     source: SourceSettings = setting(SourceSettings(), "data")
     clinical_features: ClinicalFeatureSettings = setting(
         ClinicalFeatureSettings(), "network of the clinical feature loss"

@@ -13,7 +13,7 @@ from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.rendering import fit, render
 from llmcxr.instructions.templates import build_template
 from llmcxr.recipe import Recipe
-from llmcxr.tasks.language import LanguageTask
+from llmcxr.tasks.language import LanguageItems
 from llmcxr.tuning.replay import ReplaySettings, first_words, load_texts, save_texts, write_texts
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
@@ -59,7 +59,7 @@ def test_first_words_are_whole_or_else_any_text():
 
 
 def test_a_plain_text_is_learned_whole_without_a_template():
-    task = LanguageTask([Turn("Say yes.", "", "Yes.")], ["The heart is normal.", "<VQ0003> in text"])
+    task = LanguageItems([Turn("Say yes.", "", "Yes.")], ["The heart is normal.", "<VQ0003> in text"])
     assert len(task) == 3
     for item, text in ((1, "The heart is normal."), (2, "<VQ0003> in text")):
         rendered = render(task.example(item, np.random.default_rng(0)), TEMPLATE, VOCABULARY)
@@ -93,8 +93,8 @@ def test_saved_texts_come_back(tmp_path):
         ("tuning.decoding={report_guidance: 2}", "need findings_first"),
         ("tuning.decoding={drawing_candidates: 2}", "need findings_first"),
         ("tuning.decoding={drawing_guidance: 2}", "needs an unguided_share"),
-        ("tuning={findings_first: true, decoding: {report_guidance: .inf}}", "above 0"),
-        ("tuning={findings_first: true, decoding: {report_candidates: 0}}", "at least 1"),
+        ("tuning={findings_first: [cxr_to_report, report_to_cxr], decoding: {report_guidance: .inf}}", "above 0"),
+        ("tuning={findings_first: [cxr_to_report, report_to_cxr], decoding: {report_candidates: 0}}", "at least 1"),
         ("tuning.stages=[{task_loss_weights: {reports: 2}}]", "no such task"),
     ],
 )

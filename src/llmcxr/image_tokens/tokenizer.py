@@ -52,6 +52,11 @@ class ImageTokenizer(nn.Module):
         self.fingerprint = ""  # of the weights on disk; set by save_pretrained and from_pretrained
 
     @property
+    def image_size(self) -> int:
+        """S."""
+        return self.architecture.image_size
+
+    @property
     def grid(self) -> int:
         """Codes along one side."""
         return self.architecture.grid

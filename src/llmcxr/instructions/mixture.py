@@ -12,7 +12,7 @@ import numpy as np
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.instructions.example import TASKS, InstructionExample, Task
+from llmcxr.instructions.example import InstructionExample
 
 
 class TaskItems(Protocol):
@@ -27,12 +27,14 @@ class TaskItems(Protocol):
 class Mixture:
     """`len(mixture)` examples drawn from tasks by weight."""
 
-    def __init__(self, tasks: Mapping[Task, TaskItems], weights: Mapping[Task, float], length: int, seed: int) -> None:
-        """Weights need not sum to 1; `UserError` where a task with weight has no items."""
-        names = [task for task in TASKS if weights.get(task, 0) > 0]
-        if not names:
+    def __init__(self, tasks: Mapping[str, TaskItems], weights: Mapping[str, float], length: int, seed: int) -> None:
+        """Weights need not sum to 1; `UserError` where a task with weight has no items. The order of `tasks` decides what is
+        drawn, that of the weights does not."""
+        wanted = {task for task, weight in weights.items() if weight > 0}
+        if not wanted:
             raise UserError("mixture: every weight is 0.")
-        if empty := [task for task in names if task not in tasks or not len(tasks[task])]:
+        names = [task for task in tasks if task in wanted and len(tasks[task])]
+        if empty := sorted(wanted.difference(names)):
             raise UserError(
                 f"mixture: the tasks {empty} have a weight but no data. Set their weights to 0 or provide the data."
             )
@@ -49,11 +51,11 @@ class Mixture:
     def __len__(self) -> int:
         return len(self._choice)
 
-    def counts(self) -> dict[Task, int]:
+    def counts(self) -> dict[str, int]:
         """Examples of each task."""
         return {task: int((self._choice == k).sum()) for k, task in enumerate(self._names)}
 
-    def task(self, index: int) -> Task:
+    def task(self, index: int) -> str:
         """Task of example `index`."""
         return self._names[self._choice[index]]
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from llmcxr.foundation.settings import setting
-from llmcxr.instructions.example import TASKS
 from llmcxr.instructions.templates import TemplateName
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.studies.cohort import CohortSettings
+from llmcxr.tasks.base import tasks
 from llmcxr.tasks.cxr_vqa import CONVERSATIONS
 from llmcxr.tuning.objective import ImageSoftmax
 from llmcxr.tuning.replay import ReplaySettings
@@ -20,9 +20,9 @@ from llmcxr.vocabulary.growing import RowStart
 from llmcxr.vocabulary.reader import ReaderSettings
 
 
-def unknown_tasks(weights: Mapping[str, float]) -> list[str]:
-    """Faults of loss weights by task."""
-    return [f"task_loss_weights.{t}: no such task; tasks are {', '.join(TASKS)}" for t in weights if t not in TASKS]
+def unknown_tasks(key: str, names: Iterable[str]) -> list[str]:
+    """Faults of a setting that names tasks."""
+    return [f"{key}.{t}: no such task; tasks are {', '.join(tasks())}" for t in names if t not in tasks()]
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ class StageSettings:
 
     def faults(self) -> list[str]:
         """Impossible combinations."""
-        faults = [
-            f"mixture.{task}: no such task; tasks are {', '.join(TASKS)}" for task in self.mixture if task not in TASKS
-        ]
+        faults = unknown_tasks("mixture", self.mixture)
         if not any(weight > 0 for weight in self.mixture.values()) or any(
             weight < 0 for weight in self.mixture.values()
         ):
@@ -76,7 +74,7 @@ class StageSettings:
             for name in self.conversations
             if name not in CONVERSATIONS
         ]
-        faults += unknown_tasks(self.task_loss_weights)
+        faults += unknown_tasks("task_loss_weights", self.task_loss_weights)
         if self.examples < 1:
             faults.append(f"examples: {self.examples} should be at least 1")
         shares = ("rare_findings", "adapters_kept")
@@ -135,9 +133,10 @@ class TuningSettings:
     loss: Literal["response", "sequence"] = setting(
         "response", "learn the responses only, or every token of an example after its first (the paper's ablation)"
     )
-    findings_first: bool = setting(
-        False,
-        "before a report is written, or an image drawn from one, a turn names the findings (ours; false as in the paper)",
+    findings_first: list[str] = setting(
+        [],
+        "tasks in which a turn names the findings before a report is written (cxr_to_report), or an image drawn from one "
+        "(report_to_cxr); where labels and labeller know them (ours; none as in the paper)",
     )
     unguided_share: float = setting(
         0.0, "share of the drawings that are learned without their report, so that drawing can be guided (ours)"
@@ -175,7 +174,7 @@ class TuningSettings:
         """Impossible combinations."""
         names = [stage.name for stage in self.stages]
         faults = [] if names and len(set(names)) == len(names) else [f"stages: need different names, have {names}"]
-        faults += unknown_tasks(self.task_loss_weights)
+        faults += unknown_tasks("task_loss_weights", self.task_loss_weights)
         if self.replay.texts and self.language_loss != "base_model":
             faults.append("replay: the base model's own texts are for language_loss: base_model (lora or qlora)")
         if self.replay.texts and not any(s.replay and s.mixture.get("language", 0) > 0 for s in self.stages):
@@ -190,8 +189,11 @@ class TuningSettings:
             )
         if self.method == "full" and any(stage.adapters_kept != 1 for stage in self.stages):
             faults.append("stages: adapters_kept needs method: lora or qlora")
-        if not self.findings_first and any(stage.rare_findings for stage in self.stages):
-            faults.append("stages: rare_findings needs findings_first: true, whose lists say what a report states")
+        faults += unknown_tasks("findings_first", self.findings_first)
+        if "report_to_cxr" not in self.findings_first and any(stage.rare_findings for stage in self.stages):
+            faults.append(
+                "stages: rare_findings needs findings_first: [report_to_cxr], whose lists say what a report states"
+            )
         if self.read_image_weight < 0:
             faults.append(f"read_image_weight: {self.read_image_weight} should be at least 0")
         if self.read_image_weight > 0 and self.loss == "sequence":
@@ -201,13 +203,11 @@ class TuningSettings:
         decoding = self.decoding
         if decoding.drawing_guidance != 1 and not self.unguided_share:
             faults.append(f"decoding.drawing_guidance: {decoding.drawing_guidance} needs an unguided_share, e.g. 0.1")
-        if not self.findings_first and (
-            decoding.report_guidance,
-            decoding.report_candidates,
-            decoding.drawing_candidates,
-            decoding.ask_sides,
-        ) != (1, 1, 1, False):
-            faults.append("decoding: guidance of reports, candidates, and ask_sides need findings_first: true")
+        if decoding.possible(self.findings_first) != decoding:
+            faults.append(
+                "decoding: report_guidance and ask_sides need findings_first: [cxr_to_report], drawing_candidates needs "
+                "[report_to_cxr], report_candidates both"
+            )
         if self.batches_per_step < 1:
             faults.append(f"batches_per_step: {self.batches_per_step} should be at least 1")
         if self.max_tokens > self.tokens_per_batch:
