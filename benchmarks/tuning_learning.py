@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from llmcxr.inference.engine import Engine
 
 from llmcxr.evaluation.extraction import build_extractor
 from llmcxr.foundation.artifacts import atomic_path, write_json
 from llmcxr.foundation.settings import load_settings
 from llmcxr.inference.backend import Sampling
-from llmcxr.inference.engine import Engine
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.questions import LIST_QUESTION, presence_question
 from llmcxr.instructions.rendering import render_prompt
@@ -34,7 +34,6 @@ from llmcxr.metrics.scores import best_constant_prediction, mean_auroc, micro_ma
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.studies.study import label_matrix
-from llmcxr.tasks.cxr_to_report import report_turns
 from llmcxr.tuning.batches import Batch
 from llmcxr.tuning.settings import LanguageSettings
 from llmcxr.tuning.trainer import Stage, load_stage
@@ -139,7 +138,7 @@ class TimedStage(Stage):
             p_yes[row] = self.engine.answer_probabilities(prompts, ("Yes.", "No."))[:, 0]
         lists = self._write([(Turn(LIST_QUESTION, codes),) for codes in self.codes], 40)
         named: list[str | None] = [*lists] if self.settings.findings_first else [None] * len(lists)
-        reports = self._write([report_turns(c, n) for c, n in zip(self.codes, named, strict=True)], 90)
+        reports = self._write([cxr_to_report.report_turns(c, n) for c, n in zip(self.codes, named, strict=True)], 90)
         point = {
             "minutes": self.used / 60,
             "tokens": tokens,

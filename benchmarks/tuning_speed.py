@@ -98,10 +98,11 @@ def task_items() -> dict[Any, Any]:
     from llmcxr.sources.phantom.source import usable_reports
     from llmcxr.studies.report_sections import report_text
     from llmcxr.studies.study import Study
-    from llmcxr.tasks.cxr_to_report import CxrToReportTask, ImageReport
-    from llmcxr.tasks.cxr_vqa import CxrVqaTask
-    from llmcxr.tasks.language import SHIPPED, LanguageTask, load_instructions
-    from llmcxr.tasks.report_to_cxr import ReportToCxrTask
+    from llmcxr.tasks.cxr_to_report import CxrToReportItems
+    from llmcxr.tasks.cxr_vqa import CxrVqaItems
+    from llmcxr.tasks.findings_first import ImageReport
+    from llmcxr.tasks.language import SHIPPED, LanguageItems, load_instructions
+    from llmcxr.tasks.report_to_cxr import ReportToCxrItems
     from llmcxr.tuning.settings import StageSettings
 
     usable, _ = usable_reports(read_reports(fetch("indiana-reports") / "NLMCXR_reports.tgz"))
@@ -118,10 +119,10 @@ def task_items() -> dict[Any, Any]:
         if (text := report_text(s, "findings_and_impression"))
     ]
     return {
-        "language": LanguageTask(load_instructions(SHIPPED)),
-        "report_to_cxr": ReportToCxrTask(pairs),
-        "cxr_to_report": CxrToReportTask(pairs),
-        "cxr_vqa": CxrVqaTask(questions_of(studies, 0), codes, 4, StageSettings().conversations),
+        "language": LanguageItems(load_instructions(SHIPPED)),
+        "report_to_cxr": ReportToCxrItems(pairs),
+        "cxr_to_report": CxrToReportItems(pairs),
+        "cxr_vqa": CxrVqaItems(questions_of(studies, 0), codes, 4, StageSettings().conversations),
     }
 
 

@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from conftest import build_model, build_tokenizer, load_script
+from llmcxr.inference.engine import CANDIDATE, GREEDY
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -30,7 +31,6 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import load_settings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference.backend import Sampling
-from llmcxr.inference.engine import CANDIDATE, GREEDY
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.questions import LIST_QUESTION, NOTHING, listed_findings

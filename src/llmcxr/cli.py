@@ -250,14 +250,17 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--size", type=int, default=256, help="pixels a side of each radiograph")
     preview.add_argument("--seed", type=int, default=0)
 
-    def use(name: str, function, about: str, temperature: float, top_p: float = 1.0) -> argparse.ArgumentParser:
+    def use(name: str, function, about: str, temperature: float | None, top_p: float = 1.0) -> argparse.ArgumentParser:
         command = add(name, function, f"{about}. {NOTICE}")
         command.add_argument(
             "--model",
             default=DEFAULT_MODEL,
-            help="a shipped model by name, or the folder of a run, of a model, or of a packed one (default: %(default)s)",
+            help="a shipped model by name, the folder of a run, of a model, or of a packed one, or the id of a Hugging Face "
+            "repository (default: %(default)s)",
         )
         command.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+        if temperature is None:
+            return command
         command.add_argument(
             "--temperature", type=float, default=temperature, help="0: the most likely token (default: %(default)s)"
         )
@@ -282,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     ask = use("ask", _ask, "answer a question about a radiograph", 0.0)
     ask.add_argument("image", type=Path)
     ask.add_argument("question")
-    findings = use("findings", _findings, "probability of each finding on a radiograph", 0.0)
+    findings = use("findings", _findings, "probability of each finding on a radiograph", None)  # nothing is drawn
     findings.add_argument("image", type=Path)
     draw = use("draw", _draw, "draw a radiograph for a report", 1.0)
     draw.add_argument("text")

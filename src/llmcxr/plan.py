@@ -30,7 +30,6 @@ from llmcxr.foundation.assets import ASSETS
 from llmcxr.foundation.devices import pick_device
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.instructions.example import Task
 from llmcxr.instructions.mixture import Mixture, TaskItems
 from llmcxr.instructions.questions import questions_of
 from llmcxr.instructions.rendering import RenderedExample, fit, supervise_all
@@ -44,9 +43,8 @@ from llmcxr.studies.study import Study
 from llmcxr.tuning import four_bit
 from llmcxr.tuning.alignment import alignment_prompt
 from llmcxr.tuning.batches import collate, plan_batches
-from llmcxr.tuning.feed import WINDOW
-from llmcxr.tuning.settings import LanguageSettings, StageSettings, TuningSettings
-from llmcxr.tuning.trainer import Losses
+from llmcxr.tuning.settings import StageSettings, TuningSettings
+from llmcxr.tuning.trainer import WINDOW, Losses
 from llmcxr.tuning.tunable import UPDATED_AT_ONCE, MasterAdamW, TunableModel
 from llmcxr.vocabulary.head import after_head
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -439,7 +437,7 @@ def flops_of(size: ModelSize, settings: TuningSettings, lengths: Lengths) -> flo
     body = tokens * (4 * size.matrices + 2 * size.trained_matrices) + 6 * squares * size.attention_width
     rows_inside = size.rows if settings.image_softmax == "all_rows" else size.image_rows
     head = 6.0 * size.width * (float(lengths.outside.sum()) * size.rows + float(lengths.inside.sum()) * rows_inside)
-    if settings.language.loss == "base_model":  # the base model's own pass over language examples
+    if settings.language_loss == "base_model":  # the base model's own pass over language examples
         own = lengths.tokens[lengths.language].astype(float)
         body += own.sum() * 2 * size.matrices + 2 * (own**2).sum() * size.attention_width
         head += 2.0 * size.width * float(lengths.outside[lengths.language].sum()) * size.rows
@@ -464,7 +462,7 @@ def measure_rate(
     losses_of = Losses(tunable, settings).train()
     plan = plan_batches(np.array([len(r.ids) for r in rendered]), settings.tokens_per_batch, 0)
     batches = itertools.cycle([collate([rendered[i] for i in group]).to(device) for group in plan])
-    optimizer = MasterAdamW(tunable)
+    optimizer = MasterAdamW(tunable, settings.weight_decay)
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
@@ -521,7 +519,7 @@ def _alignment(
     examples = settings.steps * per_step
     counts = np.full(1, prompt)
     lengths = Lengths(counts, np.full(1, image), np.zeros(1, int), np.zeros(1, int), np.zeros(1, bool))
-    flops = flops_of(size, dataclasses.replace(tuning, language=LanguageSettings()), lengths) * share * examples
+    flops = flops_of(size, dataclasses.replace(tuning, language_loss="answers"), lengths) * share * examples
     return StagePlan(
         name="alignment",
         examples=examples,
@@ -568,30 +566,24 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     size = size_of(meta, quantised=tuning.method == "qlora")
     template = build_template(tuning.template, vocabulary.tokenizer, tuning.system_prompt)
 
-    language = tuning.language.instructions
+    language = tuning.language_instructions
     drawn_from, real_language = recipe, True
     if language is not None and not language.is_file():
         notes.append(f"{language} is not there: language is taken as long as in the shipped instructions.")
-        drawn_from = dataclasses.replace(
-            recipe,
-            tuning=dataclasses.replace(tuning, language=dataclasses.replace(tuning.language, instructions=None)),
-        )
+        drawn_from = dataclasses.replace(recipe, tuning=dataclasses.replace(tuning, language_instructions=None))
         real_language = False
     studies, images, real = find_studies(recipe, options, notes)
     codes = dict.fromkeys((s.image_id for s in studies), np.zeros(architecture.grid**2, dtype=np.uint16))
     questions = questions_of([s for s in studies if s.split == "train"], recipe.vqa_seed)
 
-    replay = [" the" * tuning.language.replay_tokens] * tuning.language.replay_texts
+    replay = [" the" * tuning.replay.tokens] * tuning.replay.texts
     if replay:
-        notes.append(
-            "The texts of the base model (tuning.language.replay_texts) are taken as long as they can be; writing them is not counted."
-        )
+        notes.append("The texts of tuning.replay are taken as long as they can be; writing them is not counted.")
 
-    samples: list[tuple[StageSettings, Mixture, Mapping[Task, TaskItems], list[list[RenderedExample]], int]] = []
+    samples: list[tuple[StageSettings, Mixture, Mapping[str, TaskItems], list[list[RenderedExample]], int]] = []
     for stage in tuning.stages:
-        tasks, _ = tasks_of(drawn_from, stage, "train", studies, codes, questions, replay)
-        weights = cast("dict[Task, float]", stage.mixture)
-        mixture = Mixture(tasks, weights, stage.examples, tuning.seed_of(stage, recipe.seed))
+        tasks, _ = tasks_of(drawn_from, stage, "train", studies, codes, questions, replay if stage.replay else ())
+        mixture = Mixture(tasks, stage.mixture, stage.examples, tuning.seed_of(stage))
         windows, left_out = [], 0
         for window in _windows(stage.examples, sample):
             tried = (fit(mixture[i], template, vocabulary, tuning.max_tokens) for i in window)
@@ -643,7 +635,7 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
                 padded += len(group) * int(own_lengths[group].max())
                 inside = max(inside, int(lengths.inside[group].sum()))
                 outside = max(outside, int(lengths.outside[group].sum()))
-                if tuning.language.loss == "base_model":
+                if tuning.language_loss == "base_model":
                     anchored = max(anchored, int((lengths.outside * lengths.language)[group].sum()))
         kept = [r for w in windows for r in w]
         lengths = _lengths(kept, vocabulary, tuning.read_image_weight > 0)
@@ -666,7 +658,7 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
                 supervised=round(float((lengths.inside + lengths.outside).sum()) * scale),
                 padded=round(padded * scale),
                 steps=math.ceil(batches * scale / tuning.batches_per_step),
-                cut=round(sum(r.cut for r in kept) * scale),
+                cut=round(sum(r.cut is not None for r in kept) * scale),
                 left_out=round(left_out * scale),
                 flops=flops,
                 hours=hours(tokens, flops),

@@ -7,26 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from llmcxr.evaluation.settings import EvaluationSettings
+from llmcxr.foundation.devices import Precision
 from llmcxr.foundation.settings import setting
 from llmcxr.image_tokens.classifier import ClinicalFeatureSettings
 from llmcxr.image_tokens.training import ImageTokenizerSettings
-from llmcxr.sources.phantom.source import PhantomSettings
-from llmcxr.sources.table import TableSettings
+from llmcxr.sources.registry import SourceSettings
 from llmcxr.tuning.settings import TuningSettings
-
-
-@dataclass(frozen=True)
-class SourceSettings:
-    """Where radiographs and reports come from."""
-
-    kind: Literal["phantom", "table"] = setting("phantom", "phantom: simulated radiographs; table: your own files")
-    phantom: PhantomSettings = setting(PhantomSettings(), "used where kind is phantom")
-    table: TableSettings | None = setting(None, "used where kind is table")
-    access: str = setting("", "how to get the data; said where they are missing")
-
-    def faults(self) -> list[str]:
-        """Impossible combinations."""
-        return ["table: is required where kind is table"] if self.kind == "table" and self.table is None else []
 
 
 @dataclass(frozen=True)
@@ -36,8 +22,11 @@ class Recipe:
     name: str = setting("run", "folder of the run inside `runs`")
     about: str = setting("", "one line for people")
     runs: Path = setting(Path("runs"), "folder of all runs")
+    seed: int = setting(0, "of everything that is drawn by chance: order, wording, starts of weights, samples")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...")
-    seed: int = setting(0, "of everything that is drawn at random, but for the phantom's patients")
+    precision: Precision = setting(
+        "auto", "of matrix products: float32, bfloat16, or auto (whichever is measured to be faster here)"
+    )
     llm: str = setting("smollm2-135m-instruct", "base LLM: an asset, a local folder, or a Hugging Face id")
     model: str | None = setting(
         None,
@@ -50,11 +39,11 @@ class Recipe:
         "network, image tokenizer and adapters, instead of from nothing",
     )
     source: SourceSettings = setting(SourceSettings(), "data")
+    labeller: Literal["rules", "none"] = setting("rules", "what reads findings from text: hand-written rules, or none")
     clinical_features: ClinicalFeatureSettings = setting(
         ClinicalFeatureSettings(), "network of the clinical feature loss"
     )
     image_tokenizer: ImageTokenizerSettings = setting(ImageTokenizerSettings(), "VQ-GAN")
-    vqa_seed: int = setting(0, "which questions are asked about which image")
     tuning: TuningSettings = setting(TuningSettings(), "instruction tuning")
     evaluation: EvaluationSettings = setting(EvaluationSettings(), "measurements on unseen patients")
 
@@ -70,12 +59,6 @@ class Recipe:
         if self.tuning.decoding.drawing_candidates > 1 and not self.image_tokenizer.architecture.clinical_input:
             faults.append(
                 "tuning.decoding.drawing_candidates: needs image_tokenizer.architecture.clinical_input, whose network chooses"
-            )
-        size = self.image_tokenizer.architecture.image_size
-        if self.model is None and self.source.kind == "phantom" and self.source.phantom.image_size != size:
-            faults.append(
-                f"source.phantom.image_size: {self.source.phantom.image_size} differs from "
-                f"image_tokenizer.architecture.image_size ({size})"
             )
         taken = (
             "studies",

@@ -209,7 +209,7 @@ def test_describe_settings_covers_the_whole_recipe_and_explains_each():
         ({"tuning": {"max_tokens": 200}}, "tuning.max_tokens: 200 leaves no room"),
         ({"tuning": {"stages": [{"adapters_kept": 1.5}]}}, "adapters_kept: 1.5 should be 0 to 1"),
         ({"tuning": {"method": "full", "stages": [{"adapters_kept": 0.5}]}}, "adapters_kept needs method: lora"),
-        ({"tuning": {"stages": [{"rare_findings": 0.1}]}}, "rare_findings needs findings_first"),
+        ({"tuning": {"stages": [{"rare_findings": 0.1}]}}, "rare_findings needs findings_first: [report_to_cxr]"),
         ({"tuning": {"max_tokens": 4096}}, "max_tokens: 4096 exceeds tokens_per_batch"),
     ],
 )

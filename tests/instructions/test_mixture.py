@@ -15,20 +15,21 @@ from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.mixture import Mixture
 from llmcxr.instructions.questions import LIST_QUESTION, QuestionAnswer
 from llmcxr.tasks import cxr_to_report, report_to_cxr
-from llmcxr.tasks.cxr_to_report import CxrToReportTask, ImageReport
-from llmcxr.tasks.cxr_vqa import CxrVqaTask
-from llmcxr.tasks.language import LanguageTask, load_instructions
-from llmcxr.tasks.report_to_cxr import ReportToCxrTask, repeats
+from llmcxr.tasks.cxr_to_report import CxrToReportItems
+from llmcxr.tasks.cxr_vqa import CxrVqaItems
+from llmcxr.tasks.findings_first import ImageReport
+from llmcxr.tasks.language import LanguageItems, load_instructions
+from llmcxr.tasks.report_to_cxr import ReportToCxrItems, repeats
 
 CODES = {f"i{k}": np.full(4, k, np.uint16) for k in range(30)}
 PAIRS = [ImageReport(name, codes, f"report {name}") for name, codes in CODES.items()]
 QUESTIONS = [QuestionAnswer(name, f"q{q} of {name}", f"a{q}", "presence") for name in CODES for q in range(5)]
 SHARES = {"list": 0.5, "presence": 0.5}
 TASKS = {
-    "language": LanguageTask([Turn(f"say {k}", "", str(k)) for k in range(7)]),
-    "report_to_cxr": ReportToCxrTask(PAIRS),
-    "cxr_to_report": CxrToReportTask(PAIRS),
-    "cxr_vqa": CxrVqaTask(QUESTIONS, CODES, 3, SHARES),
+    "language": LanguageItems([Turn(f"say {k}", "", str(k)) for k in range(7)]),
+    "report_to_cxr": ReportToCxrItems(PAIRS),
+    "cxr_to_report": CxrToReportItems(PAIRS),
+    "cxr_vqa": CxrVqaItems(QUESTIONS, CODES, 3, SHARES),
 }
 WEIGHTS = {"language": 0.2, "report_to_cxr": 0.5, "cxr_to_report": 1.0, "cxr_vqa": 0.3}
 
@@ -81,19 +82,19 @@ def test_examples_of_each_task():
 
 
 def test_findings_named_first():
-    pair = ImageReport("i3", CODES["i3"], "report i3", seen="Mass.", stated="Left mass.")
-    e = CxrToReportTask([pair]).example(0, np.random.default_rng(0))
+    pair = ImageReport("i3", CODES["i3"], "report i3", named="Mass.")
+    e = CxrToReportItems([pair]).example(0, np.random.default_rng(0))
     assert e.turns[0].instruction == LIST_QUESTION and np.array_equal(e.turns[0].input, CODES["i3"])
     assert [t.response for t in e.turns] == ["Mass.", "report i3"]
     assert e.turns[1].instruction in cxr_to_report.PHRASINGS and e.turns[1].input == ""
-    e = ReportToCxrTask([pair]).example(0, np.random.default_rng(0))
-    assert e.turns[0] == Turn(report_to_cxr.STATED_QUESTION, "report i3", "Left mass.")
+    e = ReportToCxrItems([pair]).example(0, np.random.default_rng(0))
+    assert e.turns[0] == Turn(report_to_cxr.STATED_QUESTION, "report i3", "Mass.")
     assert e.turns[1].instruction in report_to_cxr.PHRASINGS and e.turns[1].input == ""
     assert np.array_equal(e.turns[1].response, CODES["i3"])
 
 
 def test_some_drawings_without_their_report():
-    task = ReportToCxrTask([ImageReport("i3", CODES["i3"], "report i3", stated="Mass.")], 0.25)
+    task = ReportToCxrItems([ImageReport("i3", CODES["i3"], "report i3", named="Mass.")], 0.25)
     examples = [task.example(0, np.random.default_rng(seed)) for seed in range(400)]
     without = [e for e in examples if e.turns[0].input == ""]
     assert 70 < len(without) < 130
@@ -103,12 +104,12 @@ def test_some_drawings_without_their_report():
 
 def test_reports_with_rare_findings_are_drawn_from_more_often():
     lists = ["No abnormal finding."] * 6 + ["Left mass.", "Right mass; mass.", "Nodule.", None]
-    pairs = [ImageReport(f"i{k}", CODES["i3"], "report", stated=text) for k, text in enumerate(lists)]
+    pairs = [ImageReport(f"i{k}", CODES["i3"], "report", named=text) for k, text in enumerate(lists)]
     # mass: 2 of 10, sqrt(0.8 / 0.2) = 2; nodule: 1 of 10, sqrt(0.8 / 0.1) = 2.83
     assert repeats(pairs, 0.8) == [1] * 6 + [2, 2, 2, 1]
     assert repeats([*pairs, *pairs], 0.8)[10:] == [1] * 6 + [2, 2, 3, 1]  # what was left over the first time
     assert repeats(pairs, 0.0) == repeats(pairs, 0.1) == [1] * 10 and repeats([], 0.5) == []
-    assert len(ReportToCxrTask(pairs, rare=0.8)) == 13 and len(ReportToCxrTask(pairs)) == 10
+    assert len(ReportToCxrItems(pairs, rare=0.8)) == 13 and len(ReportToCxrItems(pairs)) == 10
 
 
 def test_ten_different_phrasings_each():
@@ -131,7 +132,7 @@ def test_questions_of_an_image_share_one_reading():
 
 
 def test_questions_without_an_image_are_left_out():
-    task = CxrVqaTask([*QUESTIONS, QuestionAnswer("lost", "q", "a", "presence")], CODES, 9, SHARES)
+    task = CxrVqaItems([*QUESTIONS, QuestionAnswer("lost", "q", "a", "presence")], CODES, 9, SHARES)
     assert len(task) == 30 and len(task.example(0, np.random.default_rng(0)).turns) == 5
 
 
@@ -143,7 +144,7 @@ def test_questions_that_give_each_other_away_stand_apart():
         QuestionAnswer("i1", "Is there a nodule?", "No.", "presence", "nodule"),
         QuestionAnswer("i2", "Normal?", "Yes.", "normal"),
     ]
-    task = CxrVqaTask(questions, CODES, 9, SHARES)
+    task = CxrVqaItems(questions, CODES, 9, SHARES)
     assert len(task) == 1  # i2 has no conversation with a share
     seen = Counter()
     for draw in range(200):
@@ -153,8 +154,8 @@ def test_questions_that_give_each_other_away_stand_apart():
         )
         seen[len(asked)] += 1
     assert 60 < seen[1] < 140
-    assert len(CxrVqaTask(questions, CODES, 9, {"list": 1.0})) == 1
-    details = CxrVqaTask(questions, CODES, 9, {"detail": 1.0})
+    assert len(CxrVqaItems(questions, CODES, 9, {"list": 1.0})) == 1
+    details = CxrVqaItems(questions, CODES, 9, {"detail": 1.0})
     assert [t.instruction for t in details.example(0, np.random.default_rng(0)).turns] == ["Side?"] and len(
         details
     ) == 1
@@ -164,7 +165,7 @@ def test_no_weight_and_no_data():
     with pytest.raises(UserError, match="every weight is 0"):
         Mixture(TASKS, {"language": 0.0}, 5, 0)
     with pytest.raises(UserError, match=r"\['cxr_vqa'\] have a weight but no data"):
-        Mixture(TASKS | {"cxr_vqa": CxrVqaTask([], CODES, 2, SHARES)}, WEIGHTS, 5, 0)
+        Mixture(TASKS | {"cxr_vqa": CxrVqaItems([], CODES, 2, SHARES)}, WEIGHTS, 5, 0)
 
 
 def test_language_files_name_the_broken_line(tmp_path):

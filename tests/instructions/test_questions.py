@@ -17,8 +17,6 @@ from llmcxr.instructions.questions import (
     presence_question,
     questions_of,
     read_questions,
-    seen_list,
-    stated_list,
     write_questions,
 )
 from llmcxr.studies.findings import Finding
@@ -100,26 +98,6 @@ def test_wording_of_lists_and_articles():
     assert presence_question("opacity") == "Is there an opacity?"
     assert presence_question("mass") == "Is there a mass?"
     assert presence_question("nodule") == "Is there a nodule?"
-
-
-def test_what_is_seen_comes_from_exact_findings_else_from_labels():
-    names = ("opacity", "mass", "nodule")
-    assert seen_list(study(0, (Finding("opacity", "left"),), {"opacity": 1}), names) == "Left opacity."
-    assert seen_list(study(0, (), {"opacity": 0}), names) == "No abnormal finding."
-    labels = {"opacity": 1, "mass": 1, "nodule": 0}
-    assert seen_list(study(0, (), labels, exact=False), names) == "Mass; opacity."
-    assert seen_list(study(0, (), dict.fromkeys(names, 0), exact=False), names) == "No abnormal finding."
-    # Nothing is denied that is not known to be absent.
-    assert seen_list(study(0, (), {"nodule": 0}, exact=False), names) is None
-    assert seen_list(study(0, (), labels | {"nodule": -1}, exact=False), names) is None
-    assert seen_list(study(0, (), {}, exact=False), ()) is None
-
-
-def test_what_is_stated_comes_from_the_text():
-    text = "Small left pleural effusion. The heart is enlarged. No pneumothorax."
-    assert stated_list(text, ("pleural effusion", "pneumothorax")) == "Cardiomegaly; left pleural effusion."
-    assert stated_list("The lungs are clear.", ("pneumothorax",)) == "No abnormal finding."
-    assert stated_list(text, ("tuberculosis",)) is None and stated_list(text, ()) is None
 
 
 @pytest.mark.parametrize("exact", [True, False])

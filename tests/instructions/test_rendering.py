@@ -12,8 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.rendering import fit, render, render_prompt, supervise_all
 from llmcxr.instructions.templates import build_template
-from llmcxr.tasks.cxr_to_report import report_turns
-from llmcxr.tasks.report_to_cxr import drawing_turns
+from llmcxr.tasks import cxr_to_report, report_to_cxr
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 IMAGE = np.array([3, 0, 15], dtype=np.uint16)
@@ -95,10 +94,9 @@ CUTS = [
 
 
 def report_example(task, report, named=None) -> InstructionExample:
-    turns = report_turns(IMAGE, named, report=report)
     if task == "report_to_cxr":
-        turns = drawing_turns(report, named, codes=IMAGE)
-    return InstructionExample(task, turns, "i1")
+        return InstructionExample(task, report_to_cxr.TASK.prompt(report, named, codes=IMAGE), "i1", may_cut="input")
+    return InstructionExample(task, cxr_to_report.TASK.prompt(IMAGE, named, report=report), "i1", may_cut="response")
 
 
 @pytest.mark.parametrize("name", ["paper", "chat"])
@@ -113,7 +111,11 @@ def test_a_long_report_is_cut_after_the_last_sentence_that_fits(task, name, name
         longer = render(report_example(task, [*CUTS, REPORT][sentences], named), template, VOCABULARY)
         for room in (len(wanted.ids), len(longer.ids) - 1):  # exactly enough, and just too little for one more
             found = fit(report_example(task, REPORT, named), template, VOCABULARY, room)
-            assert found.ids.tolist() == wanted.ids.tolist() and found.cut and found.image_id == "i1"
+            assert (
+                found.ids.tolist() == wanted.ids.tolist()
+                and found.cut == ("input" if task == "report_to_cxr" else "response")
+                and found.image_id == "i1"
+            )
             learned = found.ids[found.supervised].tolist()
             if task == "cxr_to_report":  # the sentences, but not that the report ends there
                 assert learned == [*first, *VOCABULARY.encode_text(cut)]
@@ -156,7 +158,7 @@ def test_nothing_but_a_report_is_cut():
             assert fit(made, TEMPLATES["chat"], VOCABULARY, length - 1) is None
             assert not fit(made, TEMPLATES["chat"], VOCABULARY, length).cut
     # An instruction or an image that leaves no room for a first sentence.
-    made = InstructionExample("cxr_to_report", (Turn(long, IMAGE, "Clear. Normal."),))
+    made = InstructionExample("cxr_to_report", (Turn(long, IMAGE, "Clear. Normal."),), may_cut="response")
     assert fit(made, TEMPLATES["chat"], VOCABULARY, 60) is None
 
 

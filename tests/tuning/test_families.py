@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.inference.backend import Sampling
-from llmcxr.inference.engine import Engine
+from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.rendering import render, render_prompt
 from llmcxr.instructions.templates import build_template
@@ -154,15 +154,15 @@ def test_decoding_draws_images_and_ends_texts(family, tmp_path):
     grow_language_model(model, vocabulary, random_rows(table_of(model), K, seed=0))
     for name in ("paper", "chat"):
         template = build_template(name, vocabulary.tokenizer)
-        engine = Engine(model, vocabulary, template, image_length=4)
-        assert engine.end_id in vocabulary.control_ids, "a response ends with a control token"
+        backend = TransformersBackend(model, vocabulary, template, image_length=4)
+        assert backend.end_id in vocabulary.control_ids, "a response ends with a control token"
         prompts = [
             render_prompt((Turn(*t[:2]),), template, vocabulary) for t in (("Draw.", "Clear."), ("Draw it now", ""))
         ]
-        drawn = engine.generate(prompts, "image", Sampling())
+        drawn = backend.generate(prompts, "image", Sampling())
         assert all(r.codes is not None and r.codes.shape == (4,) and r.codes.max() < K for r in drawn)
-        written = engine.generate(prompts, "text", Sampling(max_new_tokens=5))
-        alone = [engine.generate([p], "text", Sampling(max_new_tokens=5))[0] for p in prompts]
+        written = backend.generate(prompts, "text", Sampling(max_new_tokens=5))
+        alone = [backend.generate([p], "text", Sampling(max_new_tokens=5))[0] for p in prompts]
         assert written == alone and all(r.codes is None for r in written)
 
 

@@ -189,7 +189,7 @@ def test_images_that_are_read_weigh_what_is_said(tmp_path):
     for loss, r, t in zip(result.losses.tolist(), read, tasks, strict=True):
         own["read_image" if r else t].append(loss)
     row = torch.tensor(two._losses_of(batch)[1].tolist()[1:]).view(2, -1)
-    for k, name in enumerate(trainer.KINDS):
+    for k, name in enumerate(two.kinds):
         if name in own:
             torch.testing.assert_close(row[:, k], torch.tensor([sum(own[name]), len(own[name])]), rtol=1e-4, atol=1e-4)
 

@@ -19,9 +19,10 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.templates import build_template
-from llmcxr.tasks.cxr_to_report import CxrToReportTask, ImageReport
-from llmcxr.tasks.language import LanguageTask
-from llmcxr.tasks.report_to_cxr import ReportToCxrTask
+from llmcxr.tasks.cxr_to_report import CxrToReportItems
+from llmcxr.tasks.findings_first import ImageReport
+from llmcxr.tasks.language import LanguageItems
+from llmcxr.tasks.report_to_cxr import ReportToCxrItems
 from llmcxr.tuning import feed
 from llmcxr.tuning.settings import StageSettings, TuningSettings
 from llmcxr.tuning.trainer import Stage
@@ -55,9 +56,9 @@ SETTINGS = TuningSettings(
 
 def tasks(pairs):
     return {
-        "language": LanguageTask([Turn("Say yes.", "", "Yes."), Turn("Say no.", "", "No.")]),
-        "report_to_cxr": ReportToCxrTask(pairs),
-        "cxr_to_report": CxrToReportTask(pairs),
+        "language": LanguageItems([Turn("Say yes.", "", "Yes."), Turn("Say no.", "", "No.")]),
+        "report_to_cxr": ReportToCxrItems(pairs),
+        "cxr_to_report": CxrToReportItems(pairs),
     }
 
 

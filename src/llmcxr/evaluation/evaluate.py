@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.randomness import stream
 from llmcxr.image_tokens.classifier import in_batches
 from llmcxr.image_tokens.training import codebook_use, reconstruct
-from llmcxr.inference.backend import Sampling
-from llmcxr.inference.engine import DRAWING
+from llmcxr.inference.backend import DRAWING, Sampling
 from llmcxr.inference.llm_cxr import LlmCxr
+from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.questions import QuestionAnswer, presence_question
 from llmcxr.labelling.rules import SIDED_FINDINGS, find_sides
 from llmcxr.metrics import scores
@@ -115,7 +115,7 @@ class Evaluation:
 
     def __init__(self, model: LlmCxr, judge: Judge, cases: Cases, base: str, settings: EvaluationSettings) -> None:
         self.model, self.judge, self.cases, self.base, self.settings = model, judge, cases, base, settings
-        self.device = model.engine.device
+        self.device = model.image_tokenizer.codebook.device
         self.results = Results()
         self.per_finding: dict[str, dict[str, float]] = {}
         order = stream(settings.seed, "evaluation").permutation(len(cases.test))
@@ -423,7 +423,7 @@ class Evaluation:
                 f"{key}_shuffled": scores.mean_auroc(labels, seen[others]).mean,
             }
         self.results.summary["image"] |= {
-            "valid": float(np.mean([len(row) == self.model.engine.image_length for row in codes])),
+            "valid": float(np.mean([len(row) == self.model.info.grid**2 for row in codes])),
             "ssim_between_drawn": scores.mean_pairwise_ssim(drawn / 255.0, seed=self.settings.seed),
             "ssim_between_real": scores.mean_pairwise_ssim(real / 255.0, seed=self.settings.seed),
             "n": len(studies),
@@ -486,8 +486,9 @@ class Evaluation:
     def language(self) -> None:
         """Perplexity on general text against the base model, in the same precision."""
         texts = general_texts()
-        vocabulary = self.model.engine.vocabulary
-        tuned = perplexity(self.model.engine.model, vocabulary, texts)
+        backend = self.model.asker.backend
+        vocabulary = self.model.asker.vocabulary
+        tuned = perplexity(cast(TransformersBackend, backend).model, vocabulary, texts)
         base_model = load_language_model(self.base, torch.bfloat16).to(self.device)  # type: ignore[arg-type]
         base = perplexity(base_model, vocabulary, texts)
         self.results.summary["language"] = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
-Grammar = Literal["text", "image"]  # what a response is: text, or an image of exactly L codes
+from llmcxr.instructions.example import Grammar
+
+Prompts = Sequence[Sequence[int]]  # token ids that end where the response begins
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,11 @@ class Sampling:
     guidance: float | None = None  # classifier-free guidance; 1: as the model says; None: the model's own
 
 
+GREEDY = Sampling()
+DRAWING = Sampling(temperature=1.0)  # the whole distribution: drawings of one report should differ
+CANDIDATE = Sampling(temperature=0.7, top_p=0.95)  # further candidates of a report
+
+
 @dataclass(frozen=True)
 class Response:
     """Either text or codes uint16 [L]; `complete` is False where text stopped at max_new_tokens."""
@@ -33,28 +40,25 @@ class Response:
 
 
 class Backend(Protocol):
-    """Decoding of prompts (token ids that end where the response begins) under a grammar."""
+    """Decoding of prompts under a grammar: a response is text, or an image of exactly L codes."""
 
     def stream(
-        self,
-        prompts: Sequence[Sequence[int]],
-        grammar: Grammar,
-        sampling: Sampling,
-        negative: Sequence[Sequence[int]] | None = None,
+        self, prompts: Prompts, grammar: Grammar, sampling: Sampling, negative: Prompts | None = None
     ) -> Iterator[tuple[int, int]]:
-        """(row of the prompt, token id), as they are decided; see `generate`."""
+        """(row of the prompt, token id), as they are decided; a text's end token is the last of its row. See `generate`."""
 
     def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        grammar: Grammar,
-        sampling: Sampling,
-        negative: Sequence[Sequence[int]] | None = None,
+        self, prompts: Prompts, grammar: Grammar, sampling: Sampling, negative: Prompts | None = None
     ) -> list[Response]:
-        """A response to each prompt; with `negative`, a prompt that says less for each, there is classifier-free guidance."""
+        """A response to each prompt.
 
-    def log_likelihoods(self, prompts: Sequence[Sequence[int]], responses: Sequence[str]) -> np.ndarray:
+        With `negative`, a prompt that says less for each prompt, there is classifier-free guidance (Ho and Salimans, 2022):
+        logits go from those of the prompt that says less `sampling.guidance` times as far as to those of the other. In
+        text only tokens that are at least a tenth as likely as the likeliest without guidance can be drawn.
+        """
+
+    def log_likelihoods(self, prompts: Prompts, responses: Sequence[str]) -> np.ndarray:
         """log p(text response, its end included | prompt) in nats: float64 [B]."""
 
-    def answer_probabilities(self, prompts: Sequence[Sequence[int]], answers: Sequence[str]) -> np.ndarray:
-        """p(answer), by first token, over the given answers only: float32 [B, len(answers)]."""
+    def answer_probabilities(self, prompts: Prompts, answers: Sequence[str]) -> np.ndarray:
+        """p(answer), by first token, over the given answers only: float32 [B, len(answers)], rows sum to 1."""

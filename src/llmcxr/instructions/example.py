@@ -7,11 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-Task = Literal["language", "report_to_cxr", "cxr_to_report", "cxr_vqa"]
-TASKS: tuple[Task, ...] = ("language", "report_to_cxr", "cxr_to_report", "cxr_vqa")
-
 # Text, or an image as codes uint16 [L], row by row from the top left.
 Content = str | np.ndarray
+Grammar = Literal["text", "image"]  # what a response is: text, or an image of exactly L codes
+Cut = Literal["input", "response"]  # the first turn's input, or the last turn's response
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class InstructionExample:
     Or, without turns, `plain` text under no template, of which every token after the first is learned.
     """
 
-    task: Task
+    task: str  # its name
     turns: tuple[Turn, ...]
     image_id: str = ""
     plain: str = ""
+    may_cut: Cut | None = None  # the text that may end earlier, after a sentence, where the example is too long

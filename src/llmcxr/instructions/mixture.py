@@ -13,7 +13,7 @@ import numpy as np
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.instructions.example import TASKS, InstructionExample, Task
+from llmcxr.instructions.example import InstructionExample
 
 
 class TaskItems(Protocol):
@@ -28,12 +28,14 @@ class TaskItems(Protocol):
 class Mixture:
     """`len(mixture)` examples drawn from tasks by weight."""
 
-    def __init__(self, tasks: Mapping[Task, TaskItems], weights: Mapping[Task, float], length: int, seed: int) -> None:
-        """Weights need not sum to 1; `UserError` where a task with weight has no items."""
-        names = [task for task in TASKS if weights.get(task, 0) > 0]
-        if not names:
+    def __init__(self, tasks: Mapping[str, TaskItems], weights: Mapping[str, float], length: int, seed: int) -> None:
+        """Weights need not sum to 1; `UserError` where a task with weight has no items. The order of `tasks` decides what is
+        drawn, that of the weights does not."""
+        wanted = {task for task, weight in weights.items() if weight > 0}
+        if not wanted:
             raise UserError("mixture: every weight is 0.")
-        if empty := [task for task in names if task not in tasks or not len(tasks[task])]:
+        names = [task for task in tasks if task in wanted and len(tasks[task])]
+        if empty := sorted(wanted.difference(names)):
             raise UserError(
                 f"mixture: the tasks {empty} have a weight but no data. Set their weights to 0 or provide the data."
             )
@@ -49,18 +51,18 @@ class Mixture:
         # A permutation of 370,000 items takes 7 ms, so each is made once; at the turn of an epoch two are in use.
         self._order = lru_cache(maxsize=2 * len(names))(self._draw_order)
 
-    def _draw_order(self, task: Task, epoch: int) -> np.ndarray:
+    def _draw_order(self, task: str, epoch: int) -> np.ndarray:
         """Items of a task in the order of an epoch."""
         return stream(self._seed, task, "epoch", epoch).permutation(len(self._tasks[task]))
 
     def __len__(self) -> int:
         return len(self._choice)
 
-    def counts(self) -> dict[Task, int]:
+    def counts(self) -> dict[str, int]:
         """Examples of each task."""
         return {task: int((self._choice == k).sum()) for k, task in enumerate(self._names)}
 
-    def task(self, index: int) -> Task:
+    def task(self, index: int) -> str:
         """Task of example `index`."""
         return self._names[self._choice[index]]
 

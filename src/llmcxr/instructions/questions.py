@@ -17,9 +17,7 @@ import numpy as np
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.labelling.rules import stated_findings
 from llmcxr.studies.findings import Finding
-from llmcxr.studies.labels import PHANTOM_FINDINGS
 from llmcxr.studies.study import Study
 
 Kind = Literal["presence", "normal", "side", "severity", "type", "count", "list"]
@@ -89,23 +87,6 @@ def listed_findings(text: str) -> tuple[Finding, ...]:
         side = {"left": "left", "right": "right", "bilateral": "both"}.get(first, "")
         findings.append(Finding(rest if side else part, side))
     return tuple(findings)
-
-
-def seen_list(study: Study, findings: Sequence[str]) -> str | None:
-    """`finding_list` of what the image shows: exact findings where there are some, else the positive labels.
-
-    None where a label of `findings` is unknown or uncertain: the list would deny what nobody has denied.
-    """
-    if study.truth or study.mask_path:
-        return finding_list(study.truth)
-    if not findings or any(study.labels.get(name) not in (0, 1) for name in findings):
-        return None
-    return finding_list(Finding(name) for name in findings if study.labels[name] == 1)
-
-
-def stated_list(text: str, findings: Sequence[str]) -> str | None:
-    """`finding_list` of what a report says, by the rule-based labeller; None where it does not know all of `findings`."""
-    return finding_list(stated_findings(text)) if findings and set(findings) <= set(PHANTOM_FINDINGS) else None
 
 
 def _from_truth(study: Study, present_share: dict[str, float], seed: int) -> list[QuestionAnswer]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmcxr.instructions.example import InstructionExample, Task, Turn
+from llmcxr.instructions.example import Cut, InstructionExample, Turn
 from llmcxr.instructions.templates import Template
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
@@ -24,9 +24,9 @@ class RenderedExample:
 
     ids: np.ndarray
     supervised: np.ndarray
-    task: Task
+    task: str
     image_id: str = ""
-    cut: bool = False  # the report stops at the end of an earlier sentence
+    cut: Cut | None = None  # which text stops at the end of an earlier sentence
 
 
 def _render(turns: tuple[Turn, ...], template: Template, vocabulary: ImageVocabulary) -> tuple[list[int], list[bool]]:
@@ -63,18 +63,11 @@ def render_plain(text: str, vocabulary: ImageVocabulary) -> RenderedExample:
     return RenderedExample(ids, np.arange(len(ids)) > 0, "language")
 
 
-def _report_of(example: InstructionExample) -> str:
-    """A report that is written is the last response; one that is drawn from is the first input."""
-    report = example.turns[-1].response if example.task == "cxr_to_report" else example.turns[0].input
-    assert isinstance(report, str)
-    return report
-
-
-def _with_report(example: InstructionExample, report: str) -> InstructionExample:
+def _cut_to(example: InstructionExample, text: str) -> InstructionExample:
     first, last = example.turns[0], example.turns[-1]
-    if example.task == "cxr_to_report":
-        return replace(example, turns=(*example.turns[:-1], replace(last, response=report)))
-    return replace(example, turns=(replace(first, input=report), *example.turns[1:]))
+    if example.may_cut == "response":
+        return replace(example, turns=(*example.turns[:-1], replace(last, response=text)))
+    return replace(example, turns=(replace(first, input=text), *example.turns[1:]))
 
 
 def fit(
@@ -82,21 +75,21 @@ def fit(
 ) -> RenderedExample | None:
     """`render`, in at most `max_tokens` tokens; None where the example cannot be made to fit.
 
-    Only a report is cut, after as many of its sentences as fit (one at least), whether it is the response or the input.
-    An image, an instruction, a question or an answer never is. Where a response was cut, its end token stands but is
-    not learned, since the report does not end there.
+    Only the text that the example says may be cut is, after as many of its sentences as fit (one at least). Where a
+    response was cut, its end token stands but is not learned, since the text does not end there.
     """
     whole = render(example, template, vocabulary)
     if len(whole.ids) <= max_tokens:
         return whole
-    if example.task not in ("cxr_to_report", "report_to_cxr"):
+    if example.may_cut is None:
         return None
-    report = _report_of(example)
-    ends = [match.end() for match in _SENTENCE_END.finditer(report)]
+    text = example.turns[-1].response if example.may_cut == "response" else example.turns[0].input
+    assert isinstance(text, str)
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     best, low, high = None, 0, len(ends)  # the first `low` sentences fit, `high` + 1 do not
     while low < high:
         middle = (low + high + 1) // 2
-        tried = render(_with_report(example, report[: ends[middle - 1]]), template, vocabulary)
+        tried = render(_cut_to(example, text[: ends[middle - 1]]), template, vocabulary)
         if len(tried.ids) <= max_tokens:
             best, low = tried, middle
         else:
@@ -104,15 +97,15 @@ def fit(
     if best is None:
         return None
     supervised = best.supervised.copy()
-    if example.task == "cxr_to_report":
+    if example.may_cut == "response":
         supervised[np.flatnonzero(supervised)[-1]] = False
-    return replace(best, supervised=supervised, cut=True)
+    return replace(best, supervised=supervised, cut=example.may_cut)
 
 
 def supervise_all(example: RenderedExample) -> RenderedExample:
     """The same example, with every token after its first learned, but for the end token of a response that was cut."""
     supervised = np.arange(len(example.ids)) > 0
-    if example.cut and example.task == "cxr_to_report":
+    if example.cut == "response":
         supervised[np.flatnonzero(example.supervised)[-1] + 1] = False
     return replace(example, supervised=supervised)
 

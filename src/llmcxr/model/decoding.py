@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from llmcxr.foundation.settings import setting
 
@@ -34,6 +35,15 @@ class DecodingSettings:
         "images drawn of a report; the one is kept on which the clinical network most likely sees the findings it states (needs "
         "image_tokenizer.architecture.clinical_input)",
     )
+
+    def possible(self, findings_first: Collection[str]) -> DecodingSettings:
+        """These without what a model cannot do that names findings first in the tasks `findings_first` only."""
+        own = self
+        if "cxr_to_report" not in findings_first:
+            own = replace(own, report_guidance=1.0, ask_sides=False)
+        if "report_to_cxr" not in findings_first:
+            own = replace(own, drawing_candidates=1)
+        return own if {"cxr_to_report", "report_to_cxr"} <= {*findings_first} else replace(own, report_candidates=1)
 
     def faults(self) -> list[str]:
         """Impossible values."""

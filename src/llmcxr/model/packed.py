@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import cast
 
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from llmcxr.foundation.artifacts import atomic_path, fingerprint, sha256, write_json
-from llmcxr.foundation.assets import SHIPPED_MODELS, cache_folder
+from llmcxr.foundation.assets import cache_folder
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.errors import UserError
-from llmcxr.model.folder import ModelInfo, load_info, save_model
+from llmcxr.model.folder import load_info, save_model
+from llmcxr.model.patients import seen_patients, write_patients
 from llmcxr.vocabulary.growing import grow_language_model
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
@@ -117,6 +117,8 @@ def pack(run: Path, last_stage: str, method: str, folder: Path, card: str) -> No
         save_file({k: v.to(torch.bfloat16) for k, v in weights.items()}, temporary / "adapters.safetensors")
         own = fingerprint(temporary / "image_tokenizer" / "model.safetensors")
         write_json(temporary / "llmcxr.json", dataclasses.asdict(dataclasses.replace(info, image_tokenizer=own)))
+        if (patients := seen_patients(run / "model")) is not None:
+            write_patients(temporary, patients)
         rank = next(v.shape[0] for k, v in weights.items() if "lora_A" in k)
         write_json(temporary / "packed.json", {"lora_rank": rank})
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -145,57 +147,6 @@ def unpack(folder: Path) -> Path:
         raise UserError(f"{path} holds no {info.codebook_size} image rows. Fetch the packed model again.")
     grow_language_model(model, vocabulary, rows)
     merge_adapters(model, state, str(path))
-    save_model(target, model, vocabulary, folder / "image_tokenizer", info, folder / "judge")
+    tokenizer, patients = folder / "image_tokenizer", seen_patients(folder)
+    save_model(target, model, vocabulary, tokenizer, info, patients, folder / "judge")
     return target
-
-
-def shipped_models() -> list[str]:
-    """Names of the packed models that come with the package."""
-    return sorted(p.name for p in SHIPPED_MODELS.glob("*") if is_packed(p))
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """Where training begins that goes on from a model: its adapters and image rows, image tokenizer, and what it is."""
-
-    weights: Path
-    image_tokenizer: Path
-    info: ModelInfo
-
-
-def find_start(name: str | Path) -> Start:
-    """What `name` holds to train on from: a shipped model's name, the folder of a packed one, or that of a finished run.
-
-    Raises `UserError` where it is none of them, or a packed model's file is not the one that was packed.
-    """
-    folder = SHIPPED_MODELS / str(name) if name in shipped_models() else Path(name).expanduser()
-    if is_packed(folder):
-        check_sums(folder)
-        return Start(folder / "adapters.safetensors", folder / "image_tokenizer", load_info(folder))
-    if not (folder / "recipe.yaml").exists() or not (folder / "model" / "llmcxr.json").exists():
-        raise UserError(
-            f"start: {str(name)!r} is no finished run and no packed model. Give the folder of one, or the name of a shipped model "
-            f"({', '.join(shipped_models())})."
-        )
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    stage = recipe["tuning"]["stages"][-1]["name"]
-    return Start(folder / stage / "weights.safetensors", folder / "image_tokenizer", load_info(folder / "model"))
-
-
-def find_model(name: str | Path) -> Path:
-    """The model folder that `name` means: that of a shipped model, of a run, of a packed model, or such a folder itself.
-
-    The name of a shipped model always means that one; a folder of the same name is given as ./NAME. Raises `UserError`
-    where there is no model.
-    """
-    if name in shipped_models():
-        return unpack(SHIPPED_MODELS / str(name))
-    folder = Path(name).expanduser()
-    if (folder / "model" / "llmcxr.json").exists():
-        return folder / "model"
-    if not folder.is_dir():
-        raise UserError(
-            f"there is no model {str(name)!r}. Give the folder of a run, its model/ folder, a packed model, or the name of a "
-            f"shipped one ({', '.join(shipped_models())})."
-        )
-    return unpack(folder) if is_packed(folder) else folder

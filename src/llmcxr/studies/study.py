@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
-from llmcxr.studies.findings import Finding
+from llmcxr.studies.findings import Finding, normal_form
 
 Split = Literal["train", "validate", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validate", "test")
@@ -53,6 +52,8 @@ class Collection:
 
 def write_manifest(path: Path, studies: Sequence[Study]) -> None:
     """Write `manifest.parquet`, one row an image; labels and truth are JSON text."""
+    import pandas as pd  # a second that only reading and writing tables should take
+
     rows = []
     for study in studies:
         row = {f.name: getattr(study, f.name) for f in fields(Study)}
@@ -66,6 +67,8 @@ def write_manifest(path: Path, studies: Sequence[Study]) -> None:
 
 def read_manifest(path: Path) -> list[Study]:
     """Read what `write_manifest` wrote. `UserError` where the file is missing, broken or lacks a column."""
+    import pandas as pd
+
     try:
         frame = pd.read_parquet(path)
     except FileNotFoundError as error:
@@ -119,7 +122,8 @@ def shown_labels(findings: Sequence[Finding], names: Sequence[str]) -> np.ndarra
     labels = []
     for name in names:
         side = next((side for side in ("left", "right") if name.startswith(f"{side} ")), "")
-        own = {f.side for f in findings if f.name == (name.removeprefix(f"{side} ") if side else name)}
+        plain = normal_form(name.removeprefix(f"{side} "))
+        own = {f.side for f in findings if normal_form(f.name) == plain}
         known = not side or "" not in own
         labels.append(float(bool(own & {side, "both"} if side else own)) if known else np.nan)
     return np.array(labels, dtype=np.float32)

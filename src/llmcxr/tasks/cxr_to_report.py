@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.questions import LIST_QUESTION
+from llmcxr.tasks.base import Items, Task, TaskData
+from llmcxr.tasks.findings_first import ImageReport, image_reports, seen_list
 
 # Ten phrasings, drawn at random for each example (paper, section 2.4). The first is used for inference.
 PHRASINGS = (
@@ -24,32 +26,12 @@ PHRASINGS = (
 )
 
 
-@dataclass(frozen=True)
-class ImageReport:
-    """An image's codes uint16 [L] and its report, with the lists that are named first, None where none is: `seen` in the image,
-    before a report is written, and `stated` by the report, before an image is drawn."""
-
-    image_id: str
-    codes: np.ndarray
-    report: str
-    seen: str | None = None
-    stated: str | None = None
-
-
-def report_turns(
-    codes: np.ndarray, seen: str | None, instruction: str = PHRASINGS[0], report: str | None = None
-) -> tuple[Turn, ...]:
-    """Turns that end in a report (None: to be written) of the image `codes`, with the list of what is `seen` first or without."""
-    if seen is None:
-        return (Turn(instruction, codes, report),)
-    return Turn(LIST_QUESTION, codes, seen), Turn(instruction, "", report)
-
-
-class CxrToReportTask:
+class CxrToReportItems(Items):
     """One item an image with a report."""
 
-    def __init__(self, pairs: list[ImageReport]) -> None:
-        self._pairs = pairs
+    def __init__(self, pairs: Sequence[ImageReport], note: str = "") -> None:
+        self._pairs, self.note = pairs, note
+        self.findings_first = any(pair.named is not None for pair in pairs)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -57,5 +39,32 @@ class CxrToReportTask:
     def example(self, item: int, rng: np.random.Generator) -> InstructionExample:
         """The item under one of the phrasings."""
         pair = self._pairs[item]
-        turns = report_turns(pair.codes, pair.seen, PHRASINGS[rng.integers(len(PHRASINGS))], pair.report)
-        return InstructionExample("cxr_to_report", turns, pair.image_id)
+        turns = TASK.prompt(pair.codes, pair.named, PHRASINGS[rng.integers(len(PHRASINGS))], pair.report)
+        return InstructionExample(TASK.name, turns, pair.image_id, may_cut="response")
+
+
+class CxrToReport(Task):
+    """An image as codes in, its report out."""
+
+    name = "cxr_to_report"
+    about = "writes the report of a radiograph"
+    place = 2
+
+    def items(self, data: TaskData) -> CxrToReportItems:
+        """One item an image with a report."""
+        return CxrToReportItems(*image_reports(data, self.name, seen_list))
+
+    def list_prompt(self, codes: np.ndarray) -> tuple[Turn, ...]:
+        """Asks for the findings that are named first."""
+        return (Turn(LIST_QUESTION, codes),)
+
+    def prompt(
+        self, codes: np.ndarray, named: str | None = None, instruction: str = PHRASINGS[0], report: str | None = None
+    ) -> tuple[Turn, ...]:
+        """Turns that end in a report (None: to be written) of the image `codes`, after the list `named`, or without one."""
+        if named is None:
+            return (Turn(instruction, codes, report),)
+        return Turn(LIST_QUESTION, codes, named), Turn(instruction, "", report)
+
+
+TASK = CxrToReport()

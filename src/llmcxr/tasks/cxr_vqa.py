@@ -13,6 +13,7 @@ import numpy as np
 
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.questions import Kind, QuestionAnswer
+from llmcxr.tasks.base import Items, Task, TaskData
 
 # The conversations, and the kinds of their questions. Their shares are a setting of each tuning stage.
 CONVERSATIONS: dict[str, tuple[Kind, ...]] = {
@@ -24,7 +25,7 @@ CONVERSATIONS: dict[str, tuple[Kind, ...]] = {
 }
 
 
-class CxrVqaTask:
+class CxrVqaItems(Items):
     """One item an image with its questions."""
 
     def __init__(
@@ -60,4 +61,25 @@ class CxrVqaTask:
         chosen = [own[i] for i in rng.permutation(len(own))[: self._per_image]]
         chosen.sort(key=lambda q: q.kind != "presence")  # stable: details keep their drawn order, after presence
         turns = tuple(Turn(q.question, self._codes[image_id] if i == 0 else "", q.answer) for i, q in enumerate(chosen))
-        return InstructionExample("cxr_vqa", turns, image_id)
+        return InstructionExample(TASK.name, turns, image_id)
+
+
+class CxrVqa(Task):
+    """An image as codes and a question in, the answer out."""
+
+    name = "cxr_vqa"
+    about = "answers a question about a radiograph"
+    place = 3
+
+    def items(self, data: TaskData) -> CxrVqaItems:
+        """One item an image with its questions."""
+        codes = {study.image_id: data.codes[study.image_id] for study in data.studies}
+        options = data.options
+        return CxrVqaItems(data.questions, codes, options["questions_per_image"], options["conversations"])
+
+    def prompt(self, codes: np.ndarray, question: str) -> tuple[Turn, ...]:
+        """One question about one image."""
+        return (Turn(question, codes),)
+
+
+TASK = CxrVqa()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.instructions.example import InstructionExample, Turn
+from llmcxr.studies.study import Split
+from llmcxr.tasks.base import Items, Task, TaskData
 
 SHIPPED = Path(__file__).parent / "data" / "language_instructions.jsonl"
 _NAMES = {
@@ -46,12 +48,18 @@ def load_instructions(path: Path) -> list[Turn]:
     return turns
 
 
-class LanguageTask:
+def instructions_of(path: Path | None, split: Split) -> list[Turn]:
+    """Language instructions of `path` (None: the shipped ones); every tenth is kept from training."""
+    turns = load_instructions(path or SHIPPED)
+    return [turn for i, turn in enumerate(turns) if (i % 10 == 0) == (split != "train")]
+
+
+class LanguageItems(Items):
     """One item an instruction, and one a plain text."""
 
     def __init__(self, turns: Sequence[Turn], texts: Sequence[str] = ()) -> None:
-        self._items = [InstructionExample("language", (turn,)) for turn in turns]
-        self._items += [InstructionExample("language", (), plain=text) for text in texts]
+        self._items = [InstructionExample(TASK.name, (turn,)) for turn in turns]
+        self._items += [InstructionExample(TASK.name, (), plain=text) for text in texts]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -59,3 +67,26 @@ class LanguageTask:
     def example(self, item: int, rng: np.random.Generator) -> InstructionExample:
         """The item as it is."""
         return self._items[item]
+
+
+class Language(Task):
+    """Instructions without an image in, answers out: what the LLM could do before."""
+
+    name = "language"
+    about = "follows instructions and chats as its base LLM does"
+    place = 0
+
+    def items(self, data: TaskData) -> LanguageItems:
+        """One item an instruction, and one a text of the base model."""
+        return LanguageItems(instructions_of(data.options["language_instructions"], data.split), data.texts)
+
+    def prompt(self, messages: Sequence[Mapping[str, str]]) -> tuple[Turn, ...]:
+        """Messages that alternate {"role": "user"} and {"role": "assistant"}, beginning and ending with user."""
+        roles = [message["role"] for message in messages]
+        if roles != [("user", "assistant")[i % 2] for i in range(len(roles))] or len(roles) % 2 == 0:
+            raise ValueError(f"roles should alternate user, assistant and end with user; are {roles}")
+        said = [message["content"] for message in messages]
+        return tuple(Turn(said[i], "", said[i + 1] if i + 1 < len(said) else None) for i in range(0, len(said), 2))
+
+
+TASK = Language()

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from llmcxr.foundation.randomness import stream
-from llmcxr.instructions.example import Task
 from llmcxr.instructions.rendering import RenderedExample
 
 
@@ -23,7 +22,7 @@ class Batch:
 
     ids: Tensor
     supervised: Tensor
-    tasks: tuple[Task, ...]
+    tasks: tuple[str, ...]
     image_ids: tuple[str, ...]
     tokens: int  # without padding
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from llmcxr.foundation.settings import setting
-from llmcxr.instructions.example import TASKS, Task
 from llmcxr.instructions.templates import TemplateName
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.studies.cohort import CohortSettings
+from llmcxr.tasks.base import tasks
 from llmcxr.tasks.cxr_vqa import CONVERSATIONS
 from llmcxr.tuning.objective import ImageSoftmax
 from llmcxr.tuning.trackers import TrackerName
 from llmcxr.vocabulary.growing import RowStart
 
-FINDINGS_FIRST: tuple[Task, ...] = ("cxr_to_report", "report_to_cxr")  # tasks in which findings can be named first
 
-
-def unknown_tasks(weights: Mapping[str, float]) -> list[str]:
-    """Faults of loss weights by task."""
-    return [f"task_loss_weights.{t}: no such task; tasks are {', '.join(TASKS)}" for t in weights if t not in TASKS]
+def unknown_tasks(key: str, names: Iterable[str]) -> list[str]:
+    """Faults of a setting that names tasks."""
+    return [f"{key}.{t}: no such task; tasks are {', '.join(tasks())}" for t in names if t not in tasks()]
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,7 @@ class StageSettings:
 
     def faults(self) -> list[str]:
         """Impossible combinations."""
-        faults = [
-            f"mixture.{task}: no such task; tasks are {', '.join(TASKS)}" for task in self.mixture if task not in TASKS
-        ]
+        faults = unknown_tasks("mixture", self.mixture)
         if not any(weight > 0 for weight in self.mixture.values()) or any(
             weight < 0 for weight in self.mixture.values()
         ):
@@ -74,7 +70,7 @@ class StageSettings:
             for name in self.conversations
             if name not in CONVERSATIONS
         ]
-        faults += unknown_tasks(self.task_loss_weights)
+        faults += unknown_tasks("task_loss_weights", self.task_loss_weights)
         if self.examples < 1:
             faults.append(f"examples: {self.examples} should be at least 1")
         shares = ("rare_findings", "adapters_kept")
@@ -157,8 +153,8 @@ class TuningSettings:
     )
     findings_first: list[str] = setting(
         [],
-        "tasks (cxr_to_report, report_to_cxr) in which a turn names the findings before the report is written, or the image "
-        "drawn (ours; none as in the paper)",
+        "tasks in which a turn names the findings before a report is written (cxr_to_report), or an image drawn from one "
+        "(report_to_cxr); where labels and labeller know them (ours; none as in the paper)",
     )
     unguided_share: float = setting(
         0.0, "share of the drawings that are learned without their report, so that drawing can be guided (ours)"
@@ -197,12 +193,7 @@ class TuningSettings:
         """Impossible combinations."""
         names = [stage.name for stage in self.stages]
         faults = [] if names and len(set(names)) == len(names) else [f"stages: need different names, have {names}"]
-        faults += unknown_tasks(self.task_loss_weights)
-        faults += [
-            f"findings_first: {task!r} should be one of {', '.join(FINDINGS_FIRST)}"
-            for task in self.findings_first
-            if task not in FINDINGS_FIRST
-        ]
+        faults += unknown_tasks("task_loss_weights", self.task_loss_weights)
         language = self.language
         if language.replay_texts and not any(s.mixture.get("language", 0) > 0 for s in self.stages):
             faults.append("language.replay_texts: no stage takes the texts; give one a mixture.language above 0")
@@ -216,6 +207,7 @@ class TuningSettings:
             )
         if self.method == "full" and any(stage.adapters_kept != 1 for stage in self.stages):
             faults.append("stages: adapters_kept needs method: lora or qlora")
+        faults += unknown_tasks("findings_first", self.findings_first)
         if "report_to_cxr" not in self.findings_first and any(stage.rare_findings for stage in self.stages):
             faults.append(
                 "stages: rare_findings needs findings_first: [report_to_cxr], whose lists say what a report states"
@@ -229,16 +221,11 @@ class TuningSettings:
         decoding = self.decoding
         if decoding.drawing_guidance != 1 and not self.unguided_share:
             faults.append(f"decoding.drawing_guidance: {decoding.drawing_guidance} needs an unguided_share, e.g. 0.1")
-        if "cxr_to_report" not in self.findings_first and (
-            decoding.report_guidance,
-            decoding.report_candidates,
-            decoding.ask_sides,
-        ) != (1, 1, False):
+        if decoding.possible(self.findings_first) != decoding:
             faults.append(
-                "decoding: guidance and candidates of reports, and ask_sides, need findings_first: [cxr_to_report]"
+                "decoding: report_guidance and ask_sides need findings_first: [cxr_to_report], drawing_candidates needs "
+                "[report_to_cxr], report_candidates both"
             )
-        if "report_to_cxr" not in self.findings_first and decoding.drawing_candidates != 1:
-            faults.append("decoding.drawing_candidates: needs findings_first: [report_to_cxr]")
         if not 0 <= self.measure_share <= 1:
             faults.append(f"measure_share: {self.measure_share} should be 0 to 1")
         if self.batches_per_step < 1:

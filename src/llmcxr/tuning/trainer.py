@@ -27,10 +27,11 @@ from llmcxr.foundation.checkpoints import load_checkpoint, load_weights, remove_
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.randomness import stream
-from llmcxr.instructions.example import TASKS, InstructionExample, Task
-from llmcxr.instructions.mixture import Mixture, TaskItems
+from llmcxr.instructions.example import InstructionExample
+from llmcxr.instructions.mixture import Mixture
 from llmcxr.instructions.rendering import RenderedExample, fit, supervise_all
 from llmcxr.instructions.templates import Template
+from llmcxr.tasks.base import Items
 from llmcxr.tuning.batches import Batch, collate, plan_batches
 from llmcxr.tuning.feed import Feed, share
 from llmcxr.tuning.objective import read_tokens, token_losses
@@ -40,7 +41,6 @@ from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 
 _WARMUP, _DECAY = 0.03, 1 / 3  # shares of a stage over which the learning rates rise and fall
 _EVALUATIONS, _EVALUATION_EXAMPLES = 6, 16  # on unseen patients in a stage, and examples of each task in them
-KINDS = (*TASKS, "read_image")  # of learned tokens: responses by task, and codes of images that are read
 
 
 class Losses(nn.Module):
@@ -66,11 +66,6 @@ class Losses(nn.Module):
         return result.losses, result.rows, result.read
 
 
-def _means(sums: np.ndarray) -> dict[str, float]:
-    """Mean loss of a token by kind, from sums and counts [2, kinds]; kinds without tokens are left out."""
-    return {kind: total / count for kind, total, count in zip(KINDS, *sums.tolist(), strict=True) if count}
-
-
 class Stage:
     """One stage over one tunable model."""
 
@@ -80,8 +75,8 @@ class Stage:
         template: Template,
         settings: TuningSettings,
         stage: StageSettings,
-        train: Mapping[Task, TaskItems],
-        unseen: Mapping[Task, TaskItems],
+        train: Mapping[str, Items],
+        unseen: Mapping[str, Items],
         folder: Path,
         processes: Processes,
         seed: int,
@@ -95,8 +90,12 @@ class Stage:
         self.tunable, self.template, self.settings, self.stage = tunable, template, settings, stage
         self.folder, self.processes, self.device = folder, processes, processes.device
         self.seed = settings.seed_of(stage, seed)
-        weights = cast(dict[Task, float], stage.mixture)
-        self.mixture = Mixture(train, weights, stage.examples, self.seed)
+        self.kinds = (*train, "read_image")  # of learned tokens: responses by task, and codes of images that are read
+        self.about_items = {
+            "findings_first": [name for name, items in train.items() if items.findings_first],
+            "notes": [items.note for items in train.values() if items.note],
+        }
+        self.mixture = Mixture(train, stage.mixture, stage.examples, self.seed)
         self.feed = Feed(
             self.mixture, self._learned, settings.tokens_per_batch, settings.batches_per_step, self.seed, processes
         )
@@ -147,10 +146,14 @@ class Stage:
         losses, rows, read = self.losses(batch.to(self.device))
         weights = self._task_weights(batch).to(self.device)[rows].masked_fill(read, self.settings.read_image_weight)
         weighted = (losses * weights).sum()
-        kinds = torch.tensor([TASKS.index(task) for task in batch.tasks], device=self.device)[rows]
-        own = torch.nn.functional.one_hot(kinds.masked_fill(read, len(TASKS)), len(KINDS)).float()
+        kinds = torch.tensor([self.kinds.index(task) for task in batch.tasks], device=self.device)[rows]
+        own = torch.nn.functional.one_hot(kinds.masked_fill(read, len(self.kinds) - 1), len(self.kinds)).float()
         sums = (losses.detach()[:, None] * own).sum(0)
         return weighted, torch.cat([weighted.detach()[None], sums, own.sum(0)])
+
+    def _means(self, sums: np.ndarray) -> dict[str, float]:
+        """Mean loss of a token by kind, from sums and counts [2, kinds]; kinds without tokens are left out."""
+        return {kind: total / count for kind, total, count in zip(self.kinds, *sums.tolist(), strict=True) if count}
 
     def _gather(self, table: Tensor) -> np.ndarray:
         """Rows that the processes filled, together, as float64."""
@@ -160,20 +163,20 @@ class Stage:
     def evaluate(self) -> dict[str, float]:
         """Mean loss of a learned token on unseen patients, by kind."""
         self.losses.eval()
-        table = torch.zeros(len(self.evaluation), 1 + 2 * len(KINDS), device=self.device)
+        table = torch.zeros(len(self.evaluation), 1 + 2 * len(self.kinds), device=self.device)
         for number, idle, _, batch in share(self.evaluation, self.processes):
             _, row = self._losses_of(batch)
             if not idle:
                 table[number] = row
         self.losses.train()
-        return _means(self._gather(table)[:, 1:].sum(0).reshape(2, -1))
+        return self._means(self._gather(table)[:, 1:].sum(0).reshape(2, -1))
 
     def _gradients(self, step: int, batches: Sequence[Batch], flag: bool) -> tuple[np.ndarray, bool]:
         """Add the gradients of this process's share of a step.
 
         Returns float64 [batches, 1 + 2 kinds] as `_losses_of` gives it for the whole step, and the main process's `flag`.
         """
-        table = torch.zeros(len(batches) + 1, 1 + 2 * len(KINDS), device=self.device)
+        table = torch.zeros(len(batches) + 1, 1 + 2 * len(self.kinds), device=self.device)
         for number, idle, last, batch in share(batches, self.processes):
             # A model's dropout, if it has any, depends on the place in training alone, not on what ran before.
             torch.manual_seed(int(stream(self.seed, "dropout", step, number).integers(2**62)))
@@ -204,7 +207,7 @@ class Stage:
         optimizer = MasterAdamW(self.tunable)
         checkpoint = self.folder / "checkpoint.pt"
         position: dict[str, Any] = {"window": 0, "done": 0, "seen": 0, "tokens": 0, "step": 0, "seconds": 0.0}
-        sums = np.zeros((2, len(KINDS)))  # of the train loss since the last evaluation
+        sums = np.zeros((2, len(self.kinds)))  # of the train loss since the last evaluation
         if saved := load_checkpoint(checkpoint):
             optimizer.load_state(saved["optimizer"])
             position, self.curve, self.feed.too_long = saved["position"], saved["curve"], Counter(saved["too_long"])
@@ -225,7 +228,7 @@ class Stage:
 
         def evaluate() -> None:
             record = {k: position[k] for k in ("step", "tokens", "seconds")}
-            self.curve.append(record | {"train": _means(sums), "unseen": self.evaluate()})
+            self.curve.append(record | {"train": self._means(sums), "unseen": self.evaluate()})
             sums[:] = 0
             shown = {f"{k}/{t}": v for k in ("train", "unseen") for t, v in self.curve[-1][k].items()}
             tracker.log(shown, position["step"])
@@ -278,7 +281,7 @@ class Stage:
         write_json(self.folder / "curves.json", self.curve)
         write_json(
             self.folder / "summary.json",
-            {"too_long": dict(self.feed.too_long), "examples": self.mixture.counts(), **position},
+            {"too_long": dict(self.feed.too_long), "examples": self.mixture.counts(), **self.about_items, **position},
         )
         remove_checkpoint(self.folder / "checkpoint.pt")
 

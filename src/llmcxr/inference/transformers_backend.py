@@ -1,4 +1,4 @@
-"""Decoding under a grammar of modalities: a response is text, or an image of exactly L codes.
+"""Decoding with a `transformers` model, in batches.
 
 No retries: at every step only tokens that keep the response well-formed can be drawn. Inside an image the head runs over
 the K image rows only.
@@ -9,25 +9,21 @@ Shapes: B responses, T tokens of the longest prompt, V rows of the table, K imag
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from llmcxr.inference.backend import Response, Sampling
-from llmcxr.instructions.example import Turn
+from llmcxr.inference.backend import Backend, Prompts, Response, Sampling
+from llmcxr.instructions.example import Grammar, Turn
 from llmcxr.instructions.templates import Template
 from llmcxr.vocabulary.head import project
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
-Modality = Literal["text", "image", "any"]
-GREEDY = Sampling()
-DRAWING = Sampling(temperature=1.0)  # the whole distribution: drawings of one report should differ
 PLAUSIBLE = 0.1  # of the likeliest token's probability: what guided text may take
-CANDIDATE = Sampling(temperature=0.7, top_p=0.95)  # further candidates of a report
 
 
 def draw_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
@@ -45,7 +41,7 @@ def draw_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator) 
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
 
-class Engine:
+class TransformersBackend(Backend):
     """Batched decoding with one model, vocabulary and template."""
 
     def __init__(
@@ -63,11 +59,9 @@ class Engine:
         if vocabulary.tokenizer.unk_token_id is not None:
             self._text[vocabulary.tokenizer.unk_token_id] = False
         self._text[self.end_id] = True
-        self._first = self._text.clone()  # first token of a response of either modality
-        self._first[vocabulary.first_id : vocabulary.first_id + vocabulary.size] = True
-        self._text, self._first = self._text.to(self.device), self._first.to(self.device)
+        self._text = self._text.to(self.device)
 
-    def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    def _pad(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """Left-padded ids and mask [B, T]."""
         T = max(map(len, prompts))
         ids = torch.zeros(len(prompts), T, dtype=torch.long)
@@ -83,25 +77,36 @@ class Engine:
         )
         return output.last_hidden_state
 
-    @torch.inference_mode()
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        modality: Modality,
-        sampling: Sampling,
-        negative: Sequence[Sequence[int]] | None = None,
-    ) -> list[Response]:
-        """A response to each prompt (token ids that end where the response begins).
+    def _logits(self, hidden: Tensor, grammar: Grammar, guidance: float | None) -> Tensor:
+        """Of the tokens that can come: the K image rows [n, K], or all rows [n, V] without what is no text.
 
-        With `negative`, a prompt that says less for each prompt, there is classifier-free guidance (Ho and Salimans, 2022):
-        logits go from those of the prompt that says less `sampling.guidance` times as far as to those of the other. In
-        text only tokens that are at least a tenth as likely as the likeliest without guidance can be drawn.
+        With `guidance` the second half of `hidden` [2n, d] is of the prompts that say less.
         """
-        if negative is not None and (modality == "any" or sampling.guidance is None or len(negative) != len(prompts)):
-            raise ValueError("guidance needs a modality, a strength, and one negative prompt for each prompt")
-        guided, strength = negative is not None, 1.0 if sampling.guidance is None else sampling.guidance
-        B, L = len(prompts), self.image_length
-        first, end = self.vocabulary.first_id, self.vocabulary.first_id + self.vocabulary.size
+        first = self.vocabulary.first_id
+        rows = (first, first + self.vocabulary.size) if grammar == "image" else (0, None)
+        told = hidden if guidance is None else hidden[: len(hidden) // 2]
+        logits = project(self.model, told, *rows)
+        if grammar == "text":
+            logits = logits.masked_fill(~self._text, -torch.inf)
+        if guidance is None:
+            return logits
+        less = project(self.model, hidden[len(told) :], *rows)
+        led = less + guidance * (logits - less)
+        if grammar == "image":
+            return led
+        return led.masked_fill(logits < logits.max(-1, keepdim=True).values + math.log(PLAUSIBLE), -torch.inf)
+
+    @torch.inference_mode()
+    def stream(
+        self, prompts: Prompts, grammar: Grammar, sampling: Sampling, negative: Prompts | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """See `Backend`. ValueError where `negative` comes without `sampling.guidance`, or not one for each prompt."""
+        if negative is not None and (sampling.guidance is None or len(negative) != len(prompts)):
+            raise ValueError("guidance needs a strength, and one negative prompt for each prompt")
+        if not prompts:
+            return
+        guidance = sampling.guidance if negative is not None else None
+        limit = self.image_length if grammar == "image" else sampling.max_new_tokens
         generator = torch.Generator(self.device).manual_seed(sampling.seed)
         ids, mask = self._pad([*prompts, *(negative or ())])
         ragged = bool((mask == 0).any())
@@ -110,60 +115,48 @@ class Engine:
         # Without padding no mask is passed, which keeps the fast attention kernels in use.
         hidden = self._hidden(ids, mask if ragged else None, places, cache)[:, -1]
         place = places[:, -1]
-        tokens: list[list[int]] = [[] for _ in range(B)]
-        live = torch.arange(B, device=self.device)  # the responses whose states are computed
-        drawing = torch.full((B,), modality == "image", device=self.device)  # of the live ones, as all that follows
-        finished = torch.zeros(B, dtype=torch.bool, device=self.device)
-        step = 0
-        while True:
-            n = len(live)
-            new = torch.full((n,), self.end_id, device=self.device)
-            if drawing.any():
-                logits = project(self.model, hidden[:n][drawing], first, end)
-                if guided:
-                    less = project(self.model, hidden[n:][drawing], first, end)
-                    logits = less + strength * (logits - less)
-                new[drawing] = draw_tokens(logits, sampling, generator) + first
-            if (writing := ~drawing & ~finished).any():
-                allowed = self._first if modality == "any" and step == 0 else self._text
-                logits = project(self.model, hidden[:n][writing]).masked_fill(~allowed, -torch.inf)
-                if guided:
-                    less = project(self.model, hidden[n:][writing])
-                    unlikely = logits < logits.max(-1, keepdim=True).values + math.log(PLAUSIBLE)
-                    logits = (less + strength * (logits - less)).masked_fill(unlikely, -torch.inf)
-                new[writing] = draw_tokens(logits, sampling, generator)
-                drawing |= writing & (new >= first) & (new < end)
-            for number, row in enumerate(live.tolist()):
-                if finished[number]:
-                    continue
-                tokens[row].append(int(new[number]))
-                limit = L if drawing[number] else sampling.max_new_tokens
-                if len(tokens[row]) >= limit or (not drawing[number] and tokens[row][-1] == self.end_id):
-                    finished[number], drawing[number] = True, False
-            if finished.all():
-                break
+        live = torch.arange(len(prompts), device=self.device)  # the responses whose states are computed
+        finished = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)  # of the live ones
+        for step in range(1, limit + 1):
+            copies = 1 if guidance is None else 2  # of each live response: with guidance, the prompt that says less too
+            new = torch.full((len(live),), self.end_id, device=self.device)
+            open_ = ~finished
+            drawn = draw_tokens(self._logits(hidden[open_.repeat(copies)], grammar, guidance), sampling, generator)
+            new[open_] = drawn + self.vocabulary.first_id if grammar == "image" else drawn
+            yield from zip(live[open_].tolist(), new[open_].tolist(), strict=True)
+            if grammar == "text":
+                finished = finished | (new == self.end_id)
+            if step == limit or finished.all():
+                return
             place = place + 1
             if ragged:
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            if 2 * int(finished.sum()) >= n:  # most are finished: go on without them
+            if 2 * int(finished.sum()) >= len(live):  # most are finished: go on without them
                 kept = (~finished).nonzero().flatten()
-                rows = torch.cat([kept, kept + n]) if guided else kept
+                rows = torch.cat([kept + k * len(live) for k in range(copies)])
                 cache.batch_select_indices(rows)
                 mask, place = mask[rows], place[rows]
-                live, new, drawing, finished = live[kept], new[kept], drawing[kept], finished[kept]
-            given = torch.cat([new, new]) if guided else new
+                live, new, finished = live[kept], new[kept], finished[kept]
+            given = new.repeat(copies)
             hidden = self._hidden(given[:, None], mask if ragged else None, place[:, None], cache)[:, -1]
-            step += 1
-        return [self._response(row) for row in tokens]
 
-    def _response(self, tokens: list[int]) -> Response:
-        if self.vocabulary.is_image(tokens[0]):
+    def generate(
+        self, prompts: Prompts, grammar: Grammar, sampling: Sampling, negative: Prompts | None = None
+    ) -> list[Response]:
+        """See `Backend`."""
+        tokens: list[list[int]] = [[] for _ in prompts]
+        for row, token in self.stream(prompts, grammar, sampling, negative):
+            tokens[row].append(token)
+        return [self._response(row, grammar) for row in tokens]
+
+    def _response(self, tokens: list[int], grammar: Grammar) -> Response:
+        if grammar == "image":
             return Response(codes=self.vocabulary.decode_codes(tokens))
-        complete = tokens[-1] == self.end_id
+        complete = tokens[-1:] == [self.end_id]
         return Response(text=self.vocabulary.decode_text(tokens[:-1] if complete else tokens), complete=complete)
 
     @torch.inference_mode()
-    def log_likelihoods(self, prompts: Sequence[Sequence[int]], responses: Sequence[str]) -> np.ndarray:
+    def log_likelihoods(self, prompts: Prompts, responses: Sequence[str]) -> np.ndarray:
         """log p(text response, its end included | prompt) in nats: float64 [B]."""
         endings = [[*self.vocabulary.encode_text(response), self.end_id] for response in responses]
         rows = [[*prompt, *ending] for prompt, ending in zip(prompts, endings, strict=True)]
@@ -179,11 +172,13 @@ class Engine:
         return np.array(result)
 
     @torch.inference_mode()
-    def answer_probabilities(self, prompts: Sequence[Sequence[int]], answers: Sequence[str]) -> np.ndarray:
+    def answer_probabilities(self, prompts: Prompts, answers: Sequence[str]) -> np.ndarray:
         """p(answer), by first token, over the given answers only: float32 [B, len(answers)], rows sum to 1.
 
         What the prompts have in common at their beginning (an image asked many questions) is computed once.
         """
+        if not prompts:
+            return np.zeros((0, len(answers)), dtype=np.float32)
         ids = [self.vocabulary.encode_text(answer)[0] for answer in answers]
         if len(set(ids)) < len(ids):
             raise ValueError(f"the answers {list(answers)} begin with the same token")

@@ -1,0 +1,213 @@
+"""How a model is used beyond asking it once: findings first, sides one by one, guidance, candidates (docs/measurements.md).
+
+Letters: N images or reports, L codes of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.randomness import stream
+from llmcxr.image_tokens.codec import ImageCodec
+from llmcxr.inference.backend import CANDIDATE, GREEDY, Backend, Response, Sampling
+from llmcxr.instructions.example import Grammar, Turn
+from llmcxr.instructions.questions import NOTHING, SIDE_ANSWERS, finding_list, listed_findings, side_question
+from llmcxr.instructions.rendering import render_prompt
+from llmcxr.instructions.templates import Template
+from llmcxr.model.folder import ModelInfo
+from llmcxr.studies.findings import LabelSet
+from llmcxr.studies.study import shown_labels
+from llmcxr.tasks import cxr_to_report, cxr_vqa, report_to_cxr
+from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
+
+_AT_ONCE = 32  # responses generated together, where one prompt has several
+Candidate = TypeVar("Candidate")
+Conversation = tuple[Turn, ...]  # that ends in a response to be generated
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Conversations with a model: written in the template of training, answered by a backend."""
+
+    backend: Backend
+    template: Template
+    vocabulary: ImageVocabulary
+    info: ModelInfo
+
+    def prompts(self, conversations: Sequence[Conversation]) -> list[list[int]]:
+        """Token ids of each, up to where the response begins."""
+        return [render_prompt(turns, self.template, self.vocabulary) for turns in conversations]
+
+    def responses(
+        self,
+        conversations: Sequence[Conversation],
+        grammar: Grammar,
+        sampling: Sampling,
+        negative: Sequence[Conversation] | None = None,
+    ) -> list[Response]:
+        """A response to each; `negative` as in `Backend.generate`."""
+        less = None if negative is None else self.prompts(negative)
+        return self.backend.generate(self.prompts(conversations), grammar, sampling, less)
+
+    def texts(
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        negative: Sequence[Conversation] | None = None,
+    ) -> list[str]:
+        """The text of each response."""
+        return [response.text for response in self.responses(conversations, "text", sampling, negative)]
+
+    def several(
+        self,
+        count: int,
+        conversations: Sequence[Conversation],
+        grammar: Grammar,
+        sampling: Sampling,
+        negative: Sequence[Conversation] | None,
+    ) -> list[Response]:
+        """`count` responses to each of N; number k * N + i is the k-th to conversation i. Few have theirs at once."""
+        responses: list[Response] = []
+        at_once = max(1, _AT_ONCE // max(1, len(conversations)))
+        for first in range(0, count, at_once):
+            n = min(at_once, count - first)
+            # Named, not counted on: seed 1 should have none of the responses of seed 0.
+            seed = int(stream(sampling.seed, "responses", first).integers(2**62)) if first else sampling.seed
+            less = None if negative is None else [*negative] * n
+            responses += self.responses([*conversations] * n, grammar, replace(sampling, seed=seed), less)
+        return responses
+
+    def log_likelihoods(self, conversations: Sequence[Conversation], answers: Sequence[str]) -> np.ndarray:
+        """log p(answer, its end included) to each, in nats: float64 [N]."""
+        return self.backend.log_likelihoods(self.prompts(conversations), answers)
+
+
+def best(candidates: Sequence[Candidate], values: np.ndarray, each: int) -> list[Candidate]:
+    """The candidate of highest value for each of N; candidate k of number i is number k * N + i, of `each` * N."""
+    N = len(candidates) // each
+    return [candidates[k * N + i] for i, k in enumerate(values.reshape(each, N).argmax(0))]
+
+
+def _check_candidates(candidates: int, needed: Sequence[str], info: ModelInfo) -> None:
+    if candidates < 1:
+        raise UserError(f"candidates: {candidates} should be at least 1.")
+    if candidates > 1 and (lacking := [name for name in needed if name not in info.findings_first]):
+        raise UserError(
+            f"this model names no findings first in {' and '.join(lacking)} (tuning.findings_first), by which candidates could be "
+            "told apart. Leave candidates at 1."
+        )
+
+
+def with_sides_asked(asker: Asker, codes: np.ndarray, lists: Sequence[str]) -> list[str]:
+    """`lists` of findings whose sides are the likeliest answers to a question about each finding alone.
+
+    A list says many things in a row, and a side in one word before its finding; alone it is answered better.
+    """
+    known = LabelSet(asker.info.findings)
+    found = [list(listed_findings(text)) for text in lists]
+    asked = [(k, i) for k, own in enumerate(found) for i, finding in enumerate(own) if finding.side]
+    for first in range(0, len(asked), _AT_ONCE):
+        part = asked[first : first + _AT_ONCE]
+        names = [found[k][i].name for k, i in part]  # in small letters; asked for as in training
+        names = [known.spelling(name) if name in known else name for name in names]
+        turns = [cxr_vqa.TASK.prompt(codes[k], side_question(name)) for (k, _), name in zip(part, names, strict=True)]
+        values = [asker.log_likelihoods(turns, [answer] * len(part)) for answer in SIDE_ANSWERS.values()]
+        for (k, i), side in zip(part, np.stack(values).argmax(0), strict=True):
+            found[k][i] = replace(found[k][i], side=list(SIDE_ANSWERS)[side])
+    changed = {k for k, _ in asked}
+    return [finding_list(own) if k in changed else lists[k] for k, own in enumerate(found)]
+
+
+def reports(asker: Asker, codes: np.ndarray, sampling: Sampling, candidates: int | None = None) -> list[str]:
+    """Reports of images given as codes [N, L].
+
+    A model with findings first names them, is asked for the side of each by itself (`info.decoding.ask_sides`), then writes.
+    Guidance (`sampling.guidance`, None: the model's own) leads the report away from the one that it would write had it named
+    none. Of several `candidates` (None: the model's own number; the first as `sampling` says, the others drawn more freely)
+    that one is kept from which the model itself would most likely read the findings that it named. Both ours. `UserError`
+    for either with a model that names no findings first.
+    """
+    task, info = cxr_to_report.TASK, asker.info
+    guidance = info.decoding.report_guidance if sampling.guidance is None else sampling.guidance
+    candidates = info.decoding.report_candidates if candidates is None else candidates
+    _check_candidates(candidates, (task.name, report_to_cxr.TASK.name), info)
+    if guidance != 1 and task.name not in info.findings_first:
+        raise UserError(
+            "this model's reports cannot be guided: it names no findings first (tuning.findings_first). Leave guidance at 1."
+        )
+    sampling = replace(sampling, guidance=guidance)
+    named: Sequence[str | None] = [None] * len(codes)
+    if task.name in info.findings_first:
+        named = lists = asker.texts([task.list_prompt(row) for row in codes], sampling)
+        if info.decoding.ask_sides:
+            named = with_sides_asked(asker, codes, lists)
+    turns = [task.prompt(row, own) for row, own in zip(codes, named, strict=True)]
+    negative = None if guidance == 1 else [task.prompt(row, NOTHING) for row in codes]
+    texts = asker.texts(turns, sampling, negative)
+    if candidates == 1:
+        return texts
+    freely = replace(CANDIDATE, max_new_tokens=sampling.max_new_tokens, seed=sampling.seed + 1, guidance=guidance)
+    texts += [r.text for r in asker.several(candidates - 1, turns, "text", freely, negative)]
+    questions = [report_to_cxr.TASK.list_prompt(text) for text in texts]
+    answers = [str(own) for own in named] * candidates
+    N = len(codes)
+    values = [asker.log_likelihoods(questions[k : k + N], answers[k : k + N]) for k in range(0, len(texts), N)]
+    return best(texts, np.concatenate(values), candidates)
+
+
+def drawings(
+    asker: Asker, codec: ImageCodec, texts: Sequence[str], sampling: Sampling, candidates: int | None = None
+) -> np.ndarray:
+    """Codes uint16 [N, L] of one drawing for each text.
+
+    Guidance (`sampling.guidance`, None: the model's own) leads drawings away from any radiograph. Of several `candidates`
+    (None: the model's own number) that one is kept on which the clinical network, which is part of the image tokenizer,
+    most likely sees the findings that the text states, and no others. `UserError` for guidance that the model has not
+    learned, and for candidates of a model that names no findings first, or whose image tokenizer has no such network.
+    """
+    task, info = report_to_cxr.TASK, asker.info
+    guidance = info.decoding.drawing_guidance if sampling.guidance is None else sampling.guidance
+    candidates = info.decoding.drawing_candidates if candidates is None else candidates
+    _check_candidates(candidates, (task.name,), info)
+    if guidance != 1 and not info.unguided_share:
+        raise UserError(
+            "this model cannot be guided: it has learned no drawing without a report (tuning.unguided_share). Leave guidance out."
+        )
+    named: Sequence[str | None] = [None] * len(texts)
+    if task.name in info.findings_first:
+        named = asker.texts([task.list_prompt(text) for text in texts], GREEDY)
+    turns = [task.prompt(text, own) for text, own in zip(texts, named, strict=True)]
+    negative = None if guidance == 1 else [task.prompt("")] * len(texts)
+    drawn = asker.several(candidates, turns, task.grammar, replace(sampling, guidance=guidance), negative)
+    codes = [response.codes for response in drawn if response.codes is not None]
+    if candidates > 1:
+        codes = best(codes, clinical_likelihoods(codec, codes, [str(own) for own in named] * candidates), candidates)
+    return np.stack(codes)
+
+
+def clinical_likelihoods(codec: ImageCodec, codes: Sequence[np.ndarray], stated: Sequence[str]) -> np.ndarray:
+    """How likely the clinical network finds on each drawing what its list `stated`, and nothing else: [N] in nats.
+
+    `UserError` where the image tokenizer has no clinical network.
+    """
+    clinical = getattr(codec, "clinical", None)
+    if clinical is None:
+        raise UserError(
+            "this model's image tokenizer has no clinical network (image_tokenizer.architecture.clinical_input) by which "
+            "drawings could be told apart. Leave candidates at 1."
+        )
+    device = codec.codebook.device
+    values = []
+    for first in range(0, len(codes), _AT_ONCE):
+        part = slice(first, first + _AT_ONCE)
+        labels = np.stack([shown_labels(listed_findings(text), clinical.findings) for text in stated[part]])
+        grid = torch.from_numpy(np.stack(codes[part]).astype(np.int64)).reshape(-1, codec.grid, codec.grid)
+        images = codec.decode(grid.to(device))
+        values.append(clinical.log_likelihoods(images, torch.from_numpy(labels).to(device)).cpu())
+    return torch.cat(values).numpy()

@@ -1,0 +1,95 @@
+"""Models by name: a shipped one, the folder of a run, of a model, of a packed model, or a repository of the Hugging Face hub.
+
+The one place that knows what a name means: for use and for measuring (`find_model`), and to train on from (`find_start`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from llmcxr.foundation.assets import SHIPPED_MODELS
+from llmcxr.foundation.errors import UserError
+from llmcxr.model.folder import ModelInfo, load_info
+from llmcxr.model.packed import check_sums, is_packed, unpack
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Never a format that could run code.
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.md", "SHA256SUMS"]
+
+
+def shipped_models() -> list[str]:
+    """Names of the packed models that come with the package."""
+    return sorted(p.name for p in SHIPPED_MODELS.glob("*") if is_packed(p))
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{name!r} is no folder here, and could not be fetched from the Hugging Face hub: {reason} Check the name, or "
+            "connect once; afterwards it works offline."
+        ) from error
+
+
+def _locate(name: str | Path) -> Path:
+    """The folder that `name` means: of a run, a model, or a packed model. `UserError` where it is none of them.
+
+    The name of a shipped model always means that one; a folder of the same name is given as ./NAME.
+    """
+    folder = SHIPPED_MODELS / str(name) if name in shipped_models() else Path(name).expanduser()
+    if isinstance(name, str) and _HUB_ID.fullmatch(name) and not folder.parent.exists():  # else a slip in a local path
+        folder = _from_hub(name)
+    if is_packed(folder) or any((folder / place).exists() for place in ("llmcxr.json", "model/llmcxr.json")):
+        return folder
+    what = "holds no model (no llmcxr.json)" if folder.is_dir() else "is no folder"
+    raise UserError(
+        f"there is no model {str(name)!r}: it {what}. Give the folder of a finished run, of its model/, or of a packed model, "
+        f"the id of a hub repository, or the name of a shipped model ({', '.join(shipped_models())})."
+    )
+
+
+def find_model(name: str | Path) -> Path:
+    """The model folder that `name` means, unpacked where it is packed. `UserError` where there is no model."""
+    folder = _locate(name)
+    if is_packed(folder):
+        return unpack(folder)
+    return folder / "model" if (folder / "model" / "llmcxr.json").exists() else folder
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training begins that goes on from a model: its adapters and image rows, image tokenizer, and what it is."""
+
+    folder: Path  # of the model, packed or not
+    weights: Path
+    image_tokenizer: Path
+    info: ModelInfo
+
+
+def find_start(name: str | Path) -> Start:
+    """What `name` holds to train on from: a packed model or a finished run.
+
+    Raises `UserError` where it is neither, or where a packed model's file is not the one that was packed.
+    """
+    folder = _locate(name)
+    if is_packed(folder):
+        check_sums(folder)
+        return Start(folder, folder / "adapters.safetensors", folder / "image_tokenizer", load_info(folder))
+    model = folder / "model"
+    if not (folder / "recipe.yaml").exists() or not (model / "llmcxr.json").exists():
+        raise UserError(
+            f"start: {str(name)!r} holds a merged model, which has no adapters to train on. Give the folder of a finished run, or "
+            "of a packed model."
+        )
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    stage = recipe["tuning"]["stages"][-1]["name"]
+    return Start(model, folder / stage / "weights.safetensors", folder / "image_tokenizer", load_info(model))

@@ -1,0 +1,152 @@
+"""What the stages of a run share: the recipe, its folder, and what the stages before have written."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from llmcxr.foundation.devices import precision
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.processes import Processes
+from llmcxr.image_tokens.codes import read_codes
+from llmcxr.image_tokens.tokenizer import ImageTokenizer
+from llmcxr.instructions.questions import QuestionAnswer, read_questions
+from llmcxr.instructions.templates import Template, build_template
+from llmcxr.labelling.base import unreadable
+from llmcxr.labelling.registry import build_labeller
+from llmcxr.model.find import Start, find_model, find_start
+from llmcxr.model.folder import load_info
+from llmcxr.recipe import Recipe
+from llmcxr.sources.registry import build_source
+from llmcxr.studies.findings import LabelSet
+from llmcxr.studies.pixel_store import Pixels, PixelStore
+from llmcxr.studies.study import Split, Study, known_findings, read_manifest
+from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
+from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
+
+
+class Context:
+    """A recipe, its folder, and the processes that work on it."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.folder = Path(recipe.runs).expanduser() / recipe.name
+        self.processes = Processes(recipe.device)
+        self.device = self.processes.device
+        self.source = build_source(recipe.source, recipe.seed)
+        self.labeller = build_labeller(recipe.labeller)
+
+    # --- the data
+
+    @cached_property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.recipe.image_tokenizer.architecture.image_size if self.given is None else self.info.image_size
+
+    @cached_property
+    def studies(self) -> list[Study]:
+        """All studies; row i of `pixels` is study i."""
+        return read_manifest(self.folder / "manifest.parquet")
+
+    @cached_property
+    def pixels(self) -> PixelStore:
+        """uint8 [N, S, S], mapped from disk."""
+        return PixelStore.open(self.folder / "pixels.npy")
+
+    def of_split(self, split: Split) -> tuple[list[Study], Pixels]:
+        """Studies of a split, and their images uint8 [N, S, S], read from the mapped file as they are indexed."""
+        rows = [i for i, study in enumerate(self.studies) if study.split == split]
+        return [self.studies[i] for i in rows], self.pixels.select(rows)
+
+    @cached_property
+    def findings(self) -> LabelSet:
+        """Findings that occur both present and absent in training (of a given model: anywhere in the data)."""
+        return known_findings([s for s in self.studies if s.split == "train" or self.given is not None])
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Findings of the data that the labeller does not know: nothing that is told by text can be scored of them."""
+        return unreadable(self.labeller, self.findings)
+
+    @cached_property
+    def questions(self) -> list[QuestionAnswer]:
+        """Questions about all images, none where no finding is known."""
+        path = self.folder / "vqa.jsonl"
+        return read_questions(path) if path.exists() else []
+
+    @cached_property
+    def codes(self) -> dict[str, np.ndarray]:
+        """image_id -> codes uint16 [L]."""
+        return read_codes(self.folder / "codes" / "codes.parquet", self.image_tokenizer.fingerprint)
+
+    # --- the models
+
+    @cached_property
+    def given(self) -> Path | None:
+        """Folder of the finished model that is measured, where one is."""
+        return None if self.recipe.model is None else find_model(self.recipe.model)
+
+    @cached_property
+    def info(self) -> Any:
+        """What the measured model says of itself: the given one, or the one that this run made."""
+        return load_info(self.given or self.folder / "model")
+
+    @cached_property
+    def start(self) -> Start | None:
+        """What training goes on from, where it does not begin with nothing."""
+        if self.recipe.start is None:
+            return None
+        start = find_start(self.recipe.start)
+        if start.info.base != self.recipe.llm:
+            raise UserError(f"start: {self.recipe.start} was tuned from {start.info.base}, not from {self.recipe.llm}.")
+        return start
+
+    @property
+    def given_judge(self) -> Path | None:
+        """Folder of the judge that comes with the given model, where one does."""
+        folder = self.given / "judge" if self.given is not None else None
+        return folder if folder is not None and (folder / "model.safetensors").exists() else None
+
+    @cached_property
+    def image_tokenizer(self) -> ImageTokenizer:
+        """The trained (or given) image tokenizer."""
+        return ImageTokenizer.from_pretrained((self.given or self.folder) / "image_tokenizer").to(self.device)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of the language model's products while it is trained."""
+        return precision(self.recipe.precision, self.device, "training")
+
+    def base(self) -> tuple[PreTrainedModel, ImageVocabulary]:
+        """The base model, not yet grown, and its vocabulary with the image tokens."""
+        vocabulary = ImageVocabulary.grow(load_text_tokenizer(self.recipe.llm), len(self.image_tokenizer.codebook))
+        return load_language_model(self.recipe.llm, self.dtype), vocabulary
+
+    def template(self, vocabulary: ImageVocabulary) -> Template:
+        """How instructions and responses are written."""
+        return build_template(self.recipe.tuning.template, vocabulary.tokenizer, self.recipe.tuning.system_prompt)
+
+    @cached_property
+    def replay(self) -> list[str]:
+        """Texts of the base model; none where the recipe asks for none."""
+        return load_texts(self.folder / "replay.jsonl") if self.recipe.tuning.language.replay_texts else []
+
+    def write_recipe(self) -> None:
+        """All settings as resolved, with the libraries' versions."""
+        libraries = ("torch", "transformers", "peft", "diffusers", "vector-quantize-pytorch", "numpy")
+        known = ", ".join(f"{name} {version(name)}" for name in libraries if find_spec(name.replace("-", "_")))
+        with atomic_path(self.folder / "recipe.yaml") as temporary:
+            text = yaml.safe_dump(settings_to_dict(self.recipe), sort_keys=False, allow_unicode=True)
+            temporary.write_text(f"# llmcxr {__version__}; {known}\n{text}", encoding="utf-8")
+
+
+def start_files(context: Context) -> tuple[Path, ...]:
+    """Files of what training goes on from."""
+    if context.start is None:
+        return ()
+    return context.start.weights, context.start.image_tokenizer / "model.safetensors"

@@ -1,0 +1,135 @@
+"""The stages of image tokens: the clinical network, the image tokenizer, and every image written as codes (section 2.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.workflow import Stage
+from llmcxr.image_tokens.classifier import train_classifier
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features
+from llmcxr.image_tokens.codes import encode_images, write_codes
+from llmcxr.image_tokens.tokenizer import ImageTokenizer
+from llmcxr.image_tokens.training import ImageTokenizerSettings, train_image_tokenizer
+from llmcxr.stages.context import Context, start_files
+from llmcxr.studies.study import sided_labels
+
+
+def clinical_features_stage(context: Context) -> Stage:
+    """The network of the clinical feature loss, trained on this run's labels or published."""
+    settings, folder = context.recipe.clinical_features, context.folder / "clinical_features"
+
+    def run() -> str | None:
+        if settings.weights != "train":
+            context.processes.on_main(lambda: published_features(settings.weights).save(folder))
+            return None
+        if not context.findings:
+            return "no finding is known both present and absent; set clinical_features.weights to have one all the same"
+        studies, images = context.of_split("train")
+        torch.manual_seed(context.recipe.seed)
+        names, labels = sided_labels(studies, context.findings)
+        features = ClinicalFeatures(names, settings.resolution)
+        if context.start and (earlier := ImageTokenizer.from_pretrained(context.start.image_tokenizer).clinical):
+            features.take_weights(earlier)
+        train_classifier(
+            features,
+            images,
+            labels,
+            settings.training,
+            context.recipe.seed,
+            context.processes,
+            folder / "checkpoint.pt",
+            "clinical network",
+            context.image_dtype,
+        )
+        context.processes.on_main(lambda: features.save(folder))
+        return None
+
+    return Stage(
+        "clinical_features",
+        "a network that knows findings, so that image tokens keep what matters clinically",
+        run,
+        settings=(settings, context.recipe.seed, context.recipe.start is not None),
+        after=("studies",),
+        outputs=("clinical_features",),
+        reads=(*settings.files(), *start_files(context)),
+        everywhere=True,
+    )
+
+
+def without_clinical(settings: ImageTokenizerSettings) -> ImageTokenizerSettings:
+    """The same training where there is no clinical network: pixels, the adversary, and LPIPS where it was asked for."""
+    architecture = dataclasses.replace(settings.architecture, clinical_input=False)
+    return dataclasses.replace(
+        settings,
+        architecture=architecture,
+        clinical_weight=0.0,
+        reading_weight=0.0,
+        perceptual_weight=settings.perceptual_weight if settings.perceptual != "clinical" else 0.0,
+    )
+
+
+def image_tokenizer_stage(context: Context) -> Stage:
+    """The VQ-GAN, trained or given."""
+    settings, folder = context.recipe.image_tokenizer, context.folder / "image_tokenizer"
+
+    def run() -> None:
+        if settings.pretrained is not None:
+            pretrained = Path(settings.pretrained).expanduser()
+            context.processes.on_main(lambda: ImageTokenizer.from_pretrained(pretrained).save_pretrained(folder))
+            return
+        source, features, own = context.folder / "clinical_features", None, settings
+        if (source / "model.safetensors").exists():
+            features = ClinicalFeatures.load(source)
+        else:
+            own = without_clinical(settings)
+            if context.processes.main:
+                print("    no clinical network: codes are learned from pixels alone")
+        start = ImageTokenizer.from_pretrained(context.start.image_tokenizer) if context.start else None
+        _, images = context.of_split("train")
+        train_image_tokenizer(
+            own, features, images, folder, context.recipe.seed, context.processes, context.image_dtype, start
+        )
+
+    def check() -> None:
+        if settings.pretrained is not None and not Path(settings.pretrained).expanduser().is_dir():
+            raise UserError(
+                f"the image tokenizer {settings.pretrained} does not exist. Set image_tokenizer.pretrained to its folder, or to "
+                "null to train one."
+            )
+
+    given = () if settings.pretrained is None else (Path(settings.pretrained),)
+    return Stage(
+        "image_tokenizer",
+        "learns to write a radiograph as a small grid of codes, and to paint it again from them",
+        run,
+        settings=(settings, context.recipe.seed, context.recipe.start is not None),
+        after=("studies", "clinical_features"),
+        outputs=("image_tokenizer",),
+        reads=(*settings.files(), *given, *start_files(context)),
+        check=check,
+        everywhere=True,
+    )
+
+
+def codes_stage(context: Context) -> Stage:
+    """Every image as codes, with the fingerprint of the tokenizer that made them."""
+
+    def run() -> None:
+        tokenizer = context.image_tokenizer
+        codes = encode_images(tokenizer, context.pixels, context.device)
+        ids = [s.image_id for s in context.studies]
+        write_codes(context.folder / "codes" / "codes.parquet", ids, codes, tokenizer.fingerprint)
+
+    given = context.given
+    return Stage(
+        "codes",
+        "every radiograph written as image tokens, once",
+        run,
+        after=("image_tokenizer",) if given is None else ("studies",),
+        outputs=("codes",),
+        reads=() if given is None else (given, given / "image_tokenizer"),
+    )

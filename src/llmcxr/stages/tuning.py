@@ -1,0 +1,304 @@
+"""The stages that tune the language model, and the folder that users load (sections 2.2 and 2.4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from llmcxr import __version__
+from llmcxr.foundation.checkpoints import load_weights
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.workflow import Stage
+from llmcxr.model.decoding import DecodingSettings
+from llmcxr.model.folder import ModelInfo, save_model
+from llmcxr.stages.context import Context
+from llmcxr.studies.cohort import select_cohort
+from llmcxr.studies.study import Split, sided_labels
+from llmcxr.tasks.base import Items, TaskData, tasks
+from llmcxr.tasks.language import SHIPPED
+from llmcxr.tuning.alignment import align, alignment_prompt
+from llmcxr.tuning.four_bit import bitsandbytes
+from llmcxr.tuning.keep_language import save_texts, write_texts
+from llmcxr.tuning.settings import StageSettings
+from llmcxr.tuning.trackers import check_tracker
+from llmcxr.tuning.trainer import Stage as TuningStage
+from llmcxr.tuning.trainer import load_stage
+from llmcxr.tuning.tunable import TunableModel
+from llmcxr.vocabulary.growing import projected_rows, random_rows, table_of
+from llmcxr.vocabulary.reader import reader_rows, word_vectors
+
+
+def trainings(context: Context) -> list[str]:
+    """Names of what trains the language model, in order."""
+    tuning = context.recipe.tuning
+    return ["alignment"] * bool(tuning.alignment.steps) + [stage.name for stage in tuning.stages]
+
+
+def image_rows(context: Context, tokenizer: PreTrainedTokenizerBase, text_rows: torch.Tensor) -> torch.Tensor:
+    """Starts of the image rows [K, d] (section 2.2: random; the recipes': what the codes speak for)."""
+    tuning, codebook, seed = context.recipe.tuning, context.image_tokenizer.codebook.cpu(), context.recipe.seed
+    if tuning.row_start == "random":
+        return random_rows(text_rows, len(codebook), seed)
+    if tuning.row_start == "codebook" or not context.findings:
+        return projected_rows(codebook, text_rows, seed)
+    studies = [s for s in context.studies if s.split == "train"]
+    codes = np.stack([context.codes[s.image_id] for s in studies])
+    names, labels = sided_labels(studies, context.findings)
+    words = word_vectors(names, tokenizer, text_rows)
+    return reader_rows(codebook, codes, labels, words, text_rows, seed)
+
+
+def tunable_model(context: Context, after: str | None = None) -> TunableModel:
+    """The model as it is tuned; with what the training `after` saved, which is all that is trained, rows included."""
+    model, vocabulary = context.base()
+    tuning, seed = context.recipe.tuning, context.recipe.seed
+    text_rows = table_of(model).detach()[: vocabulary.first_id]
+    if after is None and context.start is None:
+        return TunableModel(model, vocabulary, image_rows(context, vocabulary.tokenizer, text_rows), tuning, seed)
+    tunable = TunableModel(model, vocabulary, torch.zeros(vocabulary.size, text_rows.shape[1]), tuning, seed)
+    if after is None:
+        assert context.start is not None
+        tunable.load_state(load_weights(context.start.weights), str(context.start.weights))
+    else:
+        load_stage(tunable, context.folder / after)
+    return tunable
+
+
+def task_items(context: Context, stage: StageSettings, split: Split) -> tuple[dict[str, Items], dict[str, int]]:
+    """Items of every task with a weight in a stage, for the patients of a split, and studies outside its cohort by reason.
+
+    Tasks for which the data has nothing are left out.
+    """
+    tuning = context.recipe.tuning
+    cohort = select_cohort([s for s in context.studies if s.split == split], stage.cohort)
+    first: tuple[str, ...] = tuple(tuning.findings_first)
+    if split != "train":  # asked as it was trained
+        first = tuple(n for n, own in task_items(context, stage, "train")[0].items() if own.findings_first)
+    data = TaskData(
+        split,
+        cohort.studies,
+        context.codes,
+        context.findings,
+        context.labeller,
+        stage.cohort.sections,
+        context.questions,
+        context.replay if split == "train" else (),
+        first,
+        {**vars(tuning), **vars(stage)},
+    )
+    items = {name: task.items(data) for name, task in tasks().items() if stage.mixture.get(name, 0) > 0}
+    return {name: own for name, own in items.items() if len(own)}, cohort.dropped
+
+
+def _shared(context: Context) -> TuningSettings:
+    """Settings of tuning that every training depends on, without those that change no weight, and those of single stages."""
+    tuning = context.recipe.tuning
+    language = dataclasses.replace(tuning.language, instructions=None, replay_texts=0)
+    free = {
+        "stages": [],
+        "logging": "none",
+        "checkpoint_minutes": 0.0,
+        "measure_share": 0.0,
+        "gradient_checkpointing": False,
+    }
+    return dataclasses.replace(tuning, decoding=DecodingSettings(), language=language, **free)
+
+
+def _llm(context: Context) -> tuple[Path, ...]:
+    """The base LLM's folder, where it is one."""
+    return (Path(context.recipe.llm),) if Path(context.recipe.llm).expanduser().is_dir() else ()
+
+
+def alignment_stage(context: Context) -> list[Stage]:
+    """The first layers learn findings from codes; ours, not the paper's."""
+    recipe, settings = context.recipe, context.recipe.tuning.alignment
+    if not settings.steps:
+        return []
+
+    def run() -> str | None:
+        if not context.findings:
+            return "no finding is known both present and absent"
+        align_model(context, tunable_model(context), context.folder / "alignment")
+        return None
+
+    return [
+        Stage(
+            "alignment",
+            "the first layers of the language model learn which findings the codes show",
+            run,
+            settings=(recipe.llm, _shared(context), recipe.seed, recipe.start is not None),
+            after=("codes",),
+            outputs=("alignment",),
+            reads=(*_llm(context), *start_files(context)),
+            check=lambda: _check_method(context),
+            everywhere=True,
+        )
+    ]
+
+
+def align_model(context: Context, tunable: TunableModel, folder: Path) -> None:
+    """Align a model that is not yet tuned with this run's codes; the weights come into `folder`."""
+    template = context.template(tunable.vocabulary)
+    studies = [s for s in context.studies if s.split == "train"]
+    prompts = np.array([alignment_prompt(context.codes[s.image_id], template, tunable.vocabulary) for s in studies])
+    _, labels = sided_labels(studies, context.findings)
+    align(tunable, prompts, labels, context.recipe.tuning.alignment, folder, context.recipe.seed, context.processes)
+
+
+def replay_stage(context: Context) -> list[Stage]:
+    """Texts that the base model writes itself."""
+    recipe, language = context.recipe, context.recipe.tuning.language
+    if not language.replay_texts:
+        return []
+
+    def run() -> None:
+        model, vocabulary = context.base()
+        texts = write_texts(model.to(context.device), vocabulary, language, recipe.seed)  # type: ignore[arg-type]
+        save_texts(context.folder / "replay.jsonl", texts)
+        print(f"    {len(texts)} texts; {language.replay_texts - len(texts)} left out: empty")
+
+    return [
+        Stage(
+            "replay",
+            "the base model writes texts of its own, by which it is kept while it is tuned",
+            run,
+            settings=(recipe.llm, language.replay_texts, language.replay_tokens, recipe.seed),
+            outputs=("replay.jsonl",),
+            reads=_llm(context),
+        )
+    ]
+
+
+def _check_method(context: Context) -> None:
+    """`UserError` for what the method of tuning needs and is not there."""
+    if context.recipe.tuning.method == "qlora":
+        bitsandbytes()
+        if context.processes.sharded:
+            raise UserError(
+                "tuning.method: qlora does not go with FSDP2, which shards weights that are not packed. Set "
+                "tuning.method=lora, or launch with accelerate/ddp.yaml of the shipped recipes."
+            )
+
+
+def tuning_stages(context: Context) -> list[Stage]:
+    """The stages of instruction tuning (section 2.4.2: two)."""
+    recipe, tuning = context.recipe, context.recipe.tuning
+    language = tuning.language.instructions
+
+    def check() -> None:
+        check_tracker(tuning.logging)
+        _check_method(context)
+        if language is not None and not language.expanduser().is_file():
+            raise UserError(
+                f"the language instructions {language} do not exist. Set tuning.language.instructions to a JSONL file with "
+                "instruction, input (or context) and response in each line, or to null for the shipped set."
+            )
+
+    result, before = [], ("alignment",) if tuning.alignment.steps else ("codes",)
+    for index, stage in enumerate(tuning.stages):
+        replay = ("replay",) if tuning.language.replay_texts and stage.mixture.get("language", 0) > 0 else ()
+        first = index == 0 and not tuning.alignment.steps
+        result.append(
+            Stage(
+                stage.name,
+                "teaches the language model to read and write image tokens"
+                if index == 0
+                else "the same on selected data",
+                functools.partial(_tune, context, stage),
+                settings=(recipe.llm, _shared(context), stage, recipe.seed, first and recipe.start is not None),
+                after=(*before, "codes", "vqa", *replay),
+                outputs=(stage.name,),
+                reads=(*_llm(context), language or SHIPPED, *(start_files(context) if first else ())),
+                check=check,
+                everywhere=True,
+            )
+        )
+        before = (stage.name,)
+    return result
+
+
+def _tune(context: Context, stage: StageSettings) -> None:
+    folder = context.folder / stage.name
+    # Trained, and stopped before language was measured?
+    trained = (folder / "summary.json").exists() and not (folder / "checkpoint.pt").exists()
+    if not context.processes.from_main(trained):
+        _train(context, stage, folder)
+    context.processes.on_main(lambda: _measure_language(context, stage, folder))
+
+
+def _before(context: Context, stage: StageSettings) -> str | None:
+    """What a stage goes on from: the training before it that had something to do."""
+    names = trainings(context)
+    done = [
+        name for name in names[: names.index(stage.name)] if (context.folder / name / "weights.safetensors").exists()
+    ]
+    return done[-1] if done else None
+
+
+def _train(context: Context, stage: StageSettings, folder: Path) -> None:
+    tuning, seed = context.recipe.tuning, context.recipe.seed
+    tunable = tunable_model(context, _before(context, stage))
+    tunable.shrink_adapters(stage.adapters_kept)  # a checkpoint of this stage, if there is one, replaces them
+    train, outside = task_items(context, stage, "train")
+    unseen, _ = task_items(context, stage, "validate")
+    if not train:
+        raise context.processes.fault(
+            f"{stage.name}: the data has nothing for any task of its mixture. Set other weights."
+        )
+    if context.processes.main:
+        for reason, count in outside.items():
+            print(f"    left out of {stage.name}, {count}: {reason}")
+        for name in stage.mixture:
+            if name not in train and stage.mixture[name] > 0:
+                print(f"    {name}: the data has nothing for this task, so it is left out")
+        for own in train.values():
+            if own.note:
+                print(f"    {own.note}")
+    TuningStage(
+        tunable, context.template(tunable.vocabulary), tuning, stage, train, unseen, folder, context.processes, seed
+    ).run()
+
+
+def model_stage(context: Context) -> Stage:
+    """The folder that users load: a stock checkpoint, the text and image tokenizers, and what using it needs."""
+    tuning = context.recipe.tuning
+
+    def run() -> None:
+        last = tuning.stages[-1]
+        tunable = tunable_model(context, last.name)
+        train, _ = task_items(context, last, "train")
+        clinical = context.image_tokenizer.architecture.clinical_input
+        first = tuple(name for name, own in train.items() if own.findings_first)
+        info = ModelInfo(
+            base=context.recipe.llm,
+            codebook_size=tunable.vocabulary.size,
+            grid=context.image_tokenizer.grid,
+            image_size=context.image_tokenizer.image_size,
+            image_tokenizer=context.image_tokenizer.fingerprint,
+            template=tuning.template,
+            system_prompt=tuning.system_prompt,
+            findings=tuple(context.findings),
+            report=last.cohort.sections,
+            views=tuple(last.cohort.views),
+            earliest_only=last.cohort.earliest_only,
+            findings_first=first,
+            decoding=tuning.decoding.possible(first, clinical),
+            unguided_share=tuning.unguided_share,
+            version=__version__,
+        )
+        patients = {s.patient_id for s in context.studies if s.split == "train"}
+        tokenizer = context.folder / "image_tokenizer"
+        save_model(context.folder / "model", tunable.merge(), tunable.vocabulary, tokenizer, info, patients)
+
+    return Stage(
+        "model",
+        "the tuned model as an ordinary checkpoint",
+        run,
+        settings=tuning.decoding,
+        after=(tuning.stages[-1].name, "studies"),
+        outputs=("model",),
+    )
