@@ -76,7 +76,7 @@ from llmcxr.tuning.trainer import load_stage
 from llmcxr.tuning.tunable import TunableModel
 from llmcxr.vocabulary.growing import projected_rows, random_rows, table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
-from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
+from llmcxr.vocabulary.language_model import empty_language_model, load_language_model, load_text_tokenizer
 from llmcxr.vocabulary.reader import ReaderSettings, reader_rows, word_vectors
 
 _READ_CHUNK = 4096  # images read at once
@@ -515,12 +515,17 @@ class Run:
     def _base(self) -> tuple[PreTrainedModel, ImageVocabulary]:
         """The base model, not yet grown, and its vocabulary with the image tokens."""
         vocabulary = ImageVocabulary.grow(load_text_tokenizer(self.recipe.llm), len(self.image_tokenizer.codebook))
-        return load_language_model(self.recipe.llm, torch.bfloat16), vocabulary
+        load = empty_language_model if self.processes.receives else load_language_model
+        return load(self.recipe.llm, torch.bfloat16), vocabulary
 
     def tunable(self, after: str | None = None) -> TunableModel:
         """The model as it is tuned; with what the training `after` saved, which is all that is trained, rows included."""
         model, vocabulary = self._base()
         text_rows = table_of(model).detach()[: vocabulary.first_id]
+        if self.processes.receives:
+            with torch.device("meta"):
+                rows = torch.zeros(vocabulary.size, text_rows.shape[1])
+                return TunableModel(model, vocabulary, rows, self.recipe.tuning, self.recipe.seed)
         if after is None and self.start is None:
             return TunableModel(
                 model, vocabulary, self._rows(vocabulary.tokenizer, text_rows), self.recipe.tuning, self.recipe.seed

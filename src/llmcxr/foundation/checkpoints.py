@@ -55,7 +55,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     fault: UserError | None = None
     for file in files:
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # the unpickler and zip reader raise many kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             fault = fault or UserError(
