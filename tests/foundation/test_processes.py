@@ -33,6 +33,7 @@ WEIGHT = {"ddp": 1e-5, "fsdp2": 5e-5}
 # 4 batches a step: each process accumulates two, and in the last step, of three, one process idles for one.
 ODD = {"batches_per_step": 4, "stages": [dataclasses.replace(STAGE, examples=42)]}
 CASES = {
+    "checkpointing": dataclasses.replace(SETTINGS, gradient_checkpointing=True, **ODD),
     "lora": dataclasses.replace(SETTINGS, **ODD),
     "full": full(**ODD),
     "base_model": dataclasses.replace(SETTINGS, language=LanguageSettings(loss="base_model"), **ODD),
