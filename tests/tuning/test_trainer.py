@@ -319,3 +319,33 @@ def test_missing_and_damaged_weights(tmp_path):
     (tmp_path / "s" / "weights.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"weights\.safetensors"):
         load_stage(one.tunable, tmp_path / "s")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_gradient_checkpointing_changes_memory_alone(method, kind, tmp_path):
+    found = []
+    for checkpointing in (False, True):
+        settings = dataclasses.replace(
+            SETTINGS, method=method, gradient_checkpointing=checkpointing, batches_per_step=1, tokens_per_batch=1000
+        )
+        one = stage(tmp_path, settings, kind=kind, dropout=0.1 if kind == "gpt2" else 0.0)
+        _, _, (batch,) = next(one.feed.steps(0, 0))
+        one.losses.train()
+        kept: dict[int, int] = {}
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss, row = one._losses_of(batch)
+        weights = {p.untyped_storage().data_ptr() for p in one.tunable.model.parameters()}
+        memory = sum(size for place, size in kept.items() if place not in weights)
+        loss.backward()
+        found.append((row, {n: p.grad for n, p in one.tunable.trainable().items()}, memory))
+    torch.testing.assert_close(found[1][:2], found[0][:2], rtol=1e-5, atol=1e-6)
+    assert found[1][2] < 0.5 * found[0][2], found
+    one.tunable.model.eval()
+    assert not one.tunable.merge().is_gradient_checkpointing

@@ -166,7 +166,7 @@ def test_masters_collect_updates_that_bfloat16_would_lose():
 
 def test_optimizer_state_goes_on_exactly():
     whole, first, second = tunable(), tunable(), tunable(seed=9)
-    a, b = MasterAdamW(whole), MasterAdamW(first, 0.01)
+    a, b = MasterAdamW(whole), MasterAdamW(first)
 
     def step(t, optimizer):
         loss_of(t.model).backward()

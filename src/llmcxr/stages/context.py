@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
+import yaml
 from transformers import PreTrainedModel
 
-from llmcxr.foundation.devices import precision
+from llmcxr import __version__
+from llmcxr.foundation.artifacts import atomic_path
+from llmcxr.foundation.devices import precision, set_precision
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
+from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.image_tokens.codes import read_codes
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.instructions.questions import QuestionAnswer, read_questions
@@ -20,14 +23,15 @@ from llmcxr.instructions.templates import Template, build_template
 from llmcxr.labelling.base import unreadable
 from llmcxr.labelling.registry import build_labeller
 from llmcxr.model.find import Start, find_model, find_start
-from llmcxr.model.folder import load_info
+from llmcxr.model.folder import ModelInfo, load_info
 from llmcxr.recipe import Recipe
 from llmcxr.sources.registry import build_source
 from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.pixel_store import Pixels, PixelStore
 from llmcxr.studies.study import Split, Study, known_findings, read_manifest
+from llmcxr.tuning.keep_language import load_texts
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
-from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
+from llmcxr.vocabulary.language_model import empty_language_model, load_language_model, load_text_tokenizer
 
 
 class Context:
@@ -38,6 +42,7 @@ class Context:
         self.folder = Path(recipe.runs).expanduser() / recipe.name
         self.processes = Processes(recipe.device)
         self.device = self.processes.device
+        set_precision(recipe.precision, self.device)
         self.source = build_source(recipe.source, recipe.seed)
         self.labeller = build_labeller(recipe.labeller)
 
@@ -92,7 +97,7 @@ class Context:
         return None if self.recipe.model is None else find_model(self.recipe.model)
 
     @cached_property
-    def info(self) -> Any:
+    def info(self) -> ModelInfo:
         """What the measured model says of itself: the given one, or the one that this run made."""
         return load_info(self.given or self.folder / "model")
 
@@ -117,15 +122,14 @@ class Context:
         """The trained (or given) image tokenizer."""
         return ImageTokenizer.from_pretrained((self.given or self.folder) / "image_tokenizer").to(self.device)
 
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        """Of the language model's products while it is trained."""
-        return precision(self.recipe.precision, self.device, "training")
-
     def base(self) -> tuple[PreTrainedModel, ImageVocabulary]:
-        """The base model, not yet grown, and its vocabulary with the image tokens."""
+        """The base model, not yet grown, in the precision of training, and its vocabulary with the image tokens.
+
+        Without weights where the main process gives them (`Processes.receives`).
+        """
         vocabulary = ImageVocabulary.grow(load_text_tokenizer(self.recipe.llm), len(self.image_tokenizer.codebook))
-        return load_language_model(self.recipe.llm, self.dtype), vocabulary
+        load = empty_language_model if self.processes.receives else load_language_model
+        return load(self.recipe.llm, precision(self.device, "training")), vocabulary
 
     def template(self, vocabulary: ImageVocabulary) -> Template:
         """How instructions and responses are written."""
@@ -138,11 +142,19 @@ class Context:
 
     def write_recipe(self) -> None:
         """All settings as resolved, with the libraries' versions."""
-        libraries = ("torch", "transformers", "peft", "diffusers", "vector-quantize-pytorch", "numpy")
-        known = ", ".join(f"{name} {version(name)}" for name in libraries if find_spec(name.replace("-", "_")))
+        libraries = []
+        for name in ("torch", "transformers", "peft", "diffusers", "vector-quantize-pytorch", "numpy"):
+            try:
+                libraries.append(f"{name} {version(name)}")
+            except PackageNotFoundError:
+                pass
+        use = " and ".join(
+            str(precision(self.device, u)).removeprefix("torch.") + f" for {u}" for u in ("training", "generating")
+        )
         with atomic_path(self.folder / "recipe.yaml") as temporary:
             text = yaml.safe_dump(settings_to_dict(self.recipe), sort_keys=False, allow_unicode=True)
-            temporary.write_text(f"# llmcxr {__version__}; {known}\n{text}", encoding="utf-8")
+            head = f"# llmcxr {__version__}; {', '.join(libraries)}; {self.device}: {use}"
+            temporary.write_text(f"{head}\n{text}", encoding="utf-8")
 
 
 def start_files(context: Context) -> tuple[Path, ...]:

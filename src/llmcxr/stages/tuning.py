@@ -57,6 +57,9 @@ def tunable_model(context: Context, after: str | None = None) -> TunableModel:
     model, vocabulary = context.base()
     tuning, seed = context.recipe.tuning, context.recipe.seed
     text_rows = table_of(model).detach()[: vocabulary.first_id]
+    if context.processes.receives:
+        with torch.device("meta"):
+            return TunableModel(model, vocabulary, torch.zeros(vocabulary.size, text_rows.shape[1]), tuning, seed)
     if after is None and context.start is None:
         return TunableModel(model, vocabulary, image_rows(context, vocabulary.tokenizer, text_rows), tuning, seed)
     tunable = TunableModel(model, vocabulary, torch.zeros(vocabulary.size, text_rows.shape[1]), tuning, seed)
@@ -90,7 +93,7 @@ def task_items(context: Context, stage: StageSettings, split: Split) -> tuple[di
         first,
         {**vars(tuning), **vars(stage)},
     )
-    items = {name: task.items(data) for name, task in tasks().items() if stage.mixture.get(name, 0) > 0}
+    items = {n: task.items(data) for n, task in tasks().items() if stage.mixture.get(n, 0) > 0}
     return {name: own for name, own in items.items() if len(own)}, cohort.dropped
 
 
@@ -157,7 +160,8 @@ def replay_stage(context: Context) -> list[Stage]:
 
     def run() -> None:
         model, vocabulary = context.base()
-        texts = write_texts(model.to(context.device), vocabulary, language, recipe.seed)  # type: ignore[arg-type]
+        count, tokens = language.replay_texts, language.replay_tokens
+        texts = write_texts(model.to(context.device), vocabulary, count, tokens, recipe.seed)  # type: ignore[arg-type]
         save_texts(context.folder / "replay.jsonl", texts)
         print(f"    {len(texts)} texts; {language.replay_texts - len(texts)} left out: empty")
 
@@ -263,6 +267,31 @@ def _train(context: Context, stage: StageSettings, folder: Path) -> None:
     ).run()
 
 
+def _measure_language(context: Context, stage: StageSettings, folder: Path) -> None:
+    """Add what language became to the stage's summary: from saved weights, so that a model in parts is no matter."""
+    tuning, names = context.recipe.tuning, [s.name for s in context.recipe.tuning.stages]
+    summary = read_json(folder / "summary.json")
+    budget = tuning.measure_share * summary["seconds"]
+    model, vocabulary = context.base()
+    rows = torch.zeros(vocabulary.size, table_of(model).shape[1])
+    held_out = instructions_of(tuning.language.instructions, "validate")
+    check = LanguageCheck(vocabulary, context.template(vocabulary), held_out, tuning.max_tokens)
+    if index := names.index(stage.name):
+        trace = read_json(context.folder / names[index - 1] / "summary.json")["language"]
+    else:
+        trace = check.extend([], "base", model.to(context.device), budget)  # type: ignore[arg-type]
+    tunable = TunableModel(model, vocabulary, rows, tuning, context.recipe.seed)
+    known = {entry["after"] for entry in trace}
+    order = trainings(context)
+    for name in order[: order.index(stage.name) + 1]:
+        if name not in known and (context.folder / name / "weights.safetensors").exists():
+            load_stage(tunable, context.folder / name)
+            trace = check.extend(trace, name, tunable.model.to(context.device))  # type: ignore[arg-type]
+    last = trace[-1]
+    print(f"    language: perplexity {last['perplexity']:.2f}, {last['perplexity_ratio']:.3f} of the base model's")
+    write_json(folder / "summary.json", summary | {"language": trace})
+
+
 def model_stage(context: Context) -> Stage:
     """The folder that users load: a stock checkpoint, the text and image tokenizers, and what using it needs."""
     tuning = context.recipe.tuning
@@ -271,8 +300,10 @@ def model_stage(context: Context) -> Stage:
         last = tuning.stages[-1]
         tunable = tunable_model(context, last.name)
         train, _ = task_items(context, last, "train")
-        clinical = context.image_tokenizer.architecture.clinical_input
         first = tuple(name for name, own in train.items() if own.findings_first)
+        decoding = tuning.decoding.possible(first)
+        if context.image_tokenizer.clinical is None:
+            decoding = dataclasses.replace(decoding, drawing_candidates=1)
         info = ModelInfo(
             base=context.recipe.llm,
             codebook_size=tunable.vocabulary.size,
@@ -286,11 +317,13 @@ def model_stage(context: Context) -> Stage:
             views=tuple(last.cohort.views),
             earliest_only=last.cohort.earliest_only,
             findings_first=first,
-            decoding=tuning.decoding.possible(first, clinical),
+            decoding=decoding,
             unguided_share=tuning.unguided_share,
             version=__version__,
         )
-        patients = {s.patient_id for s in context.studies if s.split == "train"}
+        own = frozenset(patient_hash(s.patient_id) for s in context.studies if s.split == "train")
+        before = seen_patients(context.start.folder) if context.start is not None else frozenset()
+        patients = None if before is None else own | before
         tokenizer = context.folder / "image_tokenizer"
         save_model(context.folder / "model", tunable.merge(), tunable.vocabulary, tokenizer, info, patients)
 

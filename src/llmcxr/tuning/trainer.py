@@ -107,8 +107,6 @@ class Stage:
                 rendered = [r for i in range(len(items)) if (r := self._render(items[i])) is not None]
                 plan = plan_batches(np.array([len(r.ids) for r in rendered]), settings.tokens_per_batch, 0)
                 self.evaluation += [collate([rendered[i] for i in group]) for group in plan]
-        for overlay in tunable.image_rows:  # the start of the rows is computed: the last digits may differ by machine
-            processes.same(overlay.rows.data)
         layers = list(getattr(tunable.model, "_no_split_modules", None) or [])
         self.losses = processes.prepare(Losses(tunable, settings, processes.sharded), layers, tunable.model.dtype)
 

@@ -64,6 +64,8 @@ class TunableModel:
         self.image_rows = overlay_image_rows(model, vocabulary)
         for overlay in self.image_rows:
             overlay.requires_grad_(True)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         self._dtypes = {name: p.dtype for name, p in self.trainable().items()}
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -111,6 +113,7 @@ class TunableModel:
         """Fold rows and adapters into the weights: a stock causal LM. 4-bit weights are unpacked, not packed again."""
         fold_image_rows(self.model)
         self._restore_stock()
+        self.model.gradient_checkpointing_disable()
         if self.method == "qlora":
             # PEFT would add the adapters to weights that it then packs again: packed layers are merged by ourselves.
             layers: dict[str, Any] = {n: m for n, m in self.model.named_modules() if isinstance(m, LoraLayer)}
@@ -192,13 +195,13 @@ class MasterAdamW:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        """Load what `state` gave."""
+        """Load a copy of what `state` gave: it may be mapped from a file that is replaced later."""
         for (p, master), saved in zip(self._pairs, state["masters"], strict=True):
             master.copy_(parted_like(saved, master))
             p.copy_(master)
         flat = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments = {
-            index: {k: parted_like(v, flat[index]) if v.ndim else v for k, v in own.items()}
+            index: {k: parted_like(v, flat[index]).clone() if v.ndim else v.clone() for k, v in own.items()}
             for index, own in state["optimizer"]["state"].items()
         }
         self.optimizer.load_state_dict(state["optimizer"] | {"state": moments})
