@@ -52,14 +52,15 @@ from llmcxr.instructions.questions import (
     write_questions,
 )
 from llmcxr.instructions.templates import Template, build_template
+from llmcxr.labelling.registry import build_labeller, label_studies
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.folder import ModelInfo, load_info, save_model
 from llmcxr.model.packed import Start, find_model, find_start, pack
 from llmcxr.recipe import Recipe
-from llmcxr.sources import table
-from llmcxr.sources.phantom import source as phantom
+from llmcxr.sources.base import Source
+from llmcxr.sources.registry import build_source
 from llmcxr.studies.cohort import check_splits, select_cohort
-from llmcxr.studies.radiographs import load_all
+from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Split, Study, known_findings, label_matrix, read_manifest, sided_labels, write_manifest
 from llmcxr.tasks.cxr_to_report import CxrToReportTask, ImageReport
@@ -79,8 +80,6 @@ from llmcxr.vocabulary.growing import projected_rows, random_rows, table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
 from llmcxr.vocabulary.reader import reader_rows, word_vectors
-
-_READ_CHUNK = 4096  # images read at once
 
 
 @dataclass(frozen=True)
@@ -118,12 +117,14 @@ def tasks_of(
     cohort = select_cohort([s for s in studies if s.split == split], stage.cohort)
     part = stage.cohort.sections
     findings = known_findings([s for s in studies if s.split == "train"])
-    pairs = []
+    pairs, labeller = [], build_labeller("rules")
     for study in cohort.studies:
         if text := report_text(study, part):
             pair = ImageReport(study.image_id, codes[study.image_id], text)
             if recipe.tuning.findings_first:
-                pair = dataclasses.replace(pair, seen=seen_list(study, findings), stated=stated_list(text, findings))
+                pair = dataclasses.replace(
+                    pair, seen=seen_list(study, findings), stated=stated_list(text, labeller, findings)
+                )
             pairs.append(pair)
     if recipe.tuning.findings_first and pairs and all(p.seen is None and p.stated is None for p in pairs):
         raise UserError(
@@ -181,14 +182,14 @@ class Run:
         return read_manifest(self.folder / "manifest.parquet")
 
     @cached_property
-    def pixels(self) -> np.ndarray:
+    def pixels(self) -> PixelStore:
         """uint8 [N, S, S], mapped from disk."""
-        return np.load(self.folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        return PixelStore.open(self.folder / "pixels.npy")
 
-    def of_split(self, split: Split) -> tuple[list[Study], np.ndarray]:
-        """Studies of a split, and their images uint8 [N, S, S] in memory-mapped rows."""
+    def of_split(self, split: Split) -> tuple[list[Study], PixelStore]:
+        """Studies of a split, and their images uint8 [N, S, S], mapped from disk."""
         rows = [i for i, study in enumerate(self.studies) if study.split == split]
-        return [self.studies[i] for i in rows], self.pixels[rows]
+        return [self.studies[i] for i in rows], self.pixels.select(rows)
 
     @cached_property
     def given(self) -> Path | None:
@@ -214,14 +215,13 @@ class Run:
     @cached_property
     def image_size(self) -> int:
         """Side of the images in pixels."""
-        if self.given is None:
-            return self.recipe.image_tokenizer.architecture.image_size
-        size, own = load_info(self.given).image_size, self.recipe.source.phantom.image_size
-        if self.recipe.source.kind == "phantom" and own != size:
-            raise UserError(
-                f"source.phantom.image_size is {own}, but the model {self.recipe.model} sees {size} pixels."
-            )
-        return size
+        own = self.recipe.image_tokenizer.architecture.image_size
+        return own if self.given is None else load_info(self.given).image_size
+
+    @cached_property
+    def source(self) -> Source:
+        """Where the data come from."""
+        return build_source(self.recipe.source, 0)
 
     @cached_property
     def findings(self) -> tuple[str, ...]:
@@ -248,15 +248,10 @@ class Run:
     def stages(self) -> list[Stage]:
         """All stages of this recipe, in order."""
         r = self.recipe
-        source: tuple[Any, ...] = (r.source.phantom, phantom.RENDER_VERSION)
-        if (
-            r.source.table is not None and r.source.kind == "table"
-        ):  # a changed table is new data, changed images are not seen
-            source = (r.source.table, fingerprint(r.source.table.path) if r.source.table.path.is_file() else "")
         studies = Stage(
             "studies",
             "radiographs and their reports: the data that everything else learns from",
-            (r.source.kind, source, self.image_size),
+            (self.source.fingerprint(), self.image_size),
             (),
             ("manifest.parquet", "pixels.npy", "studies.json"),
             self._studies,
@@ -366,7 +361,7 @@ class Run:
     def _check_inputs(self, todo: set[str]) -> None:
         """`UserError` for the user's files and packages that a stage of `todo` needs and that are not there: said before
         hours are spent on the stages before it."""
-        source, tuning = self.recipe.source, self.recipe.tuning
+        tuning = self.recipe.tuning
         if todo.intersection(s.name for s in tuning.stages):
             check_tracker(tuning.logging)
         if tuning.method == "qlora" and todo.intersection([*self._trainings(), "model"]):
@@ -376,19 +371,8 @@ class Run:
                     "tuning.method: qlora does not go with FSDP2, which shards weights that are not packed. Set "
                     "tuning.method=lora, or launch with recipes/accelerate/ddp.yaml."
                 )
-        how = f"\n{source.access.strip()}" if source.access else ""
-        if "studies" in todo and source.kind == "table" and source.table is not None:
-            path, images = source.table.path.expanduser(), source.table.images
-            if images is not None and not images.expanduser().is_dir():
-                raise UserError(
-                    f"the folder of the images, {images}, does not exist. Set source.table.images to where they are "
-                    f"(relative to where llmcxr is started).{how}"
-                )
-            if not path.is_file():
-                raise UserError(
-                    f"the table {path} does not exist. Set source.table.path to it (relative to where llmcxr is "
-                    f"started).{how}"
-                )
+        if "studies" in todo:
+            self.source.check()
         language = tuning.language_instructions
         if language is not None and not language.is_file() and todo.intersection(s.name for s in tuning.stages):
             raise UserError(
@@ -403,28 +387,10 @@ class Run:
             )
 
     def _studies(self) -> None:
-        source = self.recipe.source
-        if source.kind == "phantom":
-            collection = phantom.collect(source.phantom, self.folder)
-        else:
-            assert source.table is not None  # Recipe.faults
-            collection = table.collect(source.table, self.folder)
-        check_splits(collection.studies)
-        dropped = collection.dropped
-        if not collection.studies:
-            raise UserError(f"the source holds no usable study; left out: {dict(dropped)}.")
-        size = self.image_size
-        kept: list[Study] = []
-        with atomic_path(self.folder / "pixels.npy") as temporary:
-            shape = (len(collection.studies), size, size)
-            pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            for first in range(0, shape[0], _READ_CHUNK):
-                part = collection.studies[first : first + _READ_CHUNK]
-                images, readable, unreadable = load_all(part, self.folder, size, core_count())
-                pixels[len(kept) : len(kept) + len(readable)] = images
-                kept += readable
-                dropped.update(unreadable)
-            pixels.flush()
+        studies = label_studies(self.source.studies(self.folder, self.image_size), build_labeller("rules"))
+        check_splits(studies)
+        kept, unreadable = PixelStore.write(self.folder / "pixels.npy", studies, self.folder, self.image_size)
+        dropped = self.source.left_out + unreadable
         write_manifest(self.folder / "manifest.parquet", kept)
         counts = {split: sum(s.split == split for s in kept) for split in ("train", "validate", "test")}
         write_json(self.folder / "studies.json", {"studies": counts, "left_out": dict(dropped)})
@@ -668,7 +634,8 @@ class Run:
         card = model_card(
             folder.name,
             load_info(self.folder / "model"),
-            recipe.source.kind == "phantom",
+            self.source.about,
+            self.source.simulated,
             read_json(self.folder / "studies.json")["studies"],
             training,
             read_json(self.folder / "evaluation" / "summary.json"),
@@ -720,7 +687,7 @@ class Run:
             unseen_loss=unseen_loss,
             stage_changes=changes[:-1],
             notes=shortfalls(results.summary),
-            simulated=self.recipe.source.kind == "phantom",
+            simulated=self.source.simulated,
         )
         write_page(self.folder / "evaluation" / "report.html", page)
         if overview is not None:

@@ -4,29 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from llmcxr.evaluation.settings import EvaluationSettings
 from llmcxr.foundation.settings import setting
 from llmcxr.image_tokens.clinical_features import ClinicalFeatureSettings
 from llmcxr.image_tokens.training import ImageTokenizerSettings
-from llmcxr.sources.phantom.source import PhantomSettings
-from llmcxr.sources.table import TableSettings
+from llmcxr.sources.registry import SourceSettings
 from llmcxr.tuning.settings import TuningSettings
-
-
-@dataclass(frozen=True)
-class SourceSettings:
-    """Where radiographs and reports come from."""
-
-    kind: Literal["phantom", "table"] = setting("phantom", "phantom: simulated radiographs; table: your own files")
-    phantom: PhantomSettings = setting(PhantomSettings(), "used where kind is phantom")
-    table: TableSettings | None = setting(None, "used where kind is table")
-    access: str = setting("", "how to get the data; said where they are missing")
-
-    def faults(self) -> list[str]:
-        """Impossible combinations."""
-        return ["table: is required where kind is table"] if self.kind == "table" and self.table is None else []
 
 
 @dataclass(frozen=True)
@@ -69,12 +53,6 @@ class Recipe:
         if self.tuning.decoding.drawing_candidates > 1 and not self.image_tokenizer.architecture.clinical_input:
             faults.append(
                 "tuning.decoding.drawing_candidates: needs image_tokenizer.architecture.clinical_input, whose network chooses"
-            )
-        size = self.image_tokenizer.architecture.image_size
-        if self.model is None and self.source.kind == "phantom" and self.source.phantom.image_size != size:
-            faults.append(
-                f"source.phantom.image_size: {self.source.phantom.image_size} differs from "
-                f"image_tokenizer.architecture.image_size ({size})"
             )
         taken = (
             "studies",

@@ -21,9 +21,9 @@ from llmcxr.instructions.questions import (
     stated_list,
     write_questions,
 )
+from llmcxr.labelling.registry import build_labeller
 from llmcxr.studies.findings import Finding
-from llmcxr.studies.labels import PHANTOM_FINDINGS
-from llmcxr.studies.study import Study
+from llmcxr.studies.study import Study, known_findings
 
 SHARES = {"cardiomegaly": 0.3, "nodule": 0.1, "opacity": 0.7}
 
@@ -116,10 +116,52 @@ def test_what_is_seen_comes_from_exact_findings_else_from_labels():
 
 
 def test_what_is_stated_comes_from_the_text():
+    rules = build_labeller("rules")
     text = "Small left pleural effusion. The heart is enlarged. No pneumothorax."
-    assert stated_list(text, ("pleural effusion", "pneumothorax")) == "Cardiomegaly; left pleural effusion."
-    assert stated_list("The lungs are clear.", ("pneumothorax",)) == "No abnormal finding."
-    assert stated_list(text, ("tuberculosis",)) is None and stated_list(text, ()) is None
+    assert stated_list(text, rules, ("pleural effusion", "pneumothorax")) == "Cardiomegaly; left pleural effusion."
+    assert stated_list(text, rules, ("Pleural_Effusion", "Cardiomegaly")) == "Cardiomegaly; left Pleural Effusion."
+    assert stated_list("The lungs are clear.", rules, ("pneumothorax",)) == "No abnormal finding."
+    assert stated_list(text, rules, ("tuberculosis",)) is None and stated_list(text, rules, ()) is None
+    assert stated_list(text, build_labeller("none"), ("pneumothorax",)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ARDS", "ARDS"),
+        ("COVID-19", "COVID-19"),
+        ("covid", "covid"),
+        ("Pleural_Effusion", "a Pleural Effusion"),
+        ("effusion", "an effusion"),
+        ("Support Devices", "Support Devices"),
+        ("Enlarged Cardiomediastinum", "an Enlarged Cardiomediastinum"),
+        ("Pneumonia", "Pneumonia"),
+        ("hiatal hernia", "a hiatal hernia"),
+        ("Pleural_Thickening", "Pleural Thickening"),
+        ("unilateral opacity", "a unilateral opacity"),
+        ("MRI artefact", "an MRI artefact"),
+        ("granuloma", "a granuloma"),
+        ("cardiomegaly", "cardiomegaly"),
+        ("support device", "a support device"),
+        ("hypoinflation", "hypoinflation"),
+        ("tortuous aorta", "a tortuous aorta"),
+        ("atelectasis", "atelectasis"),
+        ("hyperinflation", "hyperinflation"),
+        ("interstitial markings", "interstitial markings"),
+        ("elevated diaphragm", "an elevated diaphragm"),
+        ("scoliosis", "scoliosis"),
+        ("pulmonary edema", "pulmonary edema"),
+        ("pneumothorax", "a pneumothorax"),
+    ],
+)
+def test_articles(name, said):
+    assert presence_question(name) == f"Is there {said}?"
+
+
+def test_normal_is_no_finding():
+    studies = [study(k, (), {"No Finding": k % 2, "normal": k % 2, "mass": 1 - k % 2}, exact=False) for k in range(40)]
+    assert {q.finding for q in questions_of(studies, 0)} == {"mass"}
+    assert known_findings(studies) == ("mass",)
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -177,7 +219,20 @@ def test_round_trip_and_broken_lines(tmp_path):
         read_questions(tmp_path / "none.jsonl")
 
 
-@given(st.dictionaries(st.sampled_from(PHANTOM_FINDINGS), st.sampled_from(["", "left", "right", "both"])))
+NAMES = [
+    "COVID-19",
+    "ARDS",
+    "Pleural_Effusion",
+    "left ventricular hypertrophy",
+    "opacity",
+    "Opacity of the left",
+    "mass",
+]
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), st.sampled_from(["", "left", "right", "both"])))
 def test_a_list_says_which_findings_it_was_made_of(sides: dict[str, str]) -> None:
     findings = [Finding(name, side) for name, side in sides.items()]
-    assert sorted(listed_findings(finding_list(findings)), key=str) == sorted(findings, key=str)
+    assert sorted(listed_findings(finding_list(findings), NAMES), key=str) == sorted(findings, key=str)
+    if not sides.keys() - {"opacity", "mass"}:  # without the names, small letters
+        assert sorted(listed_findings(finding_list(findings)), key=str) == sorted(findings, key=str)

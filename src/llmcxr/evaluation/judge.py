@@ -20,6 +20,7 @@ from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import place_network
 from llmcxr.image_tokens.clinical_features import ClassifierSettings, in_batches, train_classifier
+from llmcxr.studies.pixel_store import Images
 
 
 def _block(width_in: int, width_out: int, stride: int) -> list[nn.Module]:
@@ -57,14 +58,14 @@ class Judge(nn.Module):
         """Logits [B, F]."""
         return self.head(self.layers(images))
 
-    def scores(self, images: np.ndarray, device: torch.device) -> np.ndarray:
+    def scores(self, images: Images, device: torch.device) -> np.ndarray:
         """Logits float32 [N, F] of uint8 images [N, S, S]."""
         return in_batches(self, images, device)
 
     @classmethod
     def train_on(
         cls,
-        images: np.ndarray,
+        images: Images,
         labels: np.ndarray,
         findings: tuple[str, ...],
         settings: ClassifierSettings,

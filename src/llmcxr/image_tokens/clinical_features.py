@@ -27,6 +27,7 @@ from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.foundation.settings import setting
+from llmcxr.studies.pixel_store import Images
 from llmcxr.studies.radiographs import from_uint8
 
 with warnings.catch_warnings():  # torchxrayvision mutes every warning of the process on import
@@ -194,7 +195,7 @@ def _augment(images: Tensor, generator: np.random.Generator) -> Tensor:
     return (padded[:, :, dy : dy + S, dx : dx + S] * gain + offset).clamp(-1, 1)
 
 
-def batch_of(images: np.ndarray, rows: np.ndarray, device: torch.device) -> Tensor:
+def batch_of(images: Images, rows: np.ndarray, device: torch.device) -> Tensor:
     """uint8 [N, S, S] (0 black, 255 white) -> float32 [B, 1, S, S] in [-1, 1]."""
     batch = torch.from_numpy(from_uint8(images[rows])).unsqueeze(1).to(device)
     return batch.contiguous(memory_format=torch.channels_last)
@@ -202,7 +203,7 @@ def batch_of(images: np.ndarray, rows: np.ndarray, device: torch.device) -> Tens
 
 def train_classifier(
     network: nn.Module,
-    images: np.ndarray,
+    images: Images,
     labels: np.ndarray,
     settings: ClassifierSettings,
     device: torch.device,
@@ -259,7 +260,7 @@ def train_classifier(
 
 @torch.inference_mode()
 def in_batches(
-    function: Callable[[Tensor], Tensor], images: np.ndarray, device: torch.device, batch_size: int = 64
+    function: Callable[[Tensor], Tensor], images: Images, device: torch.device, batch_size: int = 64
 ) -> np.ndarray:
     """Apply `function` to uint8 images [N, S, S] batch by batch; float32 results, joined."""
     parts = []

@@ -32,6 +32,7 @@ from llmcxr.image_tokens.losses import (
 )
 from llmcxr.image_tokens.networks import ArchitectureSettings, build_discriminator
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
+from llmcxr.studies.pixel_store import Images
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class _Trainer:
         self,
         settings: ImageTokenizerSettings,
         features: ClinicalFeatures,
-        images: np.ndarray,
+        images: Images,
         device: torch.device,
         start: ImageTokenizer | None = None,
     ) -> None:
@@ -194,7 +195,7 @@ class _Trainer:
 def train_image_tokenizer(
     settings: ImageTokenizerSettings,
     features: ClinicalFeatures,
-    images: np.ndarray,
+    images: Images,
     folder: Path,
     device: torch.device,
     start: ImageTokenizer | None = None,

@@ -37,7 +37,7 @@ from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.templates import build_template
 from llmcxr.model.folder import ModelInfo, load_info
 from llmcxr.model.packed import find_model
-from llmcxr.studies.radiographs import load_square, to_square
+from llmcxr.studies.radiographs import load_square, pixels_of_picture, to_square
 from llmcxr.studies.study import shown_labels
 from llmcxr.tasks.cxr_to_report import report_turns
 from llmcxr.tasks.report_to_cxr import STATED_QUESTION, drawing_turns
@@ -91,7 +91,7 @@ class LlmCxr:
         if isinstance(image, str | Path):
             return load_square(Path(image), size)
         if isinstance(image, Image.Image):
-            return to_square(np.asarray(image.convert("L"), dtype=np.float32) / 255, size)
+            return to_square(pixels_of_picture(image), size)
         pixels = np.asarray(image, dtype=np.float32)
         if pixels.shape != (size, size) or pixels.min() < -1 or pixels.max() > 1:
             raise ValueError(
@@ -164,7 +164,7 @@ class LlmCxr:
         A list says many things in a row, and a side in one word before its finding; alone it is answered better
         (docs/measurements.md).
         """
-        found = [list(listed_findings(text)) for text in lists]
+        found = [list(listed_findings(text, self.info.findings)) for text in lists]
         asked = [(k, i) for k, own in enumerate(found) for i, finding in enumerate(own) if finding.side]
         for first in range(0, len(asked), _CANDIDATES_AT_ONCE):
             part = asked[first : first + _CANDIDATES_AT_ONCE]

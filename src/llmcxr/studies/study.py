@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
-from llmcxr.studies.findings import Finding
+from llmcxr.studies.findings import Finding, LabelSet, is_finding, normal_form
 
 Split = Literal["train", "validate", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validate", "test")
@@ -45,7 +44,7 @@ class Study:
 
 @dataclass
 class Collection:
-    """What a source found: the studies, and how many rows it left out, by reason."""
+    """Studies that were chosen, and how many were not, by reason."""
 
     studies: list[Study]
     dropped: Counter[str] = field(default_factory=Counter)
@@ -53,6 +52,8 @@ class Collection:
 
 def write_manifest(path: Path, studies: Sequence[Study]) -> None:
     """Write `manifest.parquet`, one row an image; labels and truth are JSON text."""
+    import pandas as pd  # slow to load, and not needed for using a model
+
     rows = []
     for study in studies:
         row = {f.name: getattr(study, f.name) for f in fields(Study)}
@@ -66,6 +67,8 @@ def write_manifest(path: Path, studies: Sequence[Study]) -> None:
 
 def read_manifest(path: Path) -> list[Study]:
     """Read what `write_manifest` wrote. `UserError` where the file is missing, broken or lacks a column."""
+    import pandas as pd
+
     try:
         frame = pd.read_parquet(path)
     except FileNotFoundError as error:
@@ -106,7 +109,7 @@ def sided_labels(studies: Sequence[Study], findings: Sequence[str]) -> tuple[tup
     names, columns = list(findings), [plain]
     for name, present in zip(findings, plain.T, strict=True):
         sides = tuple(f"{side} {name}" for side in ("left", "right"))
-        told = np.stack([shown_labels(study.truth, sides) for study in studies])
+        told = np.array([shown_labels(study.truth, (name, *sides))[1:] for study in studies]).reshape(-1, 2)
         if {(1.0, 0.0), (0.0, 1.0)} <= {tuple(row) for row in told.tolist()}:
             names += sides
             there = np.where((told == 0).all(1, keepdims=True), np.nan, told)  # labelled, but not in `truth`
@@ -116,16 +119,21 @@ def sided_labels(studies: Sequence[Study], findings: Sequence[str]) -> tuple[tup
 
 def shown_labels(findings: Sequence[Finding], names: Sequence[str]) -> np.ndarray:
     """Labels float32 [M] of `names`, as `sided_labels` has them, where an image shows `findings` and no others."""
-    labels = []
+    known, labels = LabelSet(names), []
     for name in names:
-        side = next((side for side in ("left", "right") if name.startswith(f"{side} ")), "")
-        own = {f.side for f in findings if f.name == (name.removeprefix(f"{side} ") if side else name)}
-        known = not side or "" not in own
-        labels.append(float(bool(own & {side, "both"} if side else own)) if known else np.nan)
+        side, _, rest = name.partition(" ")
+        side = side if side in ("left", "right") and rest in known else ""
+        wanted = normal_form(rest if side else name)
+        own = {f.side for f in findings if normal_form(f.name) == wanted}
+        told = not side or "" not in own
+        labels.append(float(bool(own & {side, "both"} if side else own)) if told else np.nan)
     return np.array(labels, dtype=np.float32)
 
 
 def known_findings(studies: Sequence[Study]) -> tuple[str, ...]:
-    """Findings that occur both present and absent, in the order of their first mention."""
-    names = dict.fromkeys(name for study in studies for name in study.labels)
-    return tuple(n for n in names if {0, 1} <= {s.labels.get(n) for s in studies})
+    """Findings that occur both present and absent, in the order of their first mention; none where there are no labels."""
+    states: dict[str, set[int]] = {}
+    for study in studies:
+        for name, state in study.labels.items():
+            states.setdefault(name, set()).add(state)
+    return tuple(name for name, found in states.items() if {0, 1} <= found and is_finding(name))
