@@ -38,6 +38,8 @@ from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.packed import find_model
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
+from llmcxr.sources.phantom import PhantomSource
+from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.study import shown_labels
 from llmcxr.tasks import cxr_to_report, report_to_cxr
 from llmcxr.vocabulary.language_model import load_language_model
@@ -45,7 +47,7 @@ from llmcxr.vocabulary.language_model import load_language_model
 RECIPE = {
     "name": "tiny",
     "device": "cpu",
-    "source": {"phantom": {"image_size": 64, "train": 24, "validate": 8, "test": 40, "workers": 1}},
+    "source": {"phantom": {"train": 24, "validate": 8, "test": 40}},
     "clinical_features": {"training": {"steps": 2, "batch_size": 8}},
     "image_tokenizer": {
         "architecture": {
@@ -342,7 +344,7 @@ def test_a_kill_on_the_command_line_exits_130(tiny, tmp_path, monkeypatch, capsy
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.phantom, "collect", killed)
+    monkeypatch.setattr(PhantomSource, "studies", killed)
     assert main(["run", str(tiny / "recipe.yaml"), f"runs={tmp_path}"]) == 130
     assert "run the same command again" in capsys.readouterr().err
 
@@ -554,7 +556,7 @@ def test_training_goes_on_from_a_run_or_a_packed_model(smollm, packed, tmp_path,
 
 def test_a_finished_model_is_measured_on_other_data(packed, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("llmcxr.model.packed.cache_folder", lambda: tmp_path / "cache")
-    source = {"phantom": {"image_size": 64, "train": 24, "validate": 0, "test": 2, "workers": 1}}
+    source = {"phantom": {"train": 24, "validate": 0, "test": 2}}
     recipe = {"name": "other", "runs": str(tmp_path), "device": "cpu", "model": str(packed), "source": source}
     few = dict.fromkeys(("reports", "questions", "probabilities", "drawings"), 2)
     recipe["evaluation"] = few | {"report_tokens": 4, "bootstrap": 5}
@@ -580,9 +582,7 @@ def test_a_finished_model_is_measured_on_other_data(packed, tmp_path, monkeypatc
     capsys.readouterr()
     assert main(["pack", str(tmp_path / "recipe.yaml"), str(tmp_path / "x")]) == 2
     assert "nothing to pack" in capsys.readouterr().err
-    wrong = "source.phantom.image_size=96"
-    assert main(["run", str(tmp_path / "recipe.yaml"), "name=wrong", wrong]) == 2
-    assert "sees 64 pixels" in capsys.readouterr().err
+    assert PixelStore.open(folder / "pixels.npy").shape == (26, 64, 64)  # as the model sees them
 
 
 def test_images_that_cannot_be_read(tiny, tmp_path, capsys):

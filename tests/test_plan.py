@@ -23,7 +23,7 @@ from llmcxr.instructions.templates import build_template
 from llmcxr.pipeline import tasks_of
 from llmcxr.plan import Lengths, ModelSize, PlanOptions, build_tunable, device_memory, flops_of, plan, size_of
 from llmcxr.recipe import Recipe
-from llmcxr.sources.table import collect
+from llmcxr.sources.table import TableSource
 from llmcxr.tuning.alignment import alignment_prompt
 from llmcxr.tuning.settings import LanguageSettings, TuningSettings
 from llmcxr.tuning.trainer import Stage
@@ -247,7 +247,7 @@ def test_tokens_and_steps_are_the_trainers(loss, recipe_path, tmp_path):
     recipe = load_settings(Recipe, recipe_path, [f"tuning.loss={loss}"])
     planned = plan(recipe).stages[0]
     assert recipe.source.table is not None
-    studies = collect(recipe.source.table, tmp_path).studies
+    studies = TableSource(recipe.source.table, 0).studies(tmp_path, 32)
     codes = {s.image_id: np.arange(16, dtype=np.uint16) for s in studies}
     vocabulary = ImageVocabulary.grow(build_tokenizer(), K)
     model = build_model("llama", 340, True)
@@ -348,7 +348,7 @@ def test_assumptions_are_said(recipe_path, capsys):
     overrides = ["source.table.path=no.csv", "tuning.language.instructions=no.jsonl"]
     assert main(["plan", str(recipe_path), *overrides, "--words", "10", "40", "--images", "1000"]) == 0
     text = capsys.readouterr().out
-    assert "no.csv is not there: assumed 1,000 images" in text and "no.jsonl is not there" in text
+    assert "The data are not there: assumed 1,000 images" in text and "no.jsonl is not there" in text
     assert "assumed 10 words of findings and 40 of impression" in text
     recipe = build_settings(Recipe, yaml.safe_load(recipe_path.read_text()))
     recipe = dataclasses.replace(recipe, source=build_settings(type(recipe.source), {"kind": "phantom"}))

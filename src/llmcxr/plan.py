@@ -36,9 +36,7 @@ from llmcxr.instructions.rendering import RenderedExample, fit, supervise_all
 from llmcxr.instructions.templates import build_template
 from llmcxr.pipeline import Run, tasks_of
 from llmcxr.recipe import Recipe
-from llmcxr.sources import table
 from llmcxr.studies.findings import Finding
-from llmcxr.studies.labels import PHANTOM_FINDINGS
 from llmcxr.studies.study import Study
 from llmcxr.tuning import four_bit
 from llmcxr.tuning.alignment import alignment_prompt
@@ -52,8 +50,6 @@ from llmcxr.vocabulary.language_model import load_config, load_text_tokenizer
 
 GIB = 2**30
 PAPER_IMAGES, PAPER_EPOCHS, PAPER_LANGUAGE = 377_000, 5, 0.2  # section 2.4.2 and the published settings
-PHANTOM_WORDS = (32, 11)  # findings and impression: the mean of the embedded Indiana University reports
-TABLE_WORDS = (50, 20)  # a round guess for reports of other data
 STAND_IN = "smollm2-135m-instruct"  # its tokenizer counts text where the model's own is not at hand
 
 # Configurations of the recipes' models, so that they can be planned where the hub is out of reach.
@@ -353,14 +349,13 @@ def _assumed_studies(recipe: Recipe, length: tuple[int, int], count: int = 2000)
     def words(number: int) -> str:
         return " ".join(itertools.islice(itertools.cycle(sentence.split(" ")), number))
 
-    settings = recipe.source.table if recipe.source.kind == "table" else None
-    names = list(PHANTOM_FINDINGS) if settings is None else settings.label_columns or settings.label_values
-    lines = list(settings.report_from_label.values()) if settings is not None else []
+    source = Run(recipe).source
+    names, lines = source.findings, source.assumed_reports
     studies = []
     for i in range(count):
         rng = stream("plan", i)
         labels = {name: int(rng.random() < 0.2) for name in names}
-        truth = tuple(Finding(n, "left", "mild") for n, v in labels.items() if v) if settings is None else ()
+        truth = tuple(Finding(n, "left", "mild") for n, v in labels.items() if v) if source.simulated else ()
         studies.append(
             Study(
                 image_id=f"assumed-{i}",
@@ -383,19 +378,15 @@ def find_studies(recipe: Recipe, options: PlanOptions, notes: list[str]) -> tupl
     run = Run(recipe)
     if run.has("studies"):
         return run.studies, len(run.studies), True
-    settings = recipe.source.table
-    if recipe.source.kind == "table" and settings is not None and settings.path.expanduser().is_file():
-        studies = table.collect(settings, run.folder).studies
+    source = run.source
+    if source.on_disk:
+        studies = list(source.studies(run.folder, run.image_size))
         return studies, len(studies), True
-    phantom = recipe.source.phantom
-    words = options.words or (PHANTOM_WORDS if recipe.source.kind == "phantom" else TABLE_WORDS)
-    if recipe.source.kind == "phantom":
-        images = phantom.train + phantom.validate + phantom.test
-    else:
-        assert settings is not None  # Recipe.faults
+    words, images = options.words or source.assumed_words, source.assumed_images
+    if images is None:
         images = options.images
-        notes.append(f"{settings.path} is not there: assumed {images:,} images, each stage's cohort large enough.")
-    if settings is None or recipe.source.kind == "phantom" or not settings.report_from_label:
+        notes.append(f"The data are not there: assumed {images:,} images, each stage's cohort large enough.")
+    if not source.assumed_reports:
         notes.append(f"Reports are not on disk: assumed {words[0]} words of findings and {words[1]} of impression.")
     return _assumed_studies(recipe, words), images, False
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from llmcxr.evaluation.settings import EvaluationSettings
 from llmcxr.foundation.devices import Precision

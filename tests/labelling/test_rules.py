@@ -8,8 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcxr.labelling.rules import SIDED_FINDINGS, find_sides, label_report
-from llmcxr.studies.labels import PHANTOM_FINDINGS
+from llmcxr.labelling.base import Mention, unreadable
+from llmcxr.labelling.registry import build_labeller, label_studies
+from llmcxr.labelling.rules import RuleLabeller
+from llmcxr.sources.phantom.source import PHANTOM_FINDINGS
+from llmcxr.studies.findings import Finding
+from llmcxr.studies.study import Study
+
+LABELLER = RuleLabeller()
 
 CASES: list[tuple[str, dict[str, int]]] = [
     # affirmed, one or more phrases a finding
@@ -95,7 +101,7 @@ CASES: list[tuple[str, dict[str, int]]] = [
 
 @pytest.mark.parametrize(("text", "expected"), CASES)
 def test_labels(text, expected):
-    found = label_report(text)
+    found = LABELLER.read(text).states
     if "COPD" not in text:
         assert found == expected
     else:  # "suggesting COPD" is uncertain, the rest of the sentence is not
@@ -120,12 +126,13 @@ SIDES = [
 
 @pytest.mark.parametrize(("text", "expected"), SIDES)
 def test_sides(text, expected):
-    assert find_sides(text) == expected
+    assert LABELLER.read(text).sides() == expected
 
 
 def test_case_and_wrapping_do_not_matter():
     for text, _ in CASES:
-        assert label_report(text.upper()) == label_report(text.lower()) == label_report(text.replace(" ", "\n "))
+        forms = (text.upper(), text.lower(), text.replace(" ", "\n "))
+        assert len({str(LABELLER.read(form).states) for form in forms}) == 1
 
 
 WORDS = """no not possible heart enlarged normal left right bilateral effusion opacity or and but , . ; is seen may
@@ -135,16 +142,61 @@ words = st.sampled_from(WORDS.split())
 
 @given(st.one_of(st.text(max_size=200), st.lists(words, max_size=40).map(" ".join)))
 def test_any_text_gives_valid_labels(text):
-    labels = label_report(text)
-    assert set(labels) <= set(PHANTOM_FINDINGS) and set(labels.values()) <= {-1, 0, 1}
-    sides = find_sides(text)
-    assert set(sides) <= SIDED_FINDINGS and set(sides.values()) <= {"left", "right", "both"}
+    reading = LABELLER.read(text)
+    labels, sides = reading.states, reading.sides()
+    assert set(labels) <= set(LABELLER.findings) and set(labels.values()) <= {-1, 0, 1}
+    assert set(sides) <= set(LABELLER.sided) and set(sides.values()) <= {"left", "right", "both"}
     assert all(labels.get(name) in (1, -1) for name in sides)
+    assert {m.finding for m in reading.mentions} == set(labels)
+    assert all(0 <= m.start < m.end <= len(text) for m in reading.mentions)
 
 
 def test_degenerate_text_takes_no_long_time():
     start = time.perf_counter()
     for unit in ("the heart ", "no ", "left right effusion ", "opacity or mass and ", "calcified ", "interstitial "):
-        label_report(unit * 300)
-        find_sides(unit * 300)
+        LABELLER.read(unit * 300)
     assert time.perf_counter() - start < 10
+
+
+def test_evidence_stands_where_it_is_said():
+    text = "FINDINGS:  Small\n LEFT\npleural  EFFUSION vs. nodule.\n\n  \u0130. The heart  is normal; lungs\tclear."
+    found = [(text[m.start : m.end], m.finding, m.state, m.side) for m in LABELLER.read(text).mentions]
+    assert found[:3] == [
+        ("EFFUSION", "pleural effusion", -1, "left"),
+        ("nodule", "nodule", -1, "left"),
+        ("heart  is normal", "cardiomegaly", 0, ""),
+    ]
+    assert {
+        ("lungs\tclear", name, 0, "") for name in ("opacity", "atelectasis", "pulmonary edema", "mass", "nodule")
+    } == set(found[3:])
+    assert LABELLER.read("No mass.").mentions == (Mention("mass", 0, 3, 7),)
+
+
+def test_what_is_affirmed_with_its_side():
+    reading = LABELLER.read("Left effusion. Possible right effusion. Cardiomegaly. No left nodule. Possible mass.")
+    assert set(reading.stated()) == {Finding("pleural effusion", "both"), Finding("cardiomegaly")}
+
+
+def test_labellers_know_their_own_findings():
+    assert unreadable(LABELLER, PHANTOM_FINDINGS) == ()
+    assert unreadable(LABELLER, ["Pleural_Effusion", "COVID-19", "Support  Device"]) == ("COVID-19",)
+    assert build_labeller("rules") is build_labeller("rules")
+    nothing = build_labeller("none")
+    assert not nothing.findings and nothing.read("Large effusion.").states == {}
+
+
+def test_reports_without_labels_are_labelled_by_what_they_say():
+    def study(k: int, text: str, **labels: int) -> Study:
+        return Study(f"{k}", f"{k}", f"{k}", f"{k}.png", "train", impression_text=text, labels=labels)
+
+    bare = [
+        study(0, "Large left effusion. Possible mass."),
+        study(1, "No effusion."),
+        study(2, "No change."),
+        study(3, ""),
+    ]
+    told = [{"mass": -1, "pleural effusion": 1}, {"pleural effusion": 0}, {}, {}]  # not mentioned is not denied
+    assert [s.labels for s in label_studies(bare, LABELLER)] == told
+    labelled = [*bare, study(4, "No mass.", covid=1)]
+    assert label_studies(labelled, LABELLER) == labelled  # the data's own labels are never mixed with others
+    assert label_studies(bare, build_labeller("none")) == bare

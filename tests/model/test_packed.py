@@ -12,7 +12,7 @@ from llmcxr.instructions.example import Turn
 from llmcxr.instructions.questions import LIST_QUESTION, presence_question
 from llmcxr.metrics.scores import mean_auroc
 from llmcxr.model.packed import check_sums, find_model, shipped_models
-from llmcxr.sources.phantom.source import PhantomSettings, collect
+from llmcxr.sources.phantom.source import PhantomSettings, PhantomSource
 from llmcxr.studies.study import label_matrix
 from llmcxr.tasks.report_to_cxr import STATED_QUESTION
 
@@ -38,8 +38,8 @@ def test_a_shipped_name_is_never_a_folder(tmp_path, monkeypatch):
 
 
 def test_the_default_model_reads_patients_it_has_never_seen(tmp_path):
-    settings = PhantomSettings(train=0, validate=0, test=80, seed=7, workers=1)
-    studies = collect(settings, tmp_path).studies
+    settings = PhantomSettings(train=0, validate=0, test=80, seed=7)
+    studies = PhantomSource(settings).studies(tmp_path, 128)
     model = LlmCxr.from_pretrained(device="cpu")
     codes = model.encode([tmp_path / study.image_path for study in studies])
     questions = [presence_question(name) for name in model.info.findings]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from llmcxr.foundation.settings import load_settings
 from llmcxr.recipe import Recipe
-from llmcxr.sources.table import collect
+from llmcxr.sources.table import TableSource
 from llmcxr.studies.cohort import select_cohort
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -109,16 +109,17 @@ def test_the_recipes_read_it(tree, name):
     overrides = [f"source.table.path={make(tree)}", f"source.table.images={tree / 'jpg'}"]
     recipe = load_settings(Recipe, RECIPES / f"{name}.yaml", overrides)
     assert recipe.source.table is not None
-    collection = collect(recipe.source.table, tree)
-    assert dict(collection.dropped) == {"image file missing": 1}
-    by_id = {s.image_id: s for s in collection.studies}
+    source = TableSource(recipe.source.table, 0)
+    studies = source.studies(tree, 256)
+    assert dict(source.left_out) == {"image file missing": 1}
+    by_id = {s.image_id: s for s in studies}
     assert list(by_id) == ["aa-1", "aa-2", "bb-1", "cc-1", "dd-1", "ee-1"]
     assert [by_id[i].order for i in ("aa-1", "aa-2", "bb-1", "cc-1")] == [1, 1, 0, 0]
     assert by_id["ee-1"].labels["pleural effusion"] == -1 and by_id["aa-1"].labels == {"pulmonary edema": 0}
-    assert [s.split for s in collection.studies] == ["train"] * 4 + ["validate", "test"]
+    assert [s.split for s in studies] == ["train"] * 4 + ["validate", "test"]
 
     def kept(stage: int) -> list[str]:
-        train = [s for s in collection.studies if s.split == "train"]
+        train = [s for s in studies if s.split == "train"]
         return [s.image_id for s in select_cohort(train, recipe.tuning.stages[stage].cohort).studies]
 
     assert kept(0) == ["aa-1", "aa-2", "bb-1", "cc-1"], "all views and studies, findings and impression"

@@ -11,14 +11,14 @@ from scipy import ndimage
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings
 from llmcxr.sources.phantom import atlas as atlas_module
+from llmcxr.sources.phantom import source as source_module
 from llmcxr.sources.phantom.anatomy import case_for, from_atlas, to_atlas
 from llmcxr.sources.phantom.atlas import Atlas, load_atlas
 from llmcxr.sources.phantom.contact_sheet import EXAMPLES
 from llmcxr.sources.phantom.drawing import DRAW
 from llmcxr.sources.phantom.projection import Rendering, render
-from llmcxr.sources.phantom.source import PhantomSettings, collect
+from llmcxr.sources.phantom.source import PHANTOM_FINDINGS, PhantomSettings, PhantomSource
 from llmcxr.studies.findings import Finding
-from llmcxr.studies.labels import PHANTOM_FINDINGS
 
 
 @pytest.fixture(scope="module")
@@ -195,12 +195,14 @@ def test_atlas_is_normal_and_rebuilt_when_damaged(
         load_atlas.cache_clear()
 
 
-def test_corpus_is_marked_resumable_and_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
-    settings = PhantomSettings(image_size=32, train=14, validate=3, test=5, seed=7, workers=1)
-    one = collect(settings, tmp_path / "one")
-    two = collect(PhantomSettings(image_size=32, train=14, validate=3, test=5, seed=7, workers=2), tmp_path / "two")
-    assert one == two and len(one.studies) == 22 and sum(one.dropped.values()) > 500
-    for study in one.studies:
+def test_corpus_is_marked_resumable_and_the_same_for_any_number_of_workers(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(source_module, "core_count", lambda: 1)
+    source = PhantomSource(PhantomSettings(train=14, validate=3, test=5, seed=7))
+    one = source.studies(tmp_path / "one", 32)
+    monkeypatch.setattr(source_module, "core_count", lambda: 2)
+    two = source.studies(tmp_path / "two", 32)
+    assert one == two and len(one) == source.assumed_images == 22 and sum(source.left_out.values()) > 500
+    for study in one:
         a, b = (tmp_path / folder / study.image_path for folder in ("one", "two"))
         assert a.read_bytes() == b.read_bytes()
         with Image.open(a) as picture:
@@ -210,12 +212,12 @@ def test_corpus_is_marked_resumable_and_the_same_for_any_number_of_workers(tmp_p
         mask = np.asarray(Image.open(tmp_path / "one" / study.mask_path))
         assert np.bitwise_or.reduce(mask, axis=None) < 2 ** len(study.truth)
 
-    first, second, third = one.studies[:3]
+    first, second, third = one[:3]
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "one").rglob("*.png")}
     (tmp_path / "one" / first.image_path).unlink()
     cut = tmp_path / "one" / second.image_path
     cut.write_bytes(cut.read_bytes()[:200])
-    collect(settings, tmp_path / "one")
+    source.studies(tmp_path / "one", 32)
     after = {p: p.stat().st_mtime_ns for p in (tmp_path / "one").rglob("*.png")}
     remade = {p.stem for p in after if after[p] != before[p]}
     assert (
@@ -225,5 +227,5 @@ def test_corpus_is_marked_resumable_and_the_same_for_any_number_of_workers(tmp_p
 
 
 def test_settings_refuse_the_impossible() -> None:
-    with pytest.raises(UserError, match=r"(?s)image_size.*test.*abnormal_share"):
-        build_settings(PhantomSettings, {"image_size": 100, "test": -1, "abnormal_share": 2.0})
+    with pytest.raises(UserError, match=r"(?s)test.*mirrored_share"):
+        build_settings(PhantomSettings, {"test": -1, "mirrored_share": 2.0})

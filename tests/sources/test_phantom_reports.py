@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import tarfile
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmcxr.foundation.assets import fetch
 from llmcxr.foundation.errors import UserError
-from llmcxr.labelling.rules import find_sides, label_report
+from llmcxr.labelling.registry import build_labeller
 from llmcxr.sources.phantom.reports import (
     IndianaReport,
     clean_text,
@@ -20,9 +21,16 @@ from llmcxr.sources.phantom.reports import (
     read_reports,
     with_sides,
 )
-from llmcxr.sources.phantom.source import PhantomSettings, UsableReport, mirrored, plan, split_of, usable_reports
+from llmcxr.sources.phantom.source import (
+    PHANTOM_FINDINGS,
+    PhantomSettings,
+    UsableReport,
+    mirrored,
+    plan,
+    split_of,
+    usable_reports,
+)
 from llmcxr.studies.findings import Finding
-from llmcxr.studies.labels import PHANTOM_FINDINGS
 
 TAGS = [
     ("Pleural Effusion/left/small", Finding("pleural effusion", "left", "mild")),
@@ -127,13 +135,6 @@ def test_reasons_for_leaving_out() -> None:
     assert findings_of(report(*many)) == "more than 8 findings"
     _, dropped = usable_reports(
         [
-            report("Pleural Effusion/left", findings="No pleural effusion.", impression=""),
-            report("normal", findings="Severe cardiomegaly.", impression=""),
-        ]
-    )
-    assert dropped == {"text denies a tagged finding": 1, "text tells a finding that is not tagged": 1}
-    _, dropped = usable_reports(
-        [
             report("No Indexing"),
             report("normal", findings="XXXX.", impression=""),
             report("normal", findings="", impression=""),
@@ -141,6 +142,19 @@ def test_reasons_for_leaving_out() -> None:
         ]
     )
     assert dropped == {"not indexed": 2, "blanks leave no sentence": 1, "no text": 1}
+
+
+def test_reports_that_the_labeller_reads_otherwise_are_kept_for_the_test_alone() -> None:
+    denied = [report("Pleural Effusion/left", findings=f"No effusion {k}.", impression="") for k in range(40)]
+    untagged = [report("normal", findings=f"Severe cardiomegaly {k}.", impression="") for k in range(40)]
+    kept, dropped = usable_reports([*denied, *untagged])
+    reasons = ("text denies a tagged finding", "text tells a finding that is not tagged")
+    assert {split_of(r) for r in kept} == {"test"} and 4 < len(kept) < 40
+    counts = Counter(r.disagreement for r in kept)
+    assert all(dropped[reason] + counts[reason] == 40 for reason in reasons)
+    agreeing = [usable(k, k % 2 == 0) for k in range(200)]
+    drawn = [r for split, _, r, _ in plan(PhantomSettings(train=50, validate=20, test=200), [*agreeing, *kept])]
+    assert {r.disagreement for r in drawn[:70]} == {""} and {r.disagreement for r in drawn[70:]} == {"", *reasons}
 
 
 def test_blanks_are_filled_or_their_sentence_dropped() -> None:
@@ -206,11 +220,7 @@ def test_a_study_depends_on_seed_and_number_alone() -> None:
 def test_share_of_abnormal_reports_and_rare_findings() -> None:
     rare = UsableReport("rare", "A mass.", "", (Finding("mass", "left", "mild"),))
     pool = [r for r in REPORTS if split_of(r) == "train"] + [rare] * (split_of(rare) == "train")
-    drawn = [
-        r
-        for split, _, r, _ in plan(PhantomSettings(train=600, validate=0, test=0, abnormal_share=0.7), pool)
-        if split == "train"
-    ]
+    drawn = [r for split, _, r, _ in plan(PhantomSettings(train=600, validate=0, test=0), pool) if split == "train"]
     assert sum(bool(r.findings) for r in drawn) / 600 == pytest.approx(0.7, abs=0.06)
     assert split_of(rare) == "train"  # its own chance is then about 12 times that of a common report
     assert sum(r.uid == "rare" for r in drawn) / 600 > 3 / 140
@@ -267,6 +277,7 @@ def test_exchanged_twice_is_as_before(text: str) -> None:
 
 def test_mirrored_real_reports_tell_the_same_on_the_other_side() -> None:
     usable, _ = usable_reports(read_reports(fetch("indiana-reports") / "NLMCXR_reports.tgz"))
+    labeller = build_labeller("rules")
     opposite = {"left": "right", "right": "left", "both": "both", "": ""}
     changed = 0
     for report in usable:
@@ -277,8 +288,9 @@ def test_mirrored_real_reports_tell_the_same_on_the_other_side() -> None:
         assert [opposite[f.side] for f in report.findings] == [f.side for f in other.findings]
         texts = ((r.findings_text, r.impression_text) for r in (report, other))
         for one, two in zip(*texts, strict=True):
-            assert mirror_words(two) == one and label_report(one) == label_report(two)
-            assert {name: opposite[side] for name, side in find_sides(one).items()} == find_sides(two)
+            told = [labeller.read(text) for text in (one, two)]
+            assert mirror_words(two) == one and told[0].states == told[1].states
+            assert {name: opposite[side] for name, side in told[0].sides().items()} == told[1].sides()
     assert changed > 400  # of about 700 that tell a side
 
 
@@ -305,7 +317,8 @@ def test_mirroring_is_of_training_alone_and_shares_no_text_with_the_other_splits
         for k in range(400)
         for side in ("left", "right")
     ]
-    settings = PhantomSettings(train=300, validate=30, test=30, abnormal_share=1.0)
+    sides += [usable(k, False) for k in range(801, 901)]
+    settings = PhantomSettings(train=300, validate=30, test=30)
     share = dataclasses.replace(settings, mirrored_share=0.5)
     plain, half = (list(plan(s, sides)) for s in (settings, share))
     texts: dict[str, set[str]] = {"train": set(), "validate": set(), "test": set()}
@@ -313,7 +326,7 @@ def test_mirroring_is_of_training_alone_and_shares_no_text_with_the_other_splits
         texts[split].add(report.findings_text)
     assert not texts["train"] & (texts["validate"] | texts["test"])
     assert [p for p in plain if p[0] != "train"] == [h for h in half if h[0] != "train"]
-    pairs = [(p[2], h[2]) for p, h in zip(plain, half, strict=True) if p[0] == "train"]
+    pairs = [(p[2], h[2]) for p, h in zip(plain, half, strict=True) if p[0] == "train" and p[2].findings]
     changed = [(p, h) for p, h in pairs if p != h]
     assert all(mirror_words(h.findings_text) == p.findings_text for p, h in changed)
     assert 0.2 < len(changed) / len(pairs) < 0.5  # half of them, less those whose mirrored text is another split's

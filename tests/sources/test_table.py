@@ -14,8 +14,10 @@ from PIL import Image
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings
-from llmcxr.sources.table import TableSettings, collect
-from llmcxr.studies.radiographs import load_all
+from llmcxr.sources.registry import SourceSettings, build_source
+from llmcxr.sources.table import TableSettings, TableSource
+from llmcxr.studies.pixel_store import PixelStore
+from llmcxr.studies.study import Study
 
 ROWS = [
     # file, report, patient, study, split, view, date, effusion
@@ -59,13 +61,16 @@ def settings(folder: Path, table: str = "t.csv", **changes) -> TableSettings:
     return build_settings(TableSettings, {"path": folder / table, "images": folder / "pictures", **SETTINGS, **changes})
 
 
+def collect(settings: TableSettings, seed: int = 0) -> tuple[list[Study], Counter[str]]:
+    source = TableSource(settings, seed)
+    return source.studies(Path("unused"), 8), source.left_out
+
+
 @pytest.mark.parametrize("table", ["t.csv", "t.tsv", "t.jsonl", "t.parquet"])
 def test_every_format_gives_the_same_studies(folder, table):
-    result = collect(settings(folder, table), folder)
-    assert result.dropped == Counter(
-        {"image file missing": 1, "empty report": 1, "image repeated": 1, "no image named": 1}
-    )
-    a, b, c, e = result.studies
+    studies, left_out = collect(settings(folder, table))
+    assert left_out == Counter({"image file missing": 1, "empty report": 1, "image repeated": 1, "no image named": 1})
+    a, b, c, e = studies
     assert dataclasses.asdict(a) == {
         "image_id": "a",
         "patient_id": "7",
@@ -86,26 +91,23 @@ def test_every_format_gives_the_same_studies(folder, table):
 
 
 def test_images_can_be_loaded(folder):
-    studies = collect(settings(folder), folder).studies
-    assert load_all(studies, Path("elsewhere"), 8)[0].shape == (4, 8, 8)
+    PixelStore.write(folder / "pixels.npy", collect(settings(folder))[0], Path("elsewhere"), 8)
+    assert PixelStore.open(folder / "pixels.npy").shape == (4, 8, 8)
 
 
 def test_sections_in_two_columns_and_bare_ids(tmp_path):
     Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "1.png")
     (tmp_path / "t.csv").write_text('id,f,i\n1,"Wrapped\nline",\n2,x,y\n')
     values = {"path": tmp_path / "t.csv", "image_column": "id", "image_suffix": ".png", "findings_column": "f"}
-    result = collect(build_settings(TableSettings, values | {"impression_column": "i"}), tmp_path)
-    assert [(s.image_id, s.findings_text, s.impression_text) for s in result.studies] == [("1", "Wrapped line", "")]
-    assert result.dropped == {"image file missing": 1}
+    studies, left_out = collect(build_settings(TableSettings, values | {"impression_column": "i"}))
+    assert [(s.image_id, s.findings_text, s.impression_text) for s in studies] == [("1", "Wrapped line", "")]
+    assert left_out == {"image file missing": 1}
 
 
 def test_splits_are_made_by_patient_and_do_not_depend_on_the_rows(folder):
-    made = collect(settings(folder, split_column="", fractions={"train": 0.5, "test": 0.5}), folder).studies
+    made = collect(settings(folder, split_column="", fractions={"train": 0.5, "test": 0.5}))[0]
     assert made[0].split == made[1].split
-    seeds = [
-        tuple(s.split for s in collect(settings(folder, split_column="", seed=seed), folder).studies)
-        for seed in range(9)
-    ]
+    seeds = [tuple(s.split for s in collect(settings(folder, split_column=""), seed)[0]) for seed in range(9)]
     assert len(set(seeds)) > 1
 
 
@@ -113,31 +115,27 @@ def test_classes_and_reports_from_a_label(folder):
     (folder / "c.csv").write_text("file,kind\na.png,covid\nb.png,none\nc.png,\nd.png,other\n")
     only = {"path": folder / "c.csv", "images": folder / "pictures", "image_column": "file", "label_column": "kind"}
     reports = {"covid": "COVID-19 pneumonia.", "none": "No acute disease."}
-    result = collect(build_settings(TableSettings, only | {"report_from_label": reports}), folder)
-    assert [(s.impression_text, s.labels) for s in result.studies] == [
-        ("COVID-19 pneumonia.", {"covid": 1, "none": 0, "other": 0}),
-        ("No acute disease.", {"covid": 0, "none": 1, "other": 0}),
+    studies, left_out = collect(build_settings(TableSettings, only | {"report_from_label": reports}))
+    assert [(s.impression_text, s.labels) for s in studies] == [
+        ("COVID-19 pneumonia.", {"covid": 1, "other": 0}),
+        ("No acute disease.", {"covid": 0, "other": 0}),  # "none" is the absence of the others
     ]
-    assert result.dropped == {"empty report": 2}
-    kept = collect(build_settings(TableSettings, only), folder).studies  # no reports are asked for: all rows stay
-    assert [s.labels for s in kept][2:] == [{}, {"covid": 0, "none": 0, "other": 1}]
+    assert left_out == {"empty report": 2}
+    kept, _ = collect(build_settings(TableSettings, only))  # no reports are asked for: all rows stay
+    assert [s.labels for s in kept][2:] == [{}, {"covid": 0, "other": 1}]
     with pytest.raises(UserError, match="'other' .*label_values"):
-        collect(build_settings(TableSettings, only | {"label_values": ["covid", "none"]}), folder)
+        collect(build_settings(TableSettings, only | {"label_values": ["covid", "none"]}))
     with pytest.raises(UserError, match="'covd' does not occur.*nearest: covid"):
-        collect(build_settings(TableSettings, only | {"report_from_label": {"covd": "x"}}), folder)
+        collect(build_settings(TableSettings, only | {"report_from_label": {"covd": "x"}}))
 
 
 def test_same_stem_in_two_folders_gets_two_ids(folder):
     (folder / "pictures" / "more").mkdir()
     (folder / "pictures" / "a.png").rename(folder / "pictures" / "more" / "b.png")
     (folder / "s.csv").write_text("file\nb.png\nmore/b.png\n./b.png\n")
-    result = collect(
-        build_settings(
-            TableSettings, {"path": folder / "s.csv", "images": folder / "pictures", "image_column": "file"}
-        ),
-        folder,
-    )
-    assert [s.image_id for s in result.studies] == ["b.png", "more-b.png"] and result.dropped == {"image repeated": 1}
+    values = {"path": folder / "s.csv", "images": folder / "pictures", "image_column": "file"}
+    studies, left_out = collect(build_settings(TableSettings, values))
+    assert [s.image_id for s in studies] == ["b.png", "more-b.png"] and left_out == {"image repeated": 1}
 
 
 @pytest.mark.parametrize(
@@ -159,7 +157,7 @@ def test_mistakes_are_named(folder, changes, message):
         frame["view"] = "one patient"
         frame.to_csv(folder / "t.csv", index=False)
     with pytest.raises(UserError, match=f"(?s){message}"):
-        collect(settings(folder, **changes), folder)
+        collect(settings(folder, **changes))
 
 
 def test_broken_tables_are_named(folder):
@@ -182,14 +180,15 @@ def test_broken_tables_are_named(folder):
         "t.xlsx": "not .xlsx",
     }.items():
         with pytest.raises(UserError, match=message):
-            collect(settings(folder, name), folder)
+            collect(settings(folder, name))
 
 
 def test_impossible_settings_are_listed_together():
-    with pytest.raises(UserError, match="4 faults"):
+    with pytest.raises(UserError, match="5 faults"):
         build_settings(
             TableSettings,
             {
+                "label_columns": ["Pleural_Effusion", "pleural effusion"],
                 "report_column": "r",
                 "findings_column": "f",
                 "report_from_label": {"a": "b"},
@@ -198,7 +197,104 @@ def test_impossible_settings_are_listed_together():
         )
 
 
-def test_real_radiographs():
+def labels_of(folder: Path, cells: list[str], **changes) -> list[dict[str, int]]:
+    frame = pd.DataFrame({"file": [f"{name}.png" for name in "abcde"][: len(cells)], "kind": cells})
+    frame.to_csv(folder / "l.csv", index=False)
+    values = {"path": folder / "l.csv", "images": folder / "pictures", "image_column": "file", "label_column": "kind"}
+    return [s.labels for s in collect(build_settings(TableSettings, values | changes))[0]]
+
+
+def test_a_cell_may_hold_several_labels(folder):
+    cells = ["COVID-19, ARDS", "COVID-19", "No Finding", "ards|Pleural_Effusion", "pleural effusion"]
+    names = ("ARDS", "COVID-19", "Pleural_Effusion")
+    wanted = [(1, 1, 0), (0, 1, 0), (0, 0, 0), (1, 0, 1), (0, 0, 1)]
+    told = labels_of(folder, cells)
+    assert [tuple(labels[name] for name in names) for labels in told] == wanted and {len(t) for t in told} == {3}
+    whole = labels_of(folder, cells[:3], label_values=["COVID-19, ARDS", "COVID-19", "no_finding"])
+    assert whole == [{"COVID-19, ARDS": a, "COVID-19": b} for a, b in ((1, 0), (0, 1), (0, 0))]
+    with pytest.raises(UserError, match="'ARDS' .1 rows. is not in label_values"):
+        labels_of(folder, cells[:2], label_values=["covid-19"])
+
+
+def test_one_class_alone(folder):
+    assert labels_of(folder, ["COVID-19", "covid 19", "", "COVID-19"]) == [
+        {"COVID-19": 1},
+        {"COVID-19": 1},
+        {},
+        {"COVID-19": 1},
+    ]
+
+
+def test_report_lines_of_several_labels(folder):
+    lines = {"COVID-19": "COVID-19 pneumonia.", "ards": "ARDS.", "COVID-19, Mass": "Both."}
+    values = {"image_column": "file", "label_column": "kind", "report_from_label": lines, "images": folder / "pictures"}
+    (folder / "m.csv").write_text('file,kind\na.png,"COVID-19, ARDS"\nb.png,"COVID-19, Mass"\nc.png,Mass\n')
+    studies, left_out = collect(build_settings(TableSettings, values | {"path": folder / "m.csv"}))
+    assert [s.impression_text for s in studies] == ["COVID-19 pneumonia. ARDS.", "Both."] and left_out == {
+        "empty report": 1
+    }
+
+
+def test_no_finding_is_the_absence_of_the_others(folder):
+    rows = ["file,No Finding,Mass,Support Devices,Edema", "a.png,1,,,", "b.png,1,,1,-1", "c.png,0,1,,", "d.png,,0,,"]
+    (folder / "n.csv").write_text("\n".join(rows))
+    columns = {"label_columns": rows[0].split(",")[1:], "image_column": "file", "images": folder / "pictures"}
+    source = TableSource(build_settings(TableSettings, columns | {"path": folder / "n.csv"}), 0)
+    assert [s.labels for s in source.studies(folder, 8)] == [
+        {"Mass": 0, "Edema": 0},  # it says nothing of devices
+        {"Mass": 0, "Support Devices": 1, "Edema": -1},
+        {"Mass": 1},
+        {"Mass": 0},
+    ]
+    assert source.findings == ["Mass", "Support Devices", "Edema"]
+
+
+@pytest.mark.parametrize(
+    "text", [",file\n0,a.png\n1,b.png\n", "file,\na.png,train\nb.png,x\n", "file,,\na.png,,\nb.png,1,2,\n"]
+)
+def test_a_column_without_a_name_is_no_setting(folder, text):
+    """pandas' index, and commas at the ends of lines; taken for every column that is not set before."""
+    (folder / "u.csv").write_text(text)
+    values = {"path": folder / "u.csv", "images": folder / "pictures", "image_column": "file"}
+    studies, _ = collect(build_settings(TableSettings, values))
+    assert [(s.image_id, s.patient_id, s.study_id, s.view, s.labels) for s in studies] == [
+        ("a", "a", "a", "", {}),
+        ("b", "b", "b", "", {}),
+    ]
+
+
+def test_home_folders(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("USERPROFILE", str(folder))
+    here = TableSource(settings(folder), 0)
+    home = TableSource(settings(Path("~"), images=Path("~/pictures")), 0)
+    home.check()
+    assert home.on_disk and home.studies(folder, 8) == here.studies(folder, 8)
+    before = home.fingerprint()
+    assert before == home.fingerprint() and json.dumps(before)
+    (folder / "t.csv").write_text((folder / "t.csv").read_text().replace("Effusion.", "Large effusion."))
+    assert home.fingerprint() != before
+    monkeypatch.chdir(folder / "pictures")  # without `images`, they are beside the table
+    (folder / "pictures" / "t.csv").write_text((folder / "t.csv").read_text())
+    assert len(TableSource(settings(Path("~/pictures"), images=None), 0).studies(folder, 8)) == 4
+
+
+def test_what_is_missing_is_said_before(folder):
+    for changes, message in [
+        ({"path": Path("no.csv")}, "the table no.csv does not exist.*Apply at the archive."),
+        ({"images": Path("no")}, "the folder of the images, no, does not exist.*Apply at the archive."),
+    ]:
+        block = {"kind": "table", "access": "Apply at the archive.\n", "table": vars(settings(folder)) | changes}
+        source = build_source(build_settings(SourceSettings, block), 0)
+        with pytest.raises(UserError, match=f"(?s){message}$"):
+            source.check()
+        assert source.on_disk == ("images" in changes) and source.fingerprint()
+    phantom = build_source(SourceSettings(), 0)
+    phantom.check()
+    assert phantom.simulated and not phantom.on_disk and not source.simulated
+
+
+def test_real_radiographs(tmp_path):
     table = Path(__file__).parents[3] / "shared/data/real-cxr/labels.csv"
     if not table.exists():
         pytest.skip("the folder ../shared/data/real-cxr is not on this machine")
@@ -214,10 +310,11 @@ def test_real_radiographs():
             "covid": "Findings consistent with COVID-19 pneumonia.",
         },
     }
-    result = collect(build_settings(TableSettings, values), Path("unused"))
-    assert len(result.studies) == 892 and not result.dropped
-    assert Counter(s.split for s in result.studies) == {"train": 660, "validate": 98, "test": 134}
-    assert sum(s.labels["covid"] for s in result.studies) == 104
-    images, kept, dropped = load_all(result.studies[::30], Path("unused"), 64, workers=2)
-    assert len(images) == len(kept) == 30 and not dropped
+    studies, left_out = collect(build_settings(TableSettings, values))
+    assert len(studies) == 892 and not left_out
+    assert Counter(s.split for s in studies) == {"train": 660, "validate": 98, "test": 134}
+    assert sum(s.labels["covid"] for s in studies) == 104 and set(studies[0].labels) == {"pneumonia", "covid"}
+    kept, unreadable = PixelStore.write(tmp_path / "pixels.npy", studies[::30], Path("unused"), 64)
+    images = PixelStore.open(tmp_path / "pixels.npy")[:]
+    assert len(images) == len(kept) == 30 and not unreadable
     assert 40 < images.mean() < 215 and images.std(axis=(1, 2)).min() > 15

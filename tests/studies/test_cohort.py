@@ -40,14 +40,18 @@ def test_paper_stage_two():
 def test_stage_one_keeps_everything_with_a_report():
     assert len(select_cohort(STUDIES, CohortSettings()).studies) == len(STUDIES)
     bare = [study("8", "e", findings_text="", impression_text="")]
-    assert select_cohort(bare, CohortSettings()).dropped == {"no findings and impression": 1}
-    assert len(select_cohort(bare, CohortSettings(report_required=False)).studies) == 1
+    assert select_cohort([*STUDIES, *bare], CohortSettings()).dropped == {"no findings and impression": 1}
 
 
-def test_labels_required_means_known_not_present():
-    result = select_cohort(STUDIES, CohortSettings(labels_required=["mass"]))
-    assert [s.image_id for s in result.studies] == ["6"]
-    assert result.dropped == {"label mass unknown": 6}
+def test_data_of_labels_alone_are_kept():
+    bare = [study("8", "e", findings_text="", impression_text="", labels={"mass": 1})]
+    assert select_cohort(bare, CohortSettings()).studies == bare
+
+
+def test_a_cohort_may_be_empty():
+    lateral = [study("1", "a", view="LATERAL")]
+    assert select_cohort(lateral, CohortSettings(views=["AP", "PA"])).dropped == {"view LATERAL": 1}
+    assert select_cohort([], CohortSettings()).studies == assign_splits([], 0, FRACTIONS) == []
 
 
 FRACTIONS = {"train": 0.7, "validate": 0.1, "test": 0.2}

@@ -12,8 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.studies.radiographs import from_uint8, load_all, load_square, read_radiograph, to_square, to_uint8
-from llmcxr.studies.study import Study
+from llmcxr.studies.radiographs import from_uint8, load_square, pixels_of_picture, read_radiograph, to_square, to_uint8
 
 RAMP = np.arange(48, dtype=np.uint16).reshape(6, 8) * 80  # 0 .. 3760, 12 bits
 
@@ -152,7 +151,10 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     result["palette dicom"] = (dicom(folder / "p.dcm", RAMP, "PALETTE COLOR"), "PALETTE COLOR")
     result["frames"] = (dicom(folder / "f.dcm", np.stack([RAMP, RAMP]), NumberOfFrames=2), "2 frames")
     result["no pixels"] = (dicom(folder / "n.dcm", RAMP, PixelData=None), "no pixel data")
-    result["window of no width"] = (dicom(folder / "z.dcm", RAMP, WindowCenter=5, WindowWidth=0), "window width")
+    result["window of no width"] = (
+        dicom(folder / "z.dcm", RAMP, WindowCenter=5, WindowWidth=0),
+        "window cannot be applied",
+    )
     return result
 
 
@@ -192,27 +194,37 @@ def test_fast_path_equals_the_slow_one(tmp_path):
     np.testing.assert_array_equal(load_square(path, 32), to_square(read_radiograph(path), 32))
 
 
-def studies(names: list[str]) -> list[Study]:
-    return [Study(image_id=n, patient_id=n, study_id=n, image_path=n, split="train") for n in names]
+def test_a_picture_is_read_as_its_file_is(tmp_path):
+    rng = np.random.default_rng(3)
+    pictures = {
+        "I;16": Image.fromarray(rng.integers(0, 4096, (8, 8), dtype=np.uint16)),
+        "L": Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)),
+        "RGBA": Image.fromarray(rng.integers(0, 256, (8, 8, 4), dtype=np.uint8)),
+        "P": Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).quantize(),
+    }
+    for mode, picture in pictures.items():
+        assert picture.mode == mode
+        picture.save(tmp_path / "a.png")
+        np.testing.assert_array_equal(pixels_of_picture(picture), read_radiograph(tmp_path / "a.png"))
+    deep = pixels_of_picture(pictures["I;16"])
+    np.testing.assert_array_equal(pixels_of_picture(pictures["I;16"].convert("I")), deep)
+    assert deep.dtype == np.float32 and len(np.unique(deep)) > 50  # 8 bits saturated at 255 of 4095
 
 
-def test_load_all_keeps_order_and_counts(tmp_path, caplog):
-    names = [f"{i}.png" for i in range(12)]
-    for i, name in enumerate(names):
-        save(tmp_path / name, np.array([[i, 255], [0, 255]], dtype=np.uint8).repeat(2, 0).repeat(2, 1))
-    (tmp_path / "5.png").write_bytes(b"broken")
-    images, kept, dropped = load_all(studies(names), tmp_path, 4, workers=3)
-    assert [s.image_id for s in kept] == names[:5] + names[6:]
-    assert images.dtype == np.uint8 and images[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
-    assert dropped == {"unreadable image": 1} and "5.png" in caplog.text
+def test_pictures_of_real_numbers_are_in_their_range():
+    values = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    np.testing.assert_array_equal(pixels_of_picture(Image.fromarray(values)), values)
+    for wrong in (values * 255, values - 0.5, values * np.nan, np.full((4, 4), -7, np.int32)):
+        with pytest.raises(ValueError, match="should be 0 to"):
+            pixels_of_picture(Image.fromarray(wrong))
 
 
-def test_load_all_stops_where_too_many_fail(tmp_path):
-    for i in range(16):
-        save(tmp_path / f"{i}.png", np.eye(4, dtype=np.uint8) * 255)
-    names = [f"{i}.png" for i in range(20)]  # four of twenty are missing
-    with pytest.raises(UserError, match="4 of 20"):
-        load_all(studies(names), tmp_path, 4)
-    assert len(load_all(studies(names[:19]), tmp_path, 4)[1]) == 16  # three may always fail
-    with pytest.raises(UserError, match="1 of 1"):
-        load_all(studies(["gone.png"]), tmp_path, 4)
+def test_windows_are_as_the_standard_has_them(tmp_path):
+    """PS3.3 C.11.2.1.2: ours until pydicom did it, on values beyond both ends."""
+    for function, expected in {
+        "LINEAR": np.clip((RAMP - 1999.5) / 999 + 0.5, 0, 1),
+        "LINEAR_EXACT": np.clip((RAMP - 2000.0) / 1000 + 0.5, 0, 1),
+        "SIGMOID": 1 / (1 + np.exp(-4 * (RAMP - 2000.0) / 1000)),
+    }.items():
+        path = dicom(tmp_path / "a.dcm", RAMP, WindowCenter=2000, WindowWidth=1000, VOILUTFunction=function)
+        np.testing.assert_allclose(read_radiograph(path), expected, atol=1e-6)

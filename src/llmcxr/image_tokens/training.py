@@ -33,6 +33,7 @@ from llmcxr.image_tokens.losses import (
     hinge_discriminator_loss,
 )
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
+from llmcxr.studies.pixel_store import Images
 
 if TYPE_CHECKING:
     from llmcxr.foundation.processes import Processes
@@ -139,7 +140,7 @@ class _Training(loop.Training):
         self,
         settings: ImageTokenizerSettings,
         features: ClinicalFeatures,
-        images: np.ndarray,
+        images: Images,
         seed: int,
         folder: Path,
         processes: Processes,
@@ -255,7 +256,7 @@ class _Training(loop.Training):
 def train_image_tokenizer(
     settings: ImageTokenizerSettings,
     features: ClinicalFeatures,
-    images: np.ndarray,
+    images: Images,
     seed: int,
     folder: Path,
     processes: Processes,

@@ -26,7 +26,7 @@ from llmcxr.instructions.questions import presence_question
 from llmcxr.instructions.templates import build_template
 from llmcxr.model.find import find_model
 from llmcxr.model.folder import ModelInfo, load_info
-from llmcxr.studies.radiographs import load_square, to_square
+from llmcxr.studies.radiographs import load_square, pixels_of_picture, to_square
 from llmcxr.tasks import cxr_vqa, language
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
@@ -79,7 +79,7 @@ class LlmCxr:
         if isinstance(image, str | Path):
             return load_square(Path(image), size)
         if isinstance(image, Image.Image):
-            return to_square(np.asarray(image.convert("L"), dtype=np.float32) / 255, size)
+            return to_square(pixels_of_picture(image), size)
         pixels = np.asarray(image, dtype=np.float32)
         if pixels.shape != (size, size) or pixels.min() < -1 or pixels.max() > 1:
             raise ValueError(

@@ -7,6 +7,7 @@ be exact and checked. One line of vqa.jsonl: {"image_id", "question", "answer", 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.studies.findings import Finding
+from llmcxr.studies.findings import Finding, LabelSet, is_finding, normal_form
 from llmcxr.studies.study import Study
 
 Kind = Literal["presence", "normal", "side", "severity", "type", "count", "list"]
@@ -39,31 +40,35 @@ class QuestionAnswer:
     origin: str = "truth"
 
 
+LIST_QUESTION = "Which abnormal findings does this chest radiograph show?"
+NORMAL_QUESTION = "Is this chest radiograph normal?"
+
+_ACRONYM = re.compile(r"[A-Z]{2,5}s?|\S*\d\S*")
+# Endings of names that take no article: plurals, and what is not counted (pneumonia, cardiomegaly, oedema, hyperinflation).
+_NO_ARTICLE = re.compile(r"(?:(?<!s)s|(?<!hern)ia|megaly|pathy|ema|tion|ing|disease|covid)$", re.I)
+_VOWEL_SOUND = re.compile(r"[AEFHILMNORSX][A-Z]{0,4}\b|(?i:[aeio]|u(?!ni))")
+
+
+def spoken(finding: str) -> str:
+    """A finding's name as it is said in a sentence: as the user spells it, but for underscores."""
+    return " ".join(finding.replace("_", " ").split())
+
+
+def _with_article(finding: str) -> str:
+    words = spoken(finding).split(" ")
+    if _ACRONYM.fullmatch(words[-1]) or _NO_ARTICLE.search(words[-1]):
+        return " ".join(words)
+    return f"{'an' if _VOWEL_SOUND.match(words[0]) else 'a'} {' '.join(words)}"
+
+
 def presence_question(finding: str) -> str:
     """The question whose answer's p(yes) scores a finding."""
     return f"Is there {_with_article(finding)}?"
 
 
-LIST_QUESTION = "Which abnormal findings does this chest radiograph show?"
-NORMAL_QUESTION = "Is this chest radiograph normal?"
-
-
-def _with_article(finding: str) -> str:
-    if (finding.endswith("s") and not finding.endswith("ss")) or finding in (
-        "cardiomegaly",
-        "atelectasis",
-        "pulmonary edema",
-        "hyperinflation",
-        "hypoinflation",
-        "scoliosis",
-    ):
-        return finding
-    return ("an " if finding[0] in "aeiou" else "a ") + finding
-
-
 def side_question(name: str) -> str:
     """The question on which side a finding is; `SIDE_ANSWERS` are its answers."""
-    return f"On which side is the {name}?"
+    return f"On which side is the {spoken(name)}?"
 
 
 def finding_list(findings: Iterable[Finding]) -> str:
@@ -73,19 +78,23 @@ def finding_list(findings: Iterable[Finding]) -> str:
         sides.setdefault(finding.name, set()).update({"left", "right"} if finding.side == "both" else {finding.side})
     # One order: what is there decides every token, and none is spent on guessing what a report would mention first.
     parts = []
-    for name in sorted(sides):
+    for name in sorted(sides, key=normal_form):
         own = sides[name] - {""}
-        parts.append(f"{'bilateral' if len(own) == 2 else ''.join(own)} {name}".strip())
-    return ("; ".join(parts).capitalize() + ".") if parts else NOTHING
+        parts.append(f"{'bilateral' if len(own) == 2 else ''.join(own)} {spoken(name)}".strip())
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else NOTHING
 
 
-def listed_findings(text: str) -> tuple[Finding, ...]:
-    """What a `finding_list` names, in small letters, each with its side ("" where it has none)."""
-    findings = []
-    for part in text.lower().removesuffix(".").split("; ") if text != NOTHING else []:
+def listed_findings(text: str, names: Sequence[str] = ()) -> tuple[Finding, ...]:
+    """What a `finding_list` names, each with its side ("" where it has none), in the spelling of `names`, else in small letters."""
+    known, findings = LabelSet(names), []
+    for part in text.removesuffix(".").split("; ") if text not in ("", NOTHING) else []:
         first, _, rest = part.partition(" ")
-        side = {"left": "left", "right": "right", "bilateral": "both"}.get(first, "")
-        findings.append(Finding(rest if side else part, side))
+        side = {"left": "left", "right": "right", "bilateral": "both"}.get(first.lower(), "")
+        if part in known or not rest:  # "left ventricular hypertrophy" may be a name of its own
+            side = ""
+        name = rest if side else part
+        findings.append(Finding(known.spelling(name) if name in known else name.lower(), side))
     return tuple(findings)
 
 
@@ -109,14 +118,14 @@ def _from_truth(study: Study, present_share: dict[str, float], seed: int) -> lis
             side = sides.pop() if len(sides) == 1 else "both"
             result.append(QuestionAnswer(study.image_id, side_question(name), SIDE_ANSWERS[side], "side", name))
         if len(severities := {f.severity for f in same if f.severity}) == 1:
-            question = f"How severe is the {name}: mild, moderate or severe?"
+            question = f"How severe is the {spoken(name)}: mild, moderate or severe?"
             result.append(
                 QuestionAnswer(study.image_id, question, severities.pop().capitalize() + ".", "severity", name)
             )
         if len(kinds := {f.kind for f in same if f.kind}) == 1:
             result.append(
                 QuestionAnswer(
-                    study.image_id, f"What kind of {name} is it?", kinds.pop().capitalize() + ".", "type", name
+                    study.image_id, f"What kind of {spoken(name)} is it?", kinds.pop().capitalize() + ".", "type", name
                 )
             )
     # Each finding is asked about where it is absent with a chance that makes "no" as frequent as "yes" over all images,
@@ -131,6 +140,8 @@ def _from_labels(study: Study, present_share: dict[str, float], seed: int) -> li
     rng = stream(seed, "vqa", study.image_id)
     result = []
     for name, value in study.labels.items():
+        if name not in present_share:
+            continue
         share = present_share[name]
         chance = 1.0 if value == 1 else share / max(1e-9, 1 - share)
         chance = min(chance, (1 - share) / max(1e-9, share)) if value == 1 else chance
@@ -145,7 +156,7 @@ def questions_of(studies: Sequence[Study], seed: int) -> list[QuestionAnswer]:
 
     Uncertain and unknown labels are never asked about.
     """
-    names = list(dict.fromkeys(name for study in studies for name in study.labels))
+    names = filter(is_finding, dict.fromkeys(name for study in studies for name in study.labels))
     share = {}
     for name in names:
         known = [study.labels[name] for study in studies if study.labels.get(name) in (0, 1)]

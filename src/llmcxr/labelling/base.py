@@ -29,12 +29,16 @@ class Reading:
 
     def stated(self) -> tuple[Finding, ...]:
         """The findings that are affirmed, each with the side that the text states ("" where it states none)."""
-        result = []
-        for name, state in self.states.items():
-            if state == 1:
-                sides = {m.side for m in self.mentions if m.finding == name and m.state != 0 and m.side}
-                result.append(Finding(name, next(iter(sides)) if len(sides) == 1 else "both" if sides else ""))
-        return tuple(result)
+        sides = self.sides()
+        return tuple(Finding(name, sides.get(name, "")) for name, state in self.states.items() if state == 1)
+
+    def sides(self) -> dict[str, str]:
+        """The side of each finding that is affirmed or doubted with one; mentions on both sides together are "both"."""
+        found: dict[str, set[str]] = {}
+        for mention in self.mentions:
+            if mention.side and mention.state != 0:
+                found.setdefault(mention.finding, set()).add(mention.side)
+        return {name: next(iter(sides)) if len(sides) == 1 else "both" for name, sides in found.items()}
 
 
 class Labeller(Protocol):
@@ -43,6 +47,10 @@ class Labeller(Protocol):
     @property
     def findings(self) -> LabelSet:
         """All that it can read."""
+
+    @property
+    def sided(self) -> LabelSet:
+        """Those of them whose side it reads, too."""
 
     def read(self, text: str) -> Reading:
         """What one text says. Never raises."""

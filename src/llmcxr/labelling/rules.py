@@ -1,4 +1,4 @@
-"""Rule-based labels for `PHANTOM_FINDINGS` from free text: which findings a report states, denies or doubts.
+"""The rule-based labeller: which of 17 findings a text states, denies or doubts, where it says so, and on which side.
 
 Each sentence is searched for mentions (one phrase list a finding) and for cues. A cue acts on the mentions in its
 scope: forward ("no", "possible") or backward ("is not seen", "cannot be excluded"), up to a word that opens a new
@@ -13,12 +13,13 @@ Generated text is often ungrammatical, so nothing here relies on parsing, capita
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from llmcxr.labelling.base import Mention, Reading
-from llmcxr.studies.findings import Finding, LabelSet
-from llmcxr.studies.labels import PHANTOM_FINDINGS
+from llmcxr.studies.findings import LabelSet
 
 # Building blocks. Each pattern works on one lower-case sentence with single spaces.
 _LUNG = r"(?:lungs?|lung fields?|lung parenchyma|pulmonary parenchyma)"
@@ -279,7 +280,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\s*\n\s*(?!\|)", "", phrases))
 
 
-_PRESENT_RE = {name: _compile(_PRESENT[name]) for name in PHANTOM_FINDINGS}
+_PRESENT_RE = {name: _compile(pattern) for name, pattern in _PRESENT.items()}
 _ABSENT_RE = [(names, _compile(pattern)) for names, pattern in _ABSENT]
 _DOUBTFUL_RE = {name: _compile(pattern) for name, pattern in _DOUBTFUL.items()}
 _CUE_RE = {kind: _compile(pattern) for kind, pattern in _CUES.items()}
@@ -290,20 +291,40 @@ _OR = re.compile(r",? or (?:\w+ ){0,3}")
 
 
 @dataclass(frozen=True)
-class _Mention:
-    name: str
-    start: int
-    end: int
-    state: int  # 1, 0 or -1
+class _Sentence:
+    """A lower-case sentence with single spaces, and from where in the text its words are."""
+
+    text: str
+    starts: list[int] = field(repr=False)  # of its words, in `text` (the first may lie before 0)
+    origins: list[int] = field(repr=False)  # of the same words, in the text that is read
+
+    def origin(self, place: int) -> int:
+        """Where the character at `place` is in the text that is read."""
+        word = bisect_right(self.starts, place) - 1
+        return self.origins[word] + place - self.starts[word]
 
 
-def _sentences(text: str) -> Iterator[str]:
-    """Lower-case sentences with single spaces. A blank line, a heading and a list number end a sentence too."""
-    text = re.sub(r"\b(vs|dr|approx)\.", r"\1", text.lower())
-    for paragraph in re.split(r"\n\s*\n", text):
-        for sentence in _SENTENCE.split(" ".join(paragraph.split())):
-            if sentence := sentence.strip():
-                yield sentence
+def _sentences(text: str) -> Iterator[_Sentence]:
+    """The sentences of a text. A blank line, a heading and a list number end a sentence too."""
+    # Every character keeps its place: those that have no small letter of one character stay as they are.
+    lower = (
+        text.lower()
+        if len(text.lower()) == len(text)
+        else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+    )
+    lower = re.sub(r"\b(vs|dr|approx)\.", r"\1 ", lower)
+    first = 0
+    for gap in [*re.finditer(r"\n\s*\n", lower), None]:
+        words = list(re.compile(r"\S+").finditer(lower, first, gap.start() if gap else len(lower)))
+        first = gap.end() if gap else 0
+        joined, origins = " ".join(word.group() for word in words), [word.start() for word in words]
+        starts, begin = list(accumulate((len(word.group()) + 1 for word in words), initial=0)), 0
+        for mark in [*_SENTENCE.finditer(joined), None]:
+            part = joined[begin : mark.start() if mark else len(joined)]
+            if sentence := part.strip():
+                offset = begin + len(part) - len(part.lstrip())
+                yield _Sentence(sentence, [start - offset for start in starts], origins)
+            begin = mark.end() if mark else 0
 
 
 def _cues(sentence: str) -> dict[str, list[tuple[int, int]]]:
@@ -346,9 +367,9 @@ def _state(
     return -1 if before("doubt_before") or after("doubt_after") else 1
 
 
-def _mentions(sentence: str) -> list[_Mention]:
+def _mentions(sentence: str, breaks: list[int]) -> list[Mention]:
+    """What is said in a sentence, places as in it. `breaks` are the places of the words that open a new statement."""
     cues = _cues(sentence)
-    breaks = [m.start() for m in _BREAK.finditer(sentence)]
     spans: list[tuple[int, int, str]] = []
     for name, pattern in _PRESENT_RE.items():
         for match in pattern.finditer(sentence):
@@ -356,46 +377,28 @@ def _mentions(sentence: str) -> list[_Mention]:
             spans.append((*match.span(group), name))
     spans.sort()
     # "no pneumothorax mild cardiomegaly": a degree directly after a mention belongs to the next one
-    breaks += [end for _, end, _ in spans if _DEGREE.match(sentence, end)]
+    stops = breaks + [end for _, end, _ in spans if _DEGREE.match(sentence, end)]
     found = [
-        _Mention(name, start, end, state)
+        Mention(name, state, start, end)
         for start, end, name in spans
-        if (state := _state(sentence, start, end, cues, breaks)) is not None
+        if (state := _state(sentence, start, end, cues, stops)) is not None
     ]
     alternatives = set()
     for first, second in zip(found, found[1:], strict=False):
-        if first.name != second.name and _OR.fullmatch(sentence[first.end : second.start]):
+        if first.finding != second.finding and _OR.fullmatch(sentence[first.end : second.start]):
             alternatives |= {first, second}
-    return [_Mention(m.name, m.start, m.end, -1) if m in alternatives and m.state == 1 else m for m in found]
+    return [replace(m, state=-1) if m in alternatives and m.state == 1 else m for m in found]
 
 
-def label_report(text: str) -> dict[str, int]:
-    """Findings that `text` mentions: 1 affirmed, 0 denied (or stated normal), -1 uncertain. Never raises.
-
-    Keys are of `PHANTOM_FINDINGS`; a finding that is not mentioned has no key. Affirmed wins over uncertain, uncertain
-    over denied: "no pleural effusion on the left; small right effusion" is 1. A heart at the upper limits of normal or
-    of borderline size is -1; one called borderline enlarged is 1.
-    """
-    states: dict[str, set[int]] = {}
-    for sentence in _sentences(text):
-        for mention in _mentions(sentence):
-            states.setdefault(mention.name, set()).add(mention.state)
-        for name, pattern in _DOUBTFUL_RE.items():
-            if pattern.search(sentence):
-                states.setdefault(name, set()).add(-1)
-        for names, pattern in _ABSENT_RE:
-            if pattern.search(sentence):
-                for name in names:
-                    states.setdefault(name, set()).add(0)
-    return {
-        name: next(state for state in (1, -1, 0) if state in states[name])
-        for name in PHANTOM_FINDINGS
-        if name in states
-    }
-
-
-SIDED_FINDINGS: frozenset[str] = frozenset(
-    ("granuloma", "opacity", "atelectasis", "pleural effusion", "pneumothorax", "elevated diaphragm", "mass", "nodule")
+_SIDED = (
+    "granuloma",
+    "opacity",
+    "atelectasis",
+    "pleural effusion",
+    "pneumothorax",
+    "elevated diaphragm",
+    "mass",
+    "nodule",
 )
 _BOTH = (
     r"bilateral(?:ly)?|bibasilar|bibasal|(?:lung |the )bases|biapical|both"
@@ -406,53 +409,62 @@ _SIDE = re.compile(rf"\b(?:(?P<both>{_BOTH})|(?P<left>left(?:-sided)?|lingular?)
 _PAUSE = re.compile(r",|;|\b(?:and|or|with)\b")
 
 
-def find_sides(text: str) -> dict[str, str]:
-    """The stated side of each finding in `SIDED_FINDINGS` that `text` affirms or doubts: "left", "right" or "both".
-
-    The patient's side. Each mention takes the word for a side that is nearest to it, crossing as few other mentions,
-    commas and conjunctions as possible, within its sentence; a finding without such a word has no key. Mentions on the
-    left and on the right together are "both".
-    """
-    sides: dict[str, set[str]] = {}
-    for sentence in _sentences(text):
-        mentions = _mentions(sentence)
-        words = list(_SIDE.finditer(sentence))
-        breaks = [m.start() for m in _BREAK.finditer(sentence)]
-        for mention in mentions:
-            if mention.name not in SIDED_FINDINGS or mention.state == 0:
-                continue
-            ranked = []
-            for word in words:
-                ahead = word.start() >= mention.start
-                low, high = (mention.end, word.start()) if ahead else (word.end(), mention.start)
-                # A side inside the mention ("blunting of the left angle") has an empty gap.
-                gap = sentence[low:high]
-                if len(gap) > 120 or any(low <= b <= high for b in breaks):
-                    continue
-                crossed = sum(low <= other.start < high and other.name != mention.name for other in mentions)
-                ranked.append((2 * crossed + len(_PAUSE.findall(gap)), len(gap), str(word.lastgroup)))
-            if ranked:
-                sides.setdefault(mention.name, set()).add(min(ranked)[2])
-    return {
-        name: next(iter(found)) if len(found) == 1 else "both"
-        for name in PHANTOM_FINDINGS
-        if (found := sides.get(name))
-    }
+def _side(sentence: str, mention: Mention, mentions: list[Mention], breaks: list[int]) -> str:
+    """The word for a side that is nearest to a mention, crossing as few others, commas and conjunctions as possible."""
+    ranked = []
+    for word in _SIDE.finditer(sentence):
+        ahead = word.start() >= mention.start
+        low, high = (mention.end, word.start()) if ahead else (word.end(), mention.start)
+        # A side inside the mention ("blunting of the left angle") has an empty gap.
+        gap = sentence[low:high]
+        if len(gap) > 120 or any(low <= b <= high for b in breaks):
+            continue
+        crossed = sum(low <= other.start < high and other.finding != mention.finding for other in mentions)
+        ranked.append((2 * crossed + len(_PAUSE.findall(gap)), len(gap), str(word.lastgroup)))
+    return min(ranked)[2] if ranked else ""
 
 
-def stated_findings(text: str) -> tuple[Finding, ...]:
-    """The findings that `text` affirms, each with the side that it states ("" where it states none)."""
-    sides = find_sides(text)
-    return tuple(Finding(name, sides.get(name, "")) for name, state in label_report(text).items() if state == 1)
+def _said(sentence: str) -> Iterator[Mention]:
+    """All mentions in a sentence, with their sides, and statements of normality and doubt."""
+    breaks = [m.start() for m in _BREAK.finditer(sentence)]
+    mentions = _mentions(sentence, breaks)
+    for mention in mentions:
+        sided = mention.finding in _SIDED and mention.state != 0
+        yield replace(mention, side=_side(sentence, mention, mentions, breaks)) if sided else mention
+    for name, pattern in _DOUBTFUL_RE.items():
+        if match := pattern.search(sentence):
+            yield Mention(name, -1, *match.span())
+    for names, pattern in _ABSENT_RE:
+        if match := pattern.search(sentence):
+            yield from (Mention(name, 0, *match.span()) for name in names)
 
 
 class RuleLabeller:
-    """These rules as a `Labeller`."""
+    """Labels by phrases and cues, without a model."""
 
-    findings = LabelSet(PHANTOM_FINDINGS)
+    findings = LabelSet(_PRESENT)
+    sided = LabelSet(_SIDED)
 
     def read(self, text: str) -> Reading:
-        """What one text says. Never raises."""
-        sides = find_sides(text)
-        states = label_report(text)
-        return Reading(states, tuple(Mention(n, s, 0, len(text), sides.get(n, "")) for n, s in states.items()))
+        """What a text says; see `Reading`. Never raises.
+
+        Affirmed wins over uncertain, uncertain over denied (or stated normal): "no pleural effusion on the left; small right
+        effusion" is 1. A heart at the upper limits of normal or of borderline size is -1; one called borderline enlarged is 1.
+        Sides are the patient's, and are of `sided` only. Evidence of normality is the whole statement ("lungs are clear").
+        """
+        mentions = tuple(
+            replace(m, start=sentence.origin(m.start), end=sentence.origin(m.end - 1) + 1)
+            for sentence in _sentences(text)
+            for m in _said(sentence.text)
+        )
+        states: dict[str, set[int]] = {}
+        for mention in mentions:
+            states.setdefault(mention.finding, set()).add(mention.state)
+        return Reading(
+            {
+                name: next(state for state in (1, -1, 0) if state in states[name])
+                for name in self.findings
+                if name in states
+            },
+            mentions,
+        )

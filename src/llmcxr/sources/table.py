@@ -7,19 +7,22 @@ import difflib
 import json
 import math
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import pandas as pd
 
+from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.settings import setting
+from llmcxr.foundation.settings import setting, settings_to_dict
 from llmcxr.studies.cohort import DEFAULT_FRACTIONS, assign_splits, check_splits, fraction_faults
+from llmcxr.studies.findings import LabelSet, is_finding, normal_form
 from llmcxr.studies.report_sections import clean_text, parse_report
-from llmcxr.studies.study import SPLITS, Collection, Split, Study
+from llmcxr.studies.study import SPLITS, Split, Study
 
 _SPLIT_NAMES = {
     "training": "train",
@@ -47,14 +50,19 @@ class TableSettings:
     view_column: str = setting("", "column with the view (PA, AP, LATERAL, ...)")
     order_column: str = setting("", "column that sorts a patient's studies in time: a number or an ISO date")
     label_columns: list[str] = setting([], "columns with labels: 1 present, 0 absent, -1 uncertain, empty unknown")
-    label_column: str = setting("", "one column whose value is the image's class; the other classes count as absent")
+    label_column: str = setting(
+        "", "one column with the image's class, or several apart by commas or |; the other classes count as absent"
+    )
     label_values: list[str] = setting([], "the classes in label_column; those that occur where empty")
     split_column: str = setting("", "column with the split; without it (or where empty) patients are split by hash")
     split_names: dict[str, str] = setting(_SPLIT_NAMES, "value in split_column -> train, validate or test")
     fractions: dict[str, float] = setting(
         DEFAULT_FRACTIONS, "parts of the patients in each split, where none is stated"
     )
-    seed: int = setting(0, "seed of the split by hash")
+
+    def build(self, seed: int, access: str) -> TableSource:
+        """The source that reads this table."""
+        return TableSource(self, seed, access)
 
     def faults(self) -> list[str]:
         faults = fraction_faults(self.fractions)
@@ -66,8 +74,11 @@ class TableSettings:
             faults.append("report_column: give it or findings_column and impression_column, not both")
         if (self.report_from_label or self.label_values) and not self.label_column:
             faults.append("label_column: report_from_label and label_values need it")
-        if self.label_values and (unknown := sorted(set(self.report_from_label) - set(self.label_values))):
+        classes = LabelSet(self.label_values)
+        if classes and (unknown := [k for k in self.report_from_label if classes.missing(_parts(k, classes))]):
             faults.append(f"report_from_label: {unknown} are not in label_values")
+        if len(LabelSet(self.label_columns)) < len(self.label_columns):
+            faults.append("label_columns: two of them name one finding (case, spaces, _ and - do not count)")
         for name, split in self.split_names.items():
             if split not in SPLITS:
                 faults.append(f"split_names.{name}: {split!r} is not a split ({', '.join(SPLITS)})")
@@ -89,15 +100,20 @@ def _text(value: Any) -> str:
     return str(value).strip()
 
 
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    """A cell as text; "" for a column that is not set, also where the table has a column without a name (an index)."""
+    return _text(row.get(column)) if column else ""
+
+
 def _read_csv(path: Path, delimiter: str) -> list[dict[str, Any]]:
     # Not pandas: it turns surplus cells into an index or drops them with a warning.
     rows = []
     with open(path, encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, delimiter=delimiter)
-        if repeated := [name for name, count in Counter(reader.fieldnames or []).items() if count > 1]:
+        if repeated := [name for name, count in Counter(reader.fieldnames or []).items() if name and count > 1]:
             raise UserError(f"{path} has two columns {repeated[0]!r}. Rename one of them.")
         for row in reader:
-            if None in row:
+            if any(row.pop(None, [])):  # type: ignore[call-overload]
                 raise UserError(
                     f"{path}, line {reader.line_num}: more cells than the {len(reader.fieldnames or [])} columns. "
                     f"Put text that holds the separator in double quotes."
@@ -180,134 +196,208 @@ def _image_ids(names: list[str]) -> list[str]:
     return ids
 
 
-def _report(row: Mapping[str, Any], settings: TableSettings) -> tuple[str, str]:
-    findings = impression = ""
-    if settings.report_column:
-        sections = parse_report(_text(row.get(settings.report_column)))
-        findings, impression = sections.findings, sections.impression
-    if settings.findings_column:
-        findings = clean_text(_text(row.get(settings.findings_column)))
-    if settings.impression_column:
-        impression = clean_text(_text(row.get(settings.impression_column)))
-    if not findings and not impression and settings.report_from_label:
-        impression = clean_text(settings.report_from_label.get(_text(row.get(settings.label_column)), ""))
-    return findings, impression
+@dataclass(frozen=True)
+class _Classes:
+    """How cells of `label_column` are read: the classes, and the report line of each cell or class that has one."""
+
+    names: LabelSet
+    lines: dict[str, str]  # by normal form
+
+    def named(self, cell: str) -> list[str]:
+        """The classes that a cell names."""
+        return [self.names.spelling(name) for name in _parts(cell, self.names)]
+
+    def report(self, cell: str) -> str:
+        """The line of the whole cell, else those of its classes, one after the other."""
+        own = [cell] if normal_form(cell) in self.lines else _parts(cell, self.names)
+        return clean_text(" ".join(self.lines.get(normal_form(name), "") for name in own))
 
 
-def _classes(rows: list[dict[str, Any]], settings: TableSettings) -> list[str]:
-    if not settings.label_column:
-        return []
-    found = Counter(_text(row.get(settings.label_column)) for row in rows)
-    found.pop("", None)
-    known = settings.label_values or sorted(found)
-    if unknown := sorted(set(found) - set(known)):
+def _parts(cell: str, whole: LabelSet) -> list[str]:
+    """The labels in a cell, apart by commas or "|"; a cell that is one of `whole` is one label."""
+    return [cell] if cell in whole else [part for text in re.split(r"[,|]", cell) if (part := text.strip())]
+
+
+def _classes(rows: list[dict[str, Any]], settings: TableSettings) -> _Classes:
+    given = LabelSet(settings.label_values)
+    found = Counter(part for row in rows for part in _parts(_cell(row, settings.label_column), given))
+    names = given or LabelSet(sorted(found, key=lambda name: (normal_form(name), -found[name])))
+    if unknown := sorted(names.missing(found)):
         raise UserError(
             f"{settings.path}, column {settings.label_column!r}: {unknown[0]!r} ({found[unknown[0]]} rows) is not in "
-            f"label_values; {_near(unknown[0], known)}. Add it there or correct the table."
+            f"label_values; {_near(unknown[0], list(names))}. Add it there or correct the table."
         )
-    if missing := sorted(set(settings.report_from_label) - set(known)):
+    if missing := [key for key in settings.report_from_label if names.missing(_parts(key, names))]:
         raise UserError(
             f"report_from_label: {missing[0]!r} does not occur in column {settings.label_column!r}; "
-            f"{_near(missing[0], known)}."
+            f"{_near(missing[0], list(names))}."
         )
-    return known
+    return _Classes(names, {normal_form(key): line for key, line in settings.report_from_label.items()})
 
 
-def collect(settings: TableSettings, folder: Path) -> Collection:
-    """Read the table to studies with absolute image paths; nothing is written to `folder` (the run's).
+class TableSource:
+    """The studies of a table."""
 
-    Dropped and counted: rows that name no image or one that is not there, repeated images, and, where the settings
-    say where reports come from, rows without one. Without any such setting all rows are kept with an empty report.
-    Raises `UserError` for a missing table, folder or column, an unknown split, label or class, a patient in two splits,
-    and where no row is left.
-    """
-    images = settings.images if settings.images is not None else settings.path.parent
-    images = Path(os.path.abspath(images.expanduser()))  # without "..", so that one file has one name
-    if not images.is_dir():
-        raise UserError(f"the folder {images} does not exist. Set source `images` to the folder of your images.")
-    rows = read_table(settings.path.expanduser())
-    if not rows:
-        raise UserError(f"{settings.path} has no rows. Set source `path` to a table with one row an image.")
-    columns = list(dict.fromkeys(str(name) for row in rows for name in row))
-    named = {f: getattr(settings, f) for f in vars(settings) if f.endswith("_column") and getattr(settings, f)}
-    named |= {f"label_columns[{i}]": name for i, name in enumerate(settings.label_columns)}
-    if absent := [
-        f"{key}: no column {name!r}, {_near(name, columns)}" for key, name in named.items() if name not in columns
-    ]:
-        raise UserError(f"{settings.path} lacks columns that the settings name:\n  - " + "\n  - ".join(absent))
-    classes = _classes(rows, settings)
-    wants_report = bool(
-        settings.report_column or settings.findings_column or settings.impression_column or settings.report_from_label
-    )
+    about = "A table of the owner's own radiographs and reports. Say here where they are from and what their licence permits."
+    simulated = False
+    assumed_images = None
+    assumed_words = (50, 20)  # a round guess
 
-    dropped: Counter[str] = Counter()
-    kept: list[tuple[str, Path, dict[str, Any], int]] = []
-    seen: set[Path] = set()
-    for number, row in enumerate(rows, 2 if settings.path.suffix.lower() in (".csv", ".tsv") else 1):
-        name = _text(row.get(settings.image_column)).replace("\\", "/")
-        path = images / (name + settings.image_suffix)
-        if not name:
-            dropped["no image named"] += 1
-        elif not path.is_file():
-            dropped["image file missing"] += 1
-        elif path in seen:
-            dropped["image repeated"] += 1
-        elif wants_report and not any(_report(row, settings)):
-            dropped["empty report"] += 1
-        else:
-            seen.add(path)
-            kept.append((name, path, row, number))
-    if not kept:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common())
-        raise UserError(
-            f"no row of {settings.path} can be used ({reasons}). "
-            f"Image names are looked up in {images}; set source `images` or `image_suffix` if that is wrong."
-        )
+    def __init__(self, settings: TableSettings, seed: int, access: str = "") -> None:
+        """`seed` splits patients where the table states no split; `access` is said where files are missing."""
+        self.settings, self.seed, self.access = settings, seed, access.strip()
+        self.path = settings.path.expanduser()
+        images = self.path.parent if settings.images is None else settings.images.expanduser()
+        self.images = Path(os.path.abspath(images))  # without "..", so that one file has one name
+        self.left_out: Counter[str] = Counter()
 
-    studies: list[Study] = []
-    times: dict[tuple[str, str], str] = {}
-    for image_id, (_, path, row, number) in zip(_image_ids([k[0] for k in kept]), kept, strict=True):
-        where = f"{settings.path}, row {number}"
-        patient = _text(row.get(settings.patient_column)) or image_id  # an empty cell says nothing of who it is
-        study_id = _text(row.get(settings.study_column)) or image_id
-        split = _text(row.get(settings.split_column))
-        split = settings.split_names.get(split, settings.split_names.get(split.lower(), split.lower()))
+    @property
+    def on_disk(self) -> bool:
+        """Whether the table is there."""
+        return self.path.is_file()
+
+    @property
+    def assumed_reports(self) -> list[str]:
+        """The lines made from labels."""
+        return list(self.settings.report_from_label.values())
+
+    @property
+    def findings(self) -> list[str]:
+        """Label columns and classes that the settings name."""
+        return [name for name in [*self.settings.label_columns, *self.settings.label_values] if is_finding(name)]
+
+    def check(self) -> None:
+        """`UserError` where the table or the folder of the images is missing."""
+        how = f"\n{self.access}" if self.access else ""
+        if self.settings.images is not None and not self.images.is_dir():
+            raise UserError(
+                f"the folder of the images, {self.settings.images}, does not exist. Set source.table.images to where they are "
+                f"(relative to where llmcxr is started).{how}"
+            )
+        if not self.path.is_file():
+            raise UserError(
+                f"the table {self.settings.path} does not exist. Set source.table.path to it (relative to where llmcxr is "
+                f"started).{how}"
+            )
+
+    def fingerprint(self) -> Any:
+        """Settings, seed and the table's content; changed images are not seen."""
+        content = fingerprint(self.path) if self.path.is_file() else ""
+        return ["table", settings_to_dict(self.settings) | {"path": str(self.path)}, self.seed, content]
+
+    def studies(self, folder: Path, image_size: int) -> list[Study]:
+        """Read the table to studies with absolute image paths; nothing is written to `folder` (the run's).
+
+        Left out and counted: rows that name no image or one that is not there, repeated images, and, where the settings
+        say where reports come from, rows without one. Without any such setting all rows are kept with an empty report.
+        Raises `UserError` for a missing table, folder or column, an unknown split, label or class, a patient in two splits,
+        and where no row is left.
+        """
+        settings, path = self.settings, self.settings.path
+        self.left_out.clear()
+        if not self.images.is_dir():
+            raise UserError(
+                f"the folder {self.images} does not exist. Set source `images` to the folder of your images."
+            )
+        rows = read_table(self.path)
+        if not rows:
+            raise UserError(f"{path} has no rows. Set source `path` to a table with one row an image.")
+        self._check_columns(rows)
+        classes = _classes(rows, settings)
+        kept: list[tuple[str, Path, dict[str, Any], tuple[str, str], str]] = []
+        seen: set[Path] = set()
+        for number, row in enumerate(rows, 2 if self.path.suffix.lower() in (".csv", ".tsv") else 1):
+            name = _cell(row, settings.image_column).replace("\\", "/")
+            image = self.images / (name + settings.image_suffix)
+            if not name:
+                self.left_out["no image named"] += 1
+            elif not image.is_file():
+                self.left_out["image file missing"] += 1
+            elif image in seen:
+                self.left_out["image repeated"] += 1
+            elif not any(report := self._report(row, classes)) and self._wants_report:
+                self.left_out["empty report"] += 1
+            else:
+                seen.add(image)
+                kept.append((name, image, row, report, f"{path}, row {number}"))
+        if not kept:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.left_out.most_common())
+            raise UserError(
+                f"no row of {path} can be used ({reasons}). "
+                f"Image names are looked up in {self.images}; set source `images` or `image_suffix` if that is wrong."
+            )
+        studies: list[Study] = []
+        times: dict[tuple[str, str], str] = {}
+        for image_id, (_, image, row, report, where) in zip(_image_ids([k[0] for k in kept]), kept, strict=True):
+            patient = _cell(row, settings.patient_column) or image_id  # an empty cell says nothing of who it is
+            study_id = _cell(row, settings.study_column) or image_id
+            times[patient, study_id] = min(
+                _cell(row, settings.order_column), times.get((patient, study_id), "\U0010ffff")
+            )
+            studies.append(
+                Study(
+                    image_id=image_id,
+                    patient_id=patient,
+                    study_id=study_id,
+                    image_path=str(image),
+                    split=self._split(row, where),
+                    view=_cell(row, settings.view_column).upper(),
+                    findings_text=report[0],
+                    impression_text=report[1],
+                    labels=self._labels(row, classes, where),
+                )
+            )
+        if settings.order_column:
+            if unknown := [f"{patient}/{study}" for (patient, study), time in times.items() if not time]:
+                raise UserError(
+                    f"{path}, column {settings.order_column!r}: empty for {len(unknown)} studies, "
+                    f"e.g. {unknown[0]}. Fill it in or leave `order_column` out."
+                )
+            ranks = _orders(times)
+            studies = [replace(study, order=ranks[study.patient_id, study.study_id]) for study in studies]
+        studies = assign_splits(studies, self.seed, settings.fractions)
+        check_splits(studies)
+        return studies
+
+    def _check_columns(self, rows: list[dict[str, Any]]) -> None:
+        settings = self.settings
+        columns = list(dict.fromkeys(str(name) for row in rows for name in row))
+        named = {f: getattr(settings, f) for f in vars(settings) if f.endswith("_column") and getattr(settings, f)}
+        named |= {f"label_columns[{i}]": name for i, name in enumerate(settings.label_columns)}
+        if absent := [
+            f"{key}: no column {name!r}, {_near(name, columns)}" for key, name in named.items() if name not in columns
+        ]:
+            raise UserError(f"{settings.path} lacks columns that the settings name:\n  - " + "\n  - ".join(absent))
+
+    @property
+    def _wants_report(self) -> bool:
+        s = self.settings
+        return bool(s.report_column or s.findings_column or s.impression_column or s.report_from_label)
+
+    def _report(self, row: Mapping[str, Any], classes: _Classes) -> tuple[str, str]:
+        settings, sections = self.settings, parse_report(_cell(row, self.settings.report_column))
+        findings = sections.findings or clean_text(_cell(row, settings.findings_column))
+        impression = sections.impression or clean_text(_cell(row, settings.impression_column))
+        if not findings and not impression:
+            impression = classes.report(_cell(row, settings.label_column))
+        return findings, impression
+
+    def _split(self, row: Mapping[str, Any], where: str) -> Split:
+        cell, names = _cell(row, self.settings.split_column), self.settings.split_names
+        split = names.get(cell, names.get(cell.lower(), cell.lower()))
         if split and split not in SPLITS:
-            raise UserError(
-                f"{where}: the split {_text(row.get(settings.split_column))!r} is not known. "
-                f"Add it to source `split_names`."
-            )
-        labels = {}
-        for column in settings.label_columns:
-            if (state := _label(row.get(column), f"{where}, column {column!r}")) is not None:
-                labels[column] = state
-        if value := _text(row.get(settings.label_column)):
-            labels |= {name: int(name == value) for name in classes}
-        times[patient, study_id] = min(
-            _text(row.get(settings.order_column)), times.get((patient, study_id), "\U0010ffff")
-        )
-        findings, impression = _report(row, settings)
-        studies.append(
-            Study(
-                image_id=image_id,
-                patient_id=patient,
-                study_id=study_id,
-                image_path=str(path),
-                split=cast(Split, split),
-                view=_text(row.get(settings.view_column)).upper(),
-                findings_text=findings,
-                impression_text=impression,
-                labels=labels,
-            )
-        )
-    if settings.order_column:
-        if unknown := [f"{patient}/{study}" for (patient, study), time in times.items() if not time]:
-            raise UserError(
-                f"{settings.path}, column {settings.order_column!r}: empty for {len(unknown)} studies, "
-                f"e.g. {unknown[0]}. Fill it in or leave `order_column` out."
-            )
-        ranks = _orders(times)
-        studies = [Study(**{**vars(study), "order": ranks[study.patient_id, study.study_id]}) for study in studies]
-    studies = assign_splits(studies, settings.seed, settings.fractions)
-    check_splits(studies)
-    return Collection(studies, dropped)
+            raise UserError(f"{where}: the split {cell!r} is not known. Add it to source `split_names`.")
+        return cast(Split, split)
+
+    def _labels(self, row: Mapping[str, Any], classes: _Classes, where: str) -> dict[str, int]:
+        columns = self.settings.label_columns
+        states = {column: _label(row.get(column), f"{where}, column {column!r}") for column in columns}
+        labels = {name: state for name, state in states.items() if state is not None and is_finding(name)}
+        if any(state == 1 and not is_finding(name) for name, state in states.items()):
+            # A normal image: what has no label of its own is absent, but for devices, of which that says nothing (CheXpert).
+            labels = {
+                name: 0 for name in columns if is_finding(name) and not normal_form(name).startswith("support device")
+            } | labels
+        if present := LabelSet(classes.named(_cell(row, self.settings.label_column))):
+            labels |= {name: int(name in present) for name in classes.names if is_finding(name)}
+        return labels

@@ -20,32 +20,29 @@ DEFAULT_FRACTIONS: dict[str, float] = {"train": 0.8, "validate": 0.1, "test": 0.
 class CohortSettings:
     views: list[str] = setting([], "views to keep, e.g. [AP, PA]; empty keeps every view, also an unknown one")
     earliest_only: bool = setting(False, "keep only each patient's earliest study (fewer references to earlier images)")
-    sections: ReportPart = setting("findings_and_impression", "the report text that `report_required` looks for")
-    report_required: bool = setting(True, "drop studies whose report text is empty")
-    labels_required: list[str] = setting([], "labels that must be known (present, absent or uncertain)")
+    sections: ReportPart = setting("findings_and_impression", "the report text that is learned")
 
 
 def select_cohort(studies: Sequence[Study], settings: CohortSettings) -> Collection:
     """Keep the studies that pass every filter, in order; each dropped one is counted under its first reason.
 
     The earliest study is the patient's earliest of all `studies` given, not of those that pass the other filters:
-    a follow-up report does not become a first one because the first had no impression.
+    a follow-up report does not become a first one because the first had no impression. Where no study has the report text
+    (data of labels alone), none is dropped for that. The result may be empty.
     """
+    reported = any(report_text(study, settings.sections) for study in studies)
     views = {view.upper() for view in settings.views}
     earliest: dict[str, int] = {}
     for study in studies:
         earliest[study.patient_id] = min(study.order, earliest.get(study.patient_id, study.order))
     result = Collection([])
     for study in studies:
-        unknown = [name for name in settings.labels_required if name not in study.labels]
         if views and study.view.upper() not in views:
             reason = f"view {study.view.upper()}" if study.view else "view unknown"
         elif settings.earliest_only and study.order > earliest[study.patient_id]:
             reason = "not the patient's earliest study"
-        elif settings.report_required and not report_text(study, settings.sections):
+        elif reported and not report_text(study, settings.sections):
             reason = f"no {settings.sections.replace('_', ' ')}"
-        elif unknown:
-            reason = f"label {unknown[0]} unknown"
         else:
             result.studies.append(study)
             continue

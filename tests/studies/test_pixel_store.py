@@ -1,0 +1,130 @@
+"""Images in one file: rows are those of the studies kept, selections copy nothing, and what fails says so."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llmcxr.foundation.errors import UserError
+from llmcxr.studies import pixel_store
+from llmcxr.studies.pixel_store import PixelStore
+from llmcxr.studies.study import Study
+
+S = 4
+
+
+def write_images(folder: Path, count: int, broken: tuple[int, ...] = ()) -> list[Study]:
+    """Images whose first pixel is their number, those of `broken` not readable."""
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        pixels = np.array([[i, 255], [0, 255]], dtype=np.uint8).repeat(2, 0).repeat(2, 1)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        if i in broken:
+            (folder / f"{i}.png").write_bytes(b"broken")
+    return [Study(str(i), str(i), str(i), f"{i}.png", "train") for i in range(count)]
+
+
+@pytest.fixture
+def store(tmp_path) -> PixelStore:
+    PixelStore.write(tmp_path / "pixels.npy", write_images(tmp_path, 9), tmp_path, S)
+    return PixelStore.open(tmp_path / "pixels.npy")
+
+
+def test_rows_are_the_studies_kept(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(pixel_store, "_BLOCK", 5)
+    path, studies = tmp_path / "pixels.npy", write_images(tmp_path, 40, broken=(7,))
+    kept, left_out = PixelStore.write(path, studies, tmp_path, S)
+    assert [s.image_id for s in kept] == [str(i) for i in range(40) if i != 7]
+    assert left_out == {"unreadable image": 1} and "7.png" in caplog.text
+    store = PixelStore.open(path)
+    assert store.shape == (39, S, S) and store.dtype == np.uint8
+    assert [int(image[0, 0]) for image in store] == [int(s.image_id) for s in kept]
+    np.testing.assert_array_equal(np.load(path), store[:])  # an ordinary .npy file, as long as it says
+    assert path.stat().st_size == 128 + 39 * S * S
+
+
+def test_unreadable_images_are_counted_over_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(pixel_store, "_BLOCK", 5)
+    studies = write_images(tmp_path, 41, broken=(40,))  # the whole of the last block
+    assert len(PixelStore.write(tmp_path / "p.npy", studies, tmp_path, S)[0]) == 40
+    studies = write_images(tmp_path, 41, broken=(5, 6, 7, 8))
+    assert len(PixelStore.write(tmp_path / "p.npy", studies, tmp_path, S)[0]) == 37
+    before = (tmp_path / "p.npy").read_bytes()
+    studies = write_images(tmp_path, 41, broken=(5, 6, 7, 8, 9))
+    with pytest.raises(UserError, match="5 of 41 images cannot be read"):
+        PixelStore.write(tmp_path / "p.npy", studies, tmp_path, S)
+    assert (tmp_path / "p.npy").read_bytes() == before
+    assert len(PixelStore.write(tmp_path / "p.npy", studies[4:8], tmp_path, S)[0]) == 1  # three may always fail
+    with pytest.raises(UserError, match="1 of 1"):
+        PixelStore.write(tmp_path / "p.npy", studies[5:6], tmp_path, S)
+
+
+def test_a_selection_is_indexed_as_an_array_is(store):
+    rows = np.array([8, 1, 5, 5])
+    array, view = np.asarray(store[:])[rows], store.select(rows)
+    assert view.shape == array.shape and len(view) == 4 and view.dtype == array.dtype
+    for index in (0, -1, np.int64(2), slice(1, 3), slice(None, None, -1), [3, 0], np.array([2, 2]), np.array([], int)):
+        np.testing.assert_array_equal(view[index], array[index])
+        assert type(view[index]) is np.ndarray
+    np.testing.assert_array_equal(view.select([3, 0])[:], array[[3, 0]])
+    np.testing.assert_array_equal(view.select([])[:], array[:0])
+    for wrong in (4, [0, 9]):
+        with pytest.raises(IndexError):
+            view[wrong]
+
+
+def test_it_travels_to_other_processes_by_its_path(store):
+    view = store.select(np.arange(9)[::-1])
+    packed = pickle.dumps(view)
+    np.testing.assert_array_equal(pickle.loads(packed)[:], view[:])
+    assert len(packed) < 1000
+
+
+def test_a_file_in_use_is_let_go_before_it_is_replaced(store, tmp_path, monkeypatch):
+    """As Windows asks: it replaces no file that is mapped."""
+    view, replace = store.select([1, 2]), os.replace
+    rows = view[:]
+
+    def replaced(source, target):
+        assert len(store) == len(view) == 0
+        assert not Path("/proc/self/maps").exists() or str(target) not in Path("/proc/self/maps").read_text()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    PixelStore.write(tmp_path / "pixels.npy", write_images(tmp_path, 3), tmp_path, S)
+    assert rows[:, 0, 0].tolist() == [1, 2] and len(PixelStore.open(tmp_path / "pixels.npy")) == 3
+
+
+@pytest.mark.parametrize("function", ["posix_fallocate", None])
+def test_a_full_disk_is_one_error(tmp_path, monkeypatch, function):
+    studies = write_images(tmp_path / "images", 3)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if function:
+        monkeypatch.setattr(os, function, full, raising=False)
+    else:  # where nothing can be reserved, a write fails
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+        monkeypatch.setattr(pixel_store, "_write_header", full)
+    with pytest.raises(UserError, match=r"(?s)pixels\.npy.*No space left.*run again"):
+        PixelStore.write(tmp_path / "pixels.npy", studies, tmp_path / "images", S)
+    assert os.listdir(tmp_path) == ["images"]
+
+
+def test_what_is_no_store_is_named(tmp_path):
+    with pytest.raises(UserError, match="Run the `studies` stage first"):
+        PixelStore.open(tmp_path / "pixels.npy")
+    for content in (np.zeros((2, 3)), np.zeros((2, 3, 3))):
+        np.save(tmp_path / "pixels.npy", content)
+        with pytest.raises(UserError, match="is not readable"):
+            PixelStore.open(tmp_path / "pixels.npy")
+    (tmp_path / "pixels.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(UserError, match="is not readable"):
+        PixelStore.open(tmp_path / "pixels.npy")
