@@ -25,10 +25,13 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmcxr import __version__
-from llmcxr.evaluation.evaluate import Cases, Evaluation, Results, save_results, shortfalls
 from llmcxr.evaluation.judge import Judge, judge_findings
 from llmcxr.evaluation.model_card import model_card
-from llmcxr.evaluation.page import PageContent, glance, write_page
+from llmcxr.evaluation.page.content import cards
+from llmcxr.evaluation.page.page import PageContent, glance, write_page
+from llmcxr.evaluation.predict import ModelUnderTest, predict
+from llmcxr.evaluation.predictions import read_predictions
+from llmcxr.evaluation.scoring import summarise
 from llmcxr.foundation.artifacts import atomic_path, fingerprint, folder_fingerprint, read_json, write_json
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import core_count
@@ -52,19 +55,22 @@ from llmcxr.instructions.questions import (
     write_questions,
 )
 from llmcxr.instructions.templates import Template, build_template
+from llmcxr.labelling.rules import RuleLabeller
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.folder import ModelInfo, load_info, save_model
 from llmcxr.model.packed import Start, find_model, find_start, pack
 from llmcxr.recipe import Recipe
 from llmcxr.sources import table
 from llmcxr.sources.phantom import source as phantom
-from llmcxr.studies.cohort import check_splits, select_cohort
+from llmcxr.studies.cohort import CohortSettings, check_splits, select_cohort
+from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.radiographs import load_all
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Split, Study, known_findings, label_matrix, read_manifest, sided_labels, write_manifest
 from llmcxr.tasks.cxr_to_report import CxrToReportTask, ImageReport
 from llmcxr.tasks.cxr_vqa import CxrVqaTask
 from llmcxr.tasks.language import SHIPPED, LanguageTask, load_instructions
+from llmcxr.tasks.measurement import Cases
 from llmcxr.tasks.report_to_cxr import ReportToCxrTask
 from llmcxr.tuning.alignment import align, alignment_prompt
 from llmcxr.tuning.forgetting import LanguageCheck
@@ -282,7 +288,15 @@ class Run:
             about = "how well the model reads and draws patients it has never seen"
             return [
                 Stage("judge", classifier, judging, ("studies",), ("judge",), self._judge),
-                Stage("evaluation", about, r.evaluation, (*after, "judge", "vqa"), ("evaluation",), self._evaluation),
+                Stage(
+                    "evaluation",
+                    about,
+                    r.evaluation,
+                    (*after, "judge", "vqa"),
+                    ("evaluation",),
+                    self._evaluation,
+                    everywhere=True,
+                ),
             ]
 
         if self.given is not None:
@@ -621,22 +635,58 @@ class Run:
         labels = label_matrix(studies, self.findings)
         Judge.train_on(images, labels, self.findings, self.recipe.evaluation.judge, self.folder / "judge", self.device)
 
-    def _evaluation(self) -> None:
-        model = LlmCxr.from_pretrained(self.given or self.folder / "model", self.recipe.device)
-        test, images = self.of_split("test")
-        if not test:
-            raise UserError(
-                "the data has no test split, so nothing can be measured. Give some patients the split test."
+    def cases(self, split: Split) -> Cases:
+        """What the model is measured on: the patients of a split that are of the evaluation's cohort."""
+        settings = self.recipe.evaluation
+        cohort = settings.cohort
+        if cohort is None:
+            cohort = CohortSettings() if self.given is not None else self.recipe.tuning.stages[-1].cohort
+        # Images without a report or labels take part in what needs none.
+        cohort = dataclasses.replace(cohort, report_required=False, labels_required=[])
+        test = select_cohort([s for s in self.studies if s.split == split], cohort)
+        for reason, count in test.dropped.items() if self.processes.main else ():
+            print(f"    left out of what is measured, {count}: {reason}")
+        if not test.studies:
+            raise self.processes.fault(
+                f"the data has no {split} split of the evaluation's cohort, so nothing can be measured. Give some patients the split "
+                f"{split}, or set evaluation.cohort."
             )
-        train = [s for s in self.studies if s.split == "train"]
-        cases = Cases(test, images, self.codes, train, read_questions(self.folder / "vqa.jsonl"), self.findings)
-        judge = Judge.load(self.folder / "judge", self.findings).to(self.device)
-        results = Evaluation(model, judge, cases, model.info.base, self.recipe.evaluation).run()
+        rows = {study.image_id: i for i, study in enumerate(self.studies)}
+        return Cases(
+            test.studies,
+            [s for s in self.studies if s.split == "train"],
+            LabelSet(self.findings),
+            RuleLabeller(),
+            load_info(self.given or self.folder / "model").report,
+            lambda ids: self.pixels[[rows[i] for i in ids]],
+            read_questions(self.folder / "vqa.jsonl"),
+            settings.counts,
+            settings.bootstrap,
+            unknown_labels=settings.unknown_labels,
+        )
+
+    def under_test(self, cases: Cases) -> ModelUnderTest:
+        """The finished model with the judge."""
+        model = LlmCxr.from_pretrained(self.given or self.folder / "model", str(self.device))
+        judge = Judge.load(self.folder / "judge", self.findings).to(self.device) if self.findings else None
+        codes = {s.image_id: self.codes[s.image_id] for s in (*cases.train, *cases.test)}
+        return ModelUnderTest(model, judge, cases.findings, codes, cases.images)
+
+    def _evaluation(self) -> None:
+        cases = self.cases("test")
+        predict(cases, lambda: self.under_test(cases), self.folder / "evaluation", self.processes)
+        self.processes.on_main(self.rescore)
+
+    def rescore(self) -> None:
+        """Scores and page anew from the predictions, without the model."""
+        folder = self.folder / "evaluation"
+        predictions, cases = read_predictions(folder / "predictions.parquet"), self.cases("test")
+        summary = summarise(predictions, cases)
         if self.given is None:
             last = self.folder / self.recipe.tuning.stages[-1].name / "summary.json"
-            results.summary["language"]["trace"] = read_json(last).get("language", [])
-        save_results(self.folder / "evaluation", results)
-        self._page(results, model.info)
+            summary["language"]["trace"] = read_json(last).get("language", [])
+        write_json(folder / "summary.json", summary)
+        self._page(summary, cards(predictions, cases), load_info(self.given or self.folder / "model"))
 
     def pack(self, folder: Path) -> None:
         """Pack the finished run into `folder`. `UserError` where it trained nothing, is not finished, or cannot be packed."""
@@ -669,13 +719,14 @@ class Run:
             folder.name,
             load_info(self.folder / "model"),
             recipe.source.kind == "phantom",
-            read_json(self.folder / "studies.json")["studies"],
+            self.studies,
             training,
             read_json(self.folder / "evaluation" / "summary.json"),
+            recipe.start is not None,
         )
         pack(self.folder, tuning.stages[-1].name, tuning.method, folder, card)
 
-    def _page(self, results: Results, info: ModelInfo) -> None:
+    def _page(self, summary: dict[str, Any], shown: dict[str, Any], info: ModelInfo) -> None:
         train_loss: dict[str, list[tuple[float, float, float]]] = {}
         unseen_loss: dict[str, list[tuple[float, float, float]]] = {}
         changes: list[float] = []
@@ -698,28 +749,21 @@ class Run:
             "Radiographs": f"{counts['train']} training, {counts['validate']} validation, {counts['test']} test",
             "Image tokens": f"{info.grid} x {info.grid} of {info.codebook_size} codes, {info.image_size} px",
             "Tuning": tuning if self.given is None else "",
-            "Questions, right by kind": ", ".join(
-                f"{k} {v:.2f}" for k, v in results.summary.get("vqa", {}).get("by_kind", {}).items()
-            ),
+            "Questions, right by kind": ", ".join(f"{k} {v:.2f}" for k, v in summary["vqa"].get("by_kind", {}).items()),
             "Minutes": ", ".join(f"{name} {value:.1f}" for name, value in minutes.items() if value),
             "Machine": f"{self.device.type}, {core_count()} cores, {platform.machine()}",
             "Versions": f"llmcxr {__version__}, torch {version('torch')}, transformers {version('transformers')}",
         }
-        overview = glance(results.drawings)
+        overview = glance(shown["drawings"])
         page = PageContent(
             title=f"llmcxr: {self.recipe.name}",
             facts={name: value for name, value in facts.items() if value},
-            summary=results.summary,
-            reconstructions=results.reconstructions,
-            reports=results.reports,
-            drawings=results.drawings,
+            summary=summary,
             overview=overview,
-            questions=results.questions,
-            findings=results.findings,
+            **shown,
             train_loss=train_loss,
             unseen_loss=unseen_loss,
             stage_changes=changes[:-1],
-            notes=shortfalls(results.summary),
             simulated=self.recipe.source.kind == "phantom",
         )
         write_page(self.folder / "evaluation" / "report.html", page)

@@ -16,7 +16,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmcxr.studies.findings import Finding
+from llmcxr.labelling.base import Mention, Reading
+from llmcxr.studies.findings import Finding, LabelSet
 from llmcxr.studies.labels import PHANTOM_FINDINGS
 
 # Building blocks. Each pattern works on one lower-case sentence with single spaces.
@@ -443,3 +444,15 @@ def stated_findings(text: str) -> tuple[Finding, ...]:
     """The findings that `text` affirms, each with the side that it states ("" where it states none)."""
     sides = find_sides(text)
     return tuple(Finding(name, sides.get(name, "")) for name, state in label_report(text).items() if state == 1)
+
+
+class RuleLabeller:
+    """These rules as a `Labeller`."""
+
+    findings = LabelSet(PHANTOM_FINDINGS)
+
+    def read(self, text: str) -> Reading:
+        """What one text says. Never raises."""
+        sides = find_sides(text)
+        states = label_report(text)
+        return Reading(states, tuple(Mention(n, s, 0, len(text), sides.get(n, "")) for n, s in states.items()))
