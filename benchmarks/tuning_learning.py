@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from llmcxr.inference.engine import Engine
 
-from llmcxr.evaluation.extraction import build_extractor
 from llmcxr.foundation.artifacts import atomic_path, write_json
 from llmcxr.foundation.settings import load_settings
 from llmcxr.inference.backend import Sampling
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.questions import LIST_QUESTION, presence_question
 from llmcxr.instructions.rendering import render_prompt
+from llmcxr.labelling.rules import RuleLabeller
 from llmcxr.metrics.scores import best_constant_prediction, mean_auroc, micro_macro_f1
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
@@ -95,8 +95,7 @@ class TimedStage(Stage):
         self.findings, self.part = run.findings, self.stage.cohort.sections
         train = [s for s in run.studies if s.split == "train"]
         self.truth = label_matrix(self.cases, run.findings)
-        self.extract = build_extractor(run.findings, train, self.part)
-        self.constant = best_constant_prediction(label_matrix(train, run.findings) == 1, self.truth == 1).test_micro_f1
+        self.constant = best_constant_prediction(label_matrix(train, run.findings), self.truth).test_micro_f1
         self.engine = Engine(self.tunable.model, self.tunable.vocabulary, self.template, len(self.codes[0]))
 
     def _rates(self, progress: float) -> dict[str, float]:
@@ -125,7 +124,9 @@ class TimedStage(Stage):
 
     def _f1(self, texts: list[str]) -> float:
         """Micro-F1 of the findings in what was generated."""
-        return micro_macro_f1(self.truth == 1, np.stack([self.extract(text) for text in texts])).micro
+        states = [RuleLabeller().read(text).states for text in texts]
+        stated = [[state.get(name) == 1 for name in self.findings] for state in states]
+        return micro_macro_f1(self.truth, stated).micro
 
     def measure(self, tokens: int, examples: int) -> None:
         """Add a point to the curve."""

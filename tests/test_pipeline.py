@@ -90,8 +90,6 @@ RECIPE = {
         "questions": 4,
         "probabilities": 40,
         "drawings": 40,
-        "report_tokens": 4,
-        "batch_size": 8,
         "bootstrap": 20,
     },
 }
@@ -559,7 +557,7 @@ def test_a_finished_model_is_measured_on_other_data(packed, tmp_path, monkeypatc
     source = {"phantom": {"train": 24, "validate": 0, "test": 2}}
     recipe = {"name": "other", "runs": str(tmp_path), "device": "cpu", "model": str(packed), "source": source}
     few = dict.fromkeys(("reports", "questions", "probabilities", "drawings"), 2)
-    recipe["evaluation"] = few | {"report_tokens": 4, "bootstrap": 5}
+    recipe["evaluation"] = few | {"bootstrap": 5}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["run", str(tmp_path / "recipe.yaml")]) == 0
     folder = tmp_path / "other"

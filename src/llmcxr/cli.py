@@ -25,27 +25,64 @@ def _fetch(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import json
-
-    from llmcxr.evaluation.page import score_table
     from llmcxr.foundation.settings import load_settings
     from llmcxr.pipeline import Run
     from llmcxr.recipe import Recipe
 
     run = Run(load_settings(Recipe, arguments.recipe, arguments.overrides))
     run.run(arguments.stage)
+    if arguments.stage in (None, "evaluation"):
+        _show_results(run)
     run.processes.close()
-    summary = run.folder / "evaluation" / "summary.json"
-    if run.processes.main and arguments.stage in (None, "evaluation") and summary.exists():
-        print("\n" + score_table(json.loads(summary.read_text())))
-        print(f"\nResults page: {(run.folder / 'evaluation' / 'report.html').resolve()}")
-        test = next((s for s in run.studies if s.split == "test"), None)
-        image = run.folder / test.image_path if test else Path("IMAGE.png")  # an absolute path stays as it is
-        command, model = _own_name(), run.recipe.model or run.folder
-        print("\nTry next:")
-        print(f"  {command} report {image} --model {model}")
-        print(f'  {command} draw "Large right pleural effusion. The heart is enlarged." -o drawn.png --model {model}')
-        print(f'  {command} ask {image} "Is there cardiomegaly?" --model {model}')
+
+
+def _show_results(run) -> None:
+    """The scores of a finished run, and what to try next."""
+    from llmcxr.evaluation.scoring import next_steps, score_table
+    from llmcxr.foundation.artifacts import read_json
+
+    if not run.processes.main:
+        return
+    summary = read_json(run.folder / "evaluation" / "summary.json")
+    print("\n" + score_table(summary))
+    print(f"\nResults page: {(run.folder / 'evaluation' / 'report.html').resolve()}")
+    image = run.folder / run.cases("test").test[0].image_path  # an absolute path stays as it is
+    model = run.recipe.model or str(run.folder)
+    if steps := next_steps(summary, run.findings, str(image), model, _own_name()):
+        print("\nTry next:\n  " + "\n  ".join(steps))
+
+
+def _finished_run(arguments: argparse.Namespace):
+    """The run of a folder that `llmcxr run` made."""
+    from llmcxr.foundation.settings import load_settings
+    from llmcxr.pipeline import Run
+    from llmcxr.recipe import Recipe
+
+    folder = arguments.folder.resolve()
+    if not (folder / "recipe.yaml").exists():
+        raise UserError(
+            f"{arguments.folder} is no folder of a run (it has no recipe.yaml). Give one, e.g. runs/quickstart."
+        )
+    place = [f"runs={folder.parent}", f"name={folder.name}"]
+    return Run(load_settings(Recipe, folder / "recipe.yaml", [*place, *arguments.overrides]))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    run = _finished_run(arguments)
+    if arguments.rescore:
+        run.processes.on_main(run.rescore)
+    else:
+        run.run("evaluation")
+    _show_results(run)
+    run.processes.close()
+
+
+def _choose_decoding(arguments: argparse.Namespace) -> None:
+    from llmcxr.evaluation.choose_decoding import choose_decoding
+
+    run = _finished_run(arguments)
+    cases = run.cases("validate")
+    print(choose_decoding(run.folder / "decoding.json", cases, run.under_test(cases), arguments.images))
 
 
 def _pack(arguments: argparse.Namespace) -> None:
@@ -192,6 +229,26 @@ def _parser() -> argparse.ArgumentParser:
     take_recipe(run)
     take_overrides(run)
     run.add_argument("--stage", help="run only this stage, e.g. image_tokenizer")
+
+    def take_run(command: argparse.ArgumentParser) -> None:
+        command.add_argument("folder", type=Path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
+        take_overrides(command)
+
+    evaluate = add("evaluate", _evaluate, "measure a run's model on its test patients, and write the results page")
+    take_run(evaluate)
+    evaluate.add_argument(
+        "--rescore",
+        action="store_true",
+        help="scores and page anew from the predictions that are there, without the model",
+    )
+
+    choose = add(
+        "choose-decoding",
+        _choose_decoding,
+        "try guidance, candidates and asking for sides on a run's validation patients, and say what to set",
+    )
+    take_run(choose)
+    choose.add_argument("--images", type=_positive, default=64, help="validation images (default: %(default)s)")
 
     pack = add(
         "pack",

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
 from llmcxr.evaluation.evaluate import Cases, Evaluation, _shown, _to_show, shortfalls
+
 from llmcxr.evaluation.settings import EvaluationSettings
 from llmcxr.studies.study import Study
 

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llmcxr.evaluation.page import (
+from llmcxr.evaluation.page.page import (
     DrawingCard,
-    FindingRow,
     PageContent,
     QuestionRow,
     Reconstruction,
     ReportCard,
     glance,
-    score_table,
     write_page,
 )
+from llmcxr.evaluation.scoring import score_table
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
 SUMMARY = {
@@ -88,20 +87,21 @@ def full_content(text="Small effusion."):
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (64, 64), dtype=np.uint8)
     curve = [(step, step * 1000, 3 / step) for step in range(1, 400)]
+    row = {"name": text, "original": 0.91, "reconstruction": 0.82, "drawn": None, "positives": 12}
+    findings = [row, {"name": "never measured", "positives": 0}]
     return PageContent(
         title=text,
         facts={"recipe": text},
-        summary=SUMMARY,
+        summary=SUMMARY
+        | {"notes": [text], "findings": findings, "not_measured": {"image.auroc_asked": f"reason {text}"}},
         reconstructions=[Reconstruction(image, image / 255.0, text, 0.0123)],
         reports=[ReportCard(image, text, text, ["right finding"], ["missed finding"], ["invented finding"], text)],
         drawings=[DrawingCard(text, image, [image, image], text, image), DrawingCard(text, None, [image])],
         overview=Image.fromarray(image),
-        questions=[QuestionRow(text, text, text, True, image, 0.91), QuestionRow(text, text, text, False)],
-        findings=[FindingRow(text, 0.91, 0.82, float("nan"), None, 12), FindingRow("never measured")],
+        questions=[QuestionRow(text, text, text, True, image), QuestionRow(text, text, text, False)],
         train_loss={text: curve, "empty": []},
         unseen_loss={text: [(100, 1e5, 0.2), (300, 3e5, float("nan"))]},
         stage_changes=[250],
-        notes=[text],
     )
 
 
@@ -114,7 +114,15 @@ def test_page_is_well_formed_and_has_every_section(tmp_path):
     assert "Simulated radiographs" in reader.text
     assert "Images marked as drawn are synthetic" in reader.text
     assert source.count("What this shows.") == 10
-    for shown in ("0.412", "0.264", "0.694 to 0.768", "L1 0.012", "p(yes) 0.91", "stage 2", "unseen patients 0.200"):
+    for shown in (
+        "0.412",
+        "0.264",
+        "0.694 to 0.768",
+        "L1 0.012",
+        "reason Small effusion.",
+        "stage 2",
+        "unseen patients 0.200",
+    ):
         assert shown in reader.text, shown
     for symbol, kind in (("✓", "right"), ("−", "missed"), ("+", "invented")):
         assert f"{symbol} {kind} finding {kind}" in reader.text

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llmcxr.evaluation.page import DrawingCard, FindingRow, PageContent, QuestionRow, Reconstruction, write_page
+from llmcxr.evaluation.page.page import DrawingCard, PageContent, QuestionRow, Reconstruction, write_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(
@@ -80,8 +80,10 @@ def page(tmp_path):
         reconstructions=[Reconstruction(image, image, "a caption", 0.01)],
         drawings=[DrawingCard("A long text of a report. " * 20, image, [image, image, image], reconstruction=image)],
         overview=Image.fromarray(image),
-        questions=[QuestionRow("Is there cardiomegaly?", "Yes.", "No.", False, image, 0.4)],
-        findings=[FindingRow("pleural effusion", 0.9, 0.8, 0.7, 0.6, 12)],
+        questions=[QuestionRow("Is there cardiomegaly?", "Yes.", "No.", False, image)],
+        summary={
+            "findings": [{"name": "pleural effusion", "original": 0.9, "drawn": 0.8, "reading": 0.6, "positives": 12}]
+        },
         train_loss={"cxr_vqa": curve},
     )
     write_page(tmp_path / "report.html", content)

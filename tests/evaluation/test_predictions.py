@@ -1,17 +1,18 @@
-"""Predictions survive a round trip, with what is unknown still unknown."""
+"""Predictions survive a round trip and an interruption."""
 
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcxr.evaluation.predictions import Prediction, predictions_frame, read_predictions, write_predictions
+from llmcxr.evaluation.predictions import Journal, read_predictions, write_predictions
 from llmcxr.foundation.errors import UserError
+from llmcxr.tasks.measurement import Prediction
 
 EXAMPLES = [
-    Prediction("question", "i1", "p1", "presence", "Is there an effusion?", "Yes.", "No.", 0.25, 1, {"side": "left"}),
-    Prediction("report", "i2", "p2", "", "", "No acute findings.", "Größe 5 cm\nline two"),
-    Prediction("question", "i3", "p3", "presence", "Is there a nodule?", "No.", "No.", 0.0, 0, {"runs": [1, 2]}),
+    Prediction("cxr_vqa", "i1", "p1", "presence", "Is there an effusion?", "Yes.", "No.", {"side": "left"}),
+    Prediction("cxr_to_report", "i2", "p2", "", "", "No acute findings.", "Größe 5 cm\nline two"),
+    Prediction("cxr_vqa", "i3", "p3", "presence", "Is there a nodule?", "No.", "No.", {"codes": [1, 2], "p": 0.25}),
 ]
 
 
@@ -19,32 +20,32 @@ def test_round_trip(tmp_path):
     write_predictions(tmp_path / "predictions.parquet", EXAMPLES)
     assert read_predictions(tmp_path / "predictions.parquet") == EXAMPLES
     assert [p.name for p in tmp_path.iterdir()] == ["predictions.parquet"]
+    write_predictions(tmp_path / "none.parquet", [])
+    assert read_predictions(tmp_path / "none.parquet") == []
 
 
-def test_round_trip_when_nothing_has_a_probability(tmp_path):
-    write_predictions(tmp_path / "p.parquet", EXAMPLES[1:2])
-    assert read_predictions(tmp_path / "p.parquet") == EXAMPLES[1:2]
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_survives(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("predictions")
+    prediction = Prediction("cxr_vqa", "i", "p", "k", text, text, text, {"text": text})
+    write_predictions(folder / "p.parquet", [prediction])
+    assert read_predictions(folder / "p.parquet") == [prediction]
+    Journal(folder, 0).append("a", [prediction])
+    assert Journal(folder, 1).read() == {"a": [prediction]}
 
 
-def test_round_trip_of_none_at_all(tmp_path):
-    write_predictions(tmp_path / "p.parquet", [])
-    assert read_predictions(tmp_path / "p.parquet") == []
-
-
-@given(
-    st.text(st.characters(exclude_categories=["Cs"])), st.none() | st.floats(0, 1), st.none() | st.sampled_from([0, 1])
-)
-def test_any_text_survives(tmp_path_factory, text, p_yes, truth):
-    path = tmp_path_factory.mktemp("predictions") / "p.parquet"
-    prediction = Prediction("question", "i", "p", "k", text, text, text, p_yes, truth, {"text": text})
-    write_predictions(path, [prediction])
-    assert read_predictions(path) == [prediction]
-
-
-def test_frame_has_missing_values_not_zeros():
-    frame = predictions_frame(EXAMPLES)
-    assert frame["p_yes"].isna().tolist() == [False, True, False]
-    assert frame["truth"].isna().tolist() == [False, True, False]
+def test_a_line_that_was_cut_short_is_written_again(tmp_path):
+    journal, other = Journal(tmp_path, 0), Journal(tmp_path, 1)
+    journal.append("a", EXAMPLES[:1])
+    journal.append("b", EXAMPLES[1:])
+    other.append("c", EXAMPLES[:2])
+    whole = journal.path.read_bytes()
+    for cut in (1, 5, 40):
+        journal.path.write_bytes(whole[:-cut])
+        assert journal.read() == {"a": EXAMPLES[:1], "c": EXAMPLES[:2]}
+        journal.mend()
+        journal.append("b", EXAMPLES[1:])
+        assert journal.path.read_bytes() == whole
 
 
 def test_faults_name_the_file(tmp_path):

@@ -3,9 +3,7 @@
 import itertools
 
 import numpy as np
-import pandas as pd
 import pytest
-from scipy.ndimage import gaussian_filter
 from sklearn.metrics import f1_score, roc_auc_score
 
 from llmcxr.metrics.scores import (
@@ -13,17 +11,13 @@ from llmcxr.metrics.scores import (
     balanced_accuracy,
     best_constant_prediction,
     bootstrap_interval,
-    majority_answers,
+    commonest,
     mean_auroc,
-    mean_pairwise_ssim,
+    mean_auroc_interval,
     micro_macro_f1,
     most_common_report,
-    ms_ssim,
     normalize_answer,
-    shifted_with_noise,
     shuffled,
-    ssim,
-    vqa_scores,
 )
 
 
@@ -44,6 +38,14 @@ def test_f1_agrees_with_sklearn():
     scores = micro_macro_f1(reference, predicted)
     assert scores.micro == pytest.approx(f1_score(reference, predicted, average="micro"))
     assert scores.macro == pytest.approx(f1_score(reference, predicted, average="macro"))
+
+
+def test_f1_leaves_out_what_is_not_known():
+    reference = np.array([[1, np.nan], [0, 1], [np.nan, 0]])
+    predicted = np.array([[1, 1], [1, 1], [1, 0]], bool)
+    # finding 0: TP 1, FP 1; finding 1: TP 1. What is said where the label is NaN is neither right nor wrong.
+    assert micro_macro_f1(reference, predicted).per_finding == pytest.approx([2 / 3, 1])
+    assert micro_macro_f1(reference, predicted).micro == pytest.approx(4 / 5)
 
 
 def test_f1_edges():
@@ -102,65 +104,44 @@ def test_bootstrap_draws_patients_not_rows():
     assert by_patient[1] - by_patient[0] > 2 * (by_row[1] - by_row[0])
 
 
+def test_the_interval_of_a_mean_auroc_keeps_its_findings():
+    """A finding read perfectly in 6 of 30 patients, and one read at chance in half of them: the mean is 0.75.
+
+    Draws with fewer than 5 positives of the first must not become those of the second alone, whose mean is 0.5.
+    """
+    truth = np.zeros((30, 2))
+    truth[:6, 0], truth[::2, 1] = 1, 1
+    score = np.stack([truth[:, 0], np.zeros(30)], axis=1)
+    assert mean_auroc(truth, score).mean == 0.75
+    assert mean_auroc_interval(truth, score, [f"p{i}" for i in range(30)]) == (0.75, 0.75)
+    assert np.isnan(mean_auroc_interval(truth[:4], score[:4], list("abcd"))).all()
+
+
 def test_bootstrap_without_a_value():
     assert np.isnan(bootstrap_interval(lambda rows: float("nan"), ["a", "b"])).all()
     assert np.isnan(bootstrap_interval(lambda rows: 1.0, [])).all()
 
 
-def questions(*rows):
-    return pd.DataFrame(rows, columns=["kind", "question", "reference", "response", "p_yes"])
-
-
-def test_vqa_by_hand():
-    training = pd.DataFrame(
-        [
-            ("presence", "Effusion?", "Yes."),
-            ("presence", "Effusion?", "Yes, a small one."),
-            ("presence", "Effusion?", "No."),
-            ("presence", "Nodule?", "No."),
-            ("presence", "Nodule?", "No."),
-            ("presence", "Nodule?", "No."),
-            ("side", "Which side?", "The left"),
-        ],
-        columns=["kind", "question", "reference"],
-    )
-    frame = questions(
-        ("presence", "Effusion?", "Yes", "yes, there is", 0.9),  # majority: yes, right
-        ("presence", "Effusion?", "No", "Yes", 0.6),  # majority: yes, wrong
-        ("presence", "Nodule?", "No", "No.", 0.2),  # majority: no, right
-        ("presence", "Mass?", "No", "no", 0.1),  # unseen text: the kind's "no", right
-        ("side", "Which side?", "left.", "The left", np.nan),  # majority: left, right
-        ("side", "Which lung?", "right", "left", np.nan),  # majority: left, wrong
-    )
-    assert majority_answers(frame, training) == ["yes", "yes", "no", "no", "left", "left"]
-    scores = vqa_scores(frame, training)
-    assert scores.n == 6
-    assert scores.accuracy == pytest.approx(4 / 6)
-    assert scores.majority_accuracy == pytest.approx(4 / 6)
-    assert scores.by_kind == {"presence": 0.75, "side": 0.5}
-    assert scores.count_by_kind == {"presence": 4, "side": 2}
-    assert scores.balanced_accuracy == pytest.approx((1 + 2 / 3) / 2)
-    assert scores.auroc == 1.0
-
-
-def test_vqa_of_nothing():
-    assert np.isnan(vqa_scores(questions(), questions()).accuracy)
-
-
-def test_vqa_without_yes_no_questions():
-    frame = questions(("side", "Which side?", "left", "left", np.nan))
-    scores = vqa_scores(frame, frame)
-    assert scores.accuracy == 1
-    assert np.isnan(scores.balanced_accuracy)
-    assert np.isnan(scores.auroc)
-
-
 @pytest.mark.parametrize(
-    ("answer", "expected"),
-    [("Yes, there is.", "yes"), ("NO", "no"), ("The left lung.", "left lung"), ("None", "none"), ("", ""), ("!", "")],
+    ("answer", "expected", "elsewhere"),
+    [
+        ("Yes, there is.", "yes", "yes there is"),
+        ("NO", "no", "no"),
+        ("No effusion.", "no", "no effusion"),
+        ("The left lung.", "left lung", "left lung"),
+        ("None", "none", "none"),
+        ("", "", ""),
+        ("!", "", ""),
+    ],
 )
-def test_normalize_answer(answer, expected):
-    assert normalize_answer(answer) == expected
+def test_normalize_answer(answer, expected, elsewhere):
+    assert normalize_answer(answer, yes_no=True) == expected
+    assert normalize_answer(answer, yes_no=False) == elsewhere
+
+
+def test_commonest():
+    assert commonest(["a", "a", "b", "a"], ["y", "x", "z", "x"]) == {"a": "x", "b": "z"}
+    assert commonest(["a", "a"], ["y", "x"]) == {"a": "x"} and commonest([], []) == {}
 
 
 def test_best_constant_is_the_best_of_all_sets():
@@ -175,6 +156,16 @@ def test_best_constant_is_the_best_of_all_sets():
     assert result.test_micro_f1 == micro_macro_f1(test, np.broadcast_to(result.findings, test.shape)).micro
 
 
+def test_best_constant_where_labels_are_missing():
+    random = np.random.default_rng(6)
+    train = (random.random((60, 5)) < np.array([0.5, 0.4, 0.3, 0.2, 0.1])).astype(float)
+    train[random.random((60, 5)) < np.array([0.9, 0.1, 0.5, 0.0, 0.2])] = np.nan
+    result = best_constant_prediction(train, train)
+    sets = [np.array(bits, bool) for bits in itertools.product([0, 1], repeat=5)]
+    best = max(micro_macro_f1(train, np.broadcast_to(s, train.shape)).micro for s in sets[1:])
+    assert result.train_micro_f1 == result.test_micro_f1 == pytest.approx(best)
+
+
 def test_most_common_report_and_shuffled():
     assert most_common_report(["Normal.", "Effusion.", " Normal. ", "Effusion.", "Normal."]) == "Normal."
     rows = shuffled(50, seed=3)
@@ -182,43 +173,6 @@ def test_most_common_report_and_shuffled():
     assert not (rows == np.arange(50)).any()
     assert (rows == shuffled(50, seed=3)).all()
     assert (rows != shuffled(50, seed=4)).any()
-
-
-def test_ssim():
-    random = np.random.default_rng(6)
-    image = random.random((32, 32))
-    assert mean_pairwise_ssim([image, image, image]) == pytest.approx(1)
-    noise = random.random((4, 32, 32))
-    nearly = image + 0.02 * noise
-    assert mean_pairwise_ssim(noise) < 0.2 < 0.9 < mean_pairwise_ssim(nearly) < 1
-    # two flat images: only the luminance term is left
-    expected = (2 * 0.2 * 0.8 + 1e-4) / (0.2**2 + 0.8**2 + 1e-4)
-    assert mean_pairwise_ssim([np.full((16, 16), 0.2), np.full((16, 16), 0.8)]) == pytest.approx(expected)
-    assert np.isnan(mean_pairwise_ssim([image]))
-    assert mean_pairwise_ssim(noise, pairs=2) == mean_pairwise_ssim(noise, pairs=2)
-    assert mean_pairwise_ssim(noise[:2]) == pytest.approx(ssim(noise[0], noise[1]))
-
-
-def test_ssim_over_scales():
-    random = np.random.default_rng(1)
-    image = gaussian_filter(random.random((128, 128)), 4)
-    image = (image - image.min()) / np.ptp(image)
-    assert ms_ssim(image, image) == pytest.approx(1)
-    # One scale is left where a side is below 22 pixels: SSIM itself.
-    small = random.random((2, 20, 20))
-    assert ms_ssim(*small) == pytest.approx(max(0, ssim(*small)))
-    # Two flat images: the luminance of the coarsest of the 4 scales of 128 pixels, to its share of their weights.
-    flat = (2 * 0.2 * 0.8 + 1e-4) / (0.2**2 + 0.8**2 + 1e-4)
-    weight = 0.2363 / (0.0448 + 0.2856 + 0.3001 + 0.2363)
-    assert ms_ssim(np.full((128, 128), 0.2), np.full((128, 128), 0.8)) == pytest.approx(flat**weight)
-    # Fine noise hurts SSIM more than MS-SSIM, which mostly looks at coarser scales.
-    noisy = np.clip(image + 0.1 * random.normal(size=image.shape), 0, 1)
-    assert ssim(image, noisy) < ms_ssim(image, noisy) < 1
-    moved = shifted_with_noise(image)
-    assert np.array_equal(moved, shifted_with_noise(image)) and not np.array_equal(moved, shifted_with_noise(image, 1))
-    assert np.abs(moved[3:, 3:] - image[:-3, :-3]).mean() == pytest.approx(0.016, abs=0.004)  # 0.02 x sqrt(2 / pi)
-    other = gaussian_filter(random.random((128, 128)), 4)
-    assert ms_ssim(image, moved) > 0.6 > ms_ssim(image, (other - other.min()) / np.ptp(other))
 
 
 def test_balanced_accuracy_by_hand():

@@ -1,12 +1,21 @@
-"""The model card of a packed model, written from what its run recorded (after Mitchell et al., FAT* 2019)."""
+"""The model card of a packed model, written from what its run recorded (after Mitchell et al., FAT* 2019).
+
+Its words are in model_card.md.j2. It says of the data only what is checked here, on the studies themselves.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from llmcxr.evaluation.page import score_rows
+from huggingface_hub import ModelCard, ModelCardData
+
+from llmcxr.evaluation.scoring import look_up, score_rows
 from llmcxr.model.folder import ModelInfo
+from llmcxr.studies.report_sections import report_text
+from llmcxr.studies.study import SPLITS, Study
 
 
 def _decoding(guidance: float, candidates: int, judged_by: str) -> str:
@@ -14,67 +23,65 @@ def _decoding(guidance: float, candidates: int, judged_by: str) -> str:
     return f"guidance {guidance:g}{kept}"
 
 
+def _shared(studies: Sequence[Study], key: Callable[[Study], str]) -> int:
+    """How many values of `key` are in more than one split; "" does not count."""
+    splits: dict[str, set[str]] = {}
+    for study in studies:
+        splits.setdefault(key(study), set()).add(study.split)
+    return sum(len(found) > 1 for value, found in splits.items() if value)
+
+
+def _separation(studies: Sequence[Study], info: ModelInfo) -> str:
+    """What splits share, as a sentence."""
+    texts = _shared(studies, lambda study: " ".join(report_text(study, info.report).split()).lower())
+    patients = _shared(studies, lambda study: study.patient_id)
+    found = [f"{count:,} {what}" for count, what in ((patients, "patients"), (texts, "report texts")) if count]
+    if found:
+        return f"{' and '.join(found)} are in more than one of them."
+    return "No patient and no report text is in two of them."
+
+
 def model_card(
     name: str,
     info: ModelInfo,
     data: str,
     simulated: bool,
-    studies: Mapping[str, int],
+    studies: Sequence[Study],
     training: Sequence[tuple[str, str]],
     summary: Mapping[str, Any],
+    continued: bool = False,
 ) -> str:
-    """Markdown. `data` says what the model has learned from, `studies` are counts by split, `training` (what, how) in order, `summary` what the evaluation wrote."""
-    head, *rows = score_rows(summary)
-    table = [" | ".join(head), " | ".join(["---"] * len(head)), *(" | ".join(row) for row in rows)]
-    language = summary.get("language", {})
-    own = info.decoding
+    """Markdown with the metadata that the Hugging Face hub reads.
+
+    `studies` are all of the manifest, `training` (what, how) in order, `summary` what the evaluation wrote; `continued` where the
+    model was trained on from another.
+    """
+    own, counts = info.decoding, Counter(study.split for study in studies)
     reports = _decoding(own.report_guidance, own.report_candidates, "the model's own reading")
-    reports += ", sides asked for one by one" if own.ask_sides else ""
-    drawings = _decoding(own.drawing_guidance, own.drawing_candidates, "its clinical network")
-    lines = [
-        f"# {name}",
-        "",
-        "Reads and writes chest radiographs: report from image, image from report, questions about an image, plain chat. Made with "
-        f"llmcxr {info.version}.",
-        "",
-        "> **For research only.** Not a medical device; not for diagnosis or treatment."
-        + (" It has seen simulated radiographs only, and knows nothing about real patients." if simulated else ""),
-        "",
-        "```",
-        f"llmcxr report image.png --model {name}",
-        f'llmcxr draw "Large right pleural effusion." -o drawn.png --model {name}',
-        "```",
-        "",
-        "## What it is",
-        f"- Base LLM: `{info.base}`, under its own licence. It is not in this folder: adapters and image rows are merged onto it on first use.",
-        f"- Images: {info.image_size} x {info.image_size} pixels as {info.grid} x {info.grid} tokens of {info.codebook_size} codes.",
-        f"- Findings it was asked about: {', '.join(info.findings)}.",
-        f"- Its reports hold the {info.report.replace('_', ' ')}"
-        + (", and are written from findings that it names first." if info.findings_first else "."),
-        f"- Unless told otherwise, reports are written with {reports}, drawings with {drawings}. The numbers below are of these.",
-        "- `judge/` is an independent classifier of the findings, for scoring drawings. It took no part in training the rest.",
-        "",
-        "## Data",
+    head, *rows = score_rows(summary)
+    data = ModelCardData(
+        language="en",
+        license="other",
+        license_name="research-only",
+        library_name="llmcxr",
+        pipeline_tag="image-text-to-text",
+        tags=["medical", "radiology", "chest-x-ray", "research-only", *(["simulated-data"] if simulated else [])],
+    )
+    card = ModelCard.from_template(
         data,
-        "",
-        f"{studies.get('train', 0):,} training, {studies.get('validate', 0):,} validation and {studies.get('test', 0):,} test images; "
-        + ("no patient and no report text is in two of them." if simulated else "no patient is in two of them."),
-        "",
-        "## Training",
-        *(f"- {what}: {how}" for what, how in training),
-        "",
-        "## Numbers",
-        "On test patients and report texts that no part of the model has seen, measured before weights were halved; intervals are 95 % by patient.",
-        "",
-        *(f"| {line} |" for line in table),
-        "",
-        "## Limits",
-        "- A score between baseline and ceiling is not a reading that can be relied on.",
-        "- What a radiograph shows beyond the findings above, the model does not know; it may still name something.",
-        "- Drawn images are synthetic. llmcxr marks them, visibly and in their metadata.",
-    ]
-    if language:
-        lines.append(
-            f"- Its perplexity on general text is {language['perplexity_ratio']:.3f} times the base LLM's; it inherits that model's faults."
-        )
-    return "\n".join(lines) + "\n"
+        template_path=str(Path(__file__).with_name("model_card.md.j2")),
+        name=name,
+        info=info,
+        simulated=simulated,
+        example=f"There is {info.findings[0]}." if info.findings else "Normal chest.",
+        reports=reports + (", sides asked for one by one" if own.ask_sides else ""),
+        drawings=_decoding(own.drawing_guidance, own.drawing_candidates, "its clinical network"),
+        counts={split: counts[split] for split in SPLITS},
+        separation=_separation(studies, info),
+        training=training,
+        continued=continued,
+        rows=[head, ["---"] * len(head), *rows],
+        notes=summary.get("notes") or [],
+        perplexity_ratio=look_up(summary, "language.perplexity_ratio"),
+    )
+    return str(card)

@@ -1,56 +1,26 @@
-"""What the model answered: one `Prediction` a question put to it, kept so that every score can be computed again."""
+"""What the model answered, on disk: appended as it goes, one line of JSON a group of answers, and one table in the end."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answer of the model beside what was expected.
-
-    `task`: "report", "draw", "question", ...; `kind`: of question, or of report. `p_yes` in [0, 1] is the probability
-    of "yes" against "no", and `truth` 1 or 0 whether "yes" is right; both None where the question is not of that form.
-    `extra` holds JSON values.
-    """
-
-    task: str
-    image_id: str
-    patient_id: str
-    kind: str
-    question: str
-    reference: str
-    response: str
-    p_yes: float | None = None
-    truth: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-
+from llmcxr.tasks.measurement import Prediction
 
 COLUMNS = [f.name for f in fields(Prediction)]
 
 
-def predictions_frame(predictions: Sequence[Prediction]) -> pd.DataFrame:
-    """One row a prediction; p_yes is float (NaN: none), truth is Int64 (NA: none), extra stays a dict."""
-    frame = pd.DataFrame([[getattr(p, name) for name in COLUMNS] for p in predictions], columns=COLUMNS)
-    return frame.astype({"p_yes": "float64", "truth": "Int64"})
-
-
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
-    """Write `predictions` as parquet, atomically; `extra` is JSON text there."""
-    frame = predictions_frame(predictions)
-    frame["extra"] = [json.dumps(p.extra, ensure_ascii=False) for p in predictions]
-    texts = [name for name in COLUMNS if name not in ("p_yes", "truth")]
+    """Write `predictions` as parquet, one row each, atomically; `extra` is JSON text there."""
+    rows = [{**vars(p), "extra": json.dumps(p.extra, ensure_ascii=False)} for p in predictions]
     with atomic_path(path) as temporary:
-        frame.astype(dict.fromkeys(texts, "string")).to_parquet(temporary, index=False)
+        pd.DataFrame(rows, columns=COLUMNS).astype("string").to_parquet(temporary, index=False)
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -58,17 +28,45 @@ def read_predictions(path: Path) -> list[Prediction]:
     try:
         frame = pd.read_parquet(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist. Run the `evaluate` stage first.") from error
+        raise UserError(f"{path} does not exist. Run the `evaluation` stage first.") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable parquet ({error}). Delete it and run `evaluate` again.") from error
+        raise UserError(
+            f"{path} is not readable parquet ({error}). Delete it and run `llmcxr evaluate` again."
+        ) from error
     if missing := [name for name in COLUMNS if name not in frame.columns]:
-        raise UserError(f"{path} lacks the columns {missing}. Delete it and run the `evaluate` stage again.")
-    return [
-        Prediction(
-            **{name: row[name] for name in COLUMNS[:7]},
-            p_yes=None if pd.isna(row["p_yes"]) else float(row["p_yes"]),
-            truth=None if pd.isna(row["truth"]) else int(row["truth"]),
-            extra=json.loads(row["extra"]),
-        )
-        for row in frame.to_dict("records")
-    ]
+        raise UserError(f"{path} lacks the columns {missing}. Delete it and run `llmcxr evaluate` again.")
+    rows = frame[COLUMNS].to_dict("records")
+    return [Prediction(**{str(k): v for k, v in (row | {"extra": json.loads(row["extra"])}).items()}) for row in rows]
+
+
+class Journal:
+    """Groups of predictions as they are made, in a file of each process: what was interrupted goes on after the last whole line.
+
+    A line is {"group": key, "predictions": [...]}.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.folder, self.path = folder, folder / f"{rank}.jsonl"
+
+    def read(self) -> dict[str, list[Prediction]]:
+        """Groups that any process has finished; a line that was cut short is none."""
+        found = {}
+        for path in sorted(self.folder.glob("*.jsonl")):
+            for line in path.read_bytes().split(b"\n")[:-1]:
+                row = json.loads(line)
+                found[row["group"]] = [Prediction(**values) for values in row["predictions"]]
+        return found
+
+    def append(self, group: str, predictions: Sequence[Prediction]) -> None:
+        """Add a group."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        row = {"group": group, "predictions": [asdict(p) for p in predictions]}
+        with open(self.path, "ab") as file:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+    def mend(self) -> None:
+        """Cut off this process's last line where it has no end."""
+        if self.path.exists():
+            whole = self.path.read_bytes().rfind(b"\n") + 1
+            with open(self.path, "r+b") as file:
+                file.truncate(whole)

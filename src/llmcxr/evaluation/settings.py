@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from llmcxr.foundation.settings import setting
 from llmcxr.image_tokens.classifier import ClassifierSettings
+from llmcxr.studies.cohort import CohortSettings
+from llmcxr.tasks.measurement import UnknownLabels
 
 
 @dataclass(frozen=True)
@@ -13,13 +15,22 @@ class EvaluationSettings:
     """How much is measured, all on patients and report texts that no part of the model was trained on."""
 
     judge: ClassifierSettings = setting(ClassifierSettings(steps=600), "the independent classifier of findings")
+    cohort: CohortSettings | None = setting(
+        None, "which test images take part; null: those of the last stage's views"
+    )
+    unknown_labels: UnknownLabels = setting(
+        "left_out",
+        "labels that the data does not give: left_out of the scores, or negative (absent, as some published protocols count them). "
+        "Uncertain ones take no part in either",
+    )
     reconstructions: int = setting(400, "test images through the image tokenizer")
     reports: int = setting(200, "test images that are reported")
     questions: int = setting(800, "test questions that are answered")
     probabilities: int = setting(200, "test images that are asked about every finding, for p(yes)")
     drawings: int = setting(96, "test reports that are drawn")
-    drawn_again: int = setting(64, "of those, reports that are drawn a second time, for how much drawings of one vary")
-    report_tokens: int = setting(128, "most tokens of a report")
-    batch_size: int = setting(32, "responses generated at once")
     bootstrap: int = setting(500, "resamples of patients for each 95 % interval")
-    seed: int = setting(0, "which cases are taken, and sampling of the drawings")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many of each are asked."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, int) and name != "bootstrap"}

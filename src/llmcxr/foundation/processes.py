@@ -112,6 +112,11 @@ class Processes:
             if torch.get_num_threads() != own:
                 torch.set_num_threads(own)
 
+    def wait(self) -> None:
+        """Return once every process has come here."""
+        if self._accelerator is not None:
+            dist.barrier(group=self._waiting)
+
     def fault(self, message: str) -> BaseException:
         """What to raise for a fault that all processes find: the main process says it, the others just end."""
         return UserError(message) if self.main else SystemExit(2)

@@ -8,12 +8,26 @@ after all presence questions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from llmcxr.foundation.randomness import stream
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.questions import Kind, QuestionAnswer
 from llmcxr.tasks.base import Items, Task, TaskData
+from llmcxr.metrics import scores
+from llmcxr.tasks.measurement import (
+    TOO_FEW,
+    Ask,
+    Cases,
+    Examinee,
+    Measurement,
+    NotMeasured,
+    Prediction,
+    Score,
+    in_groups,
+)
 
 # The conversations, and the kinds of their questions. Their shares are a setting of each tuning stage.
 CONVERSATIONS: dict[str, tuple[Kind, ...]] = {
@@ -83,3 +97,158 @@ class CxrVqa(Task):
 
 
 TASK = CxrVqa()
+
+
+# ----------------------------------------------------------------------------------------------------- how it is measured
+
+YES_NO: frozenset[str] = frozenset({"presence", "normal"})  # kinds whose answer is yes or no
+PROBABILITIES = "probabilities"  # kind of the predictions of p(yes)
+_MOST_TOKENS = 32
+_NO_QUESTION = "no question is known about any test image: it needs labels, or findings that are known exactly"
+
+
+class VqaMeasurement(Measurement):
+    """Answers to balanced questions, and p(yes) of every finding on every image."""
+
+    name, group, place = "cxr_vqa", "vqa", 2
+    scores = (
+        Score(
+            "Questions, accuracy",
+            "vqa.accuracy",
+            "vqa.majority_accuracy",
+            "the commonest training answer",
+            1.0,
+            "all answers right",
+            "Share of questions about unseen images that are answered right.",
+            interval=("vqa.accuracy_low", "vqa.accuracy_high"),
+            count="vqa.n",
+            needs=_NO_QUESTION,
+        ),
+        Score(
+            "Yes/no questions, balanced accuracy",
+            "vqa.balanced_accuracy",
+            0.5,
+            "one answer to all",
+            1.0,
+            "all answers right",
+            "Mean of the shares of “yes” and of “no” that are answered right.",
+            interval=("vqa.balanced_accuracy_low", "vqa.balanced_accuracy_high"),
+            count="vqa.balanced_n",
+            needs="yes, or no, is the answer to no question that was asked",
+        ),
+        Score(
+            "Questions, AUROC of p(yes)",
+            "vqa.auroc",
+            "vqa.auroc_shuffled",
+            "answers of other patients' images",
+            "vqa.auroc_classifier",
+            "the independent classifier on the same images",
+            "How well the probability that the model gives to “yes” ranks images with a finding above those without.",
+            interval=("vqa.auroc_low", "vqa.auroc_high"),
+            count="vqa.auroc_n",
+            scale=(0.4, 1.0),
+            needs=TOO_FEW,
+        ),
+    )
+
+    def asks(self, cases: Cases) -> list[list[Ask]]:
+        """Questions by length, so that prompts of a group need little padding; then images, for p(yes) of each finding."""
+        place = cases.by_id
+        asked = [q for q in cases.questions if q.image_id in place]
+        order = stream(cases.seed, "questions").permutation(len(asked))[: cases.counts["questions"]]
+        shown = set(stream(cases.seed, "shown").permutation(len(order))[:16].tolist())
+        chosen = sorted((asked[i] for i in order), key=lambda q: len(q.question))
+        questions = [Ask(place[q.image_id], q.kind, q.question, q.answer, k in shown) for k, q in enumerate(chosen)]
+        images = [Ask(s, PROBABILITIES) for s in cases.shuffled[: cases.counts["probabilities"]]]
+        return in_groups(questions) + (in_groups(images, 1) if cases.findings else [])
+
+    def answer(self, model: Examinee, group: Sequence[Ask], seed: int) -> list[Prediction]:
+        """Greedy answers; or p(yes) of each finding of the data, with the judge's logits of the same image."""
+        ids = [ask.study.image_id for ask in group]
+        if group[0].kind == PROBABILITIES:
+            names = list(model.findings)
+            judged = model.judged(model.images(ids))
+            return [
+                self.prediction(
+                    ask, p_yes=dict(zip(names, model.finding_probabilities(i, names), strict=True)), judge=seen
+                )
+                for ask, i, seen in zip(group, ids, judged, strict=True)
+            ]
+        texts = model.answers(ids, [ask.question for ask in group], _MOST_TOKENS)
+        return [self.prediction(ask, text, shown=ask.shown) for ask, text in zip(group, texts, strict=True)]
+
+    def score(self, predictions: Sequence[Prediction], cases: Cases) -> dict[str, Any] | NotMeasured:
+        """Shares of right answers, and AUROC of p(yes)."""
+        answers = [p for p in predictions if p.kind != PROBABILITIES]
+        read = [p for p in predictions if p.kind == PROBABILITIES]
+        return {**self._answers(answers, cases), **self._probabilities(read, cases)}
+
+    def _answers(self, answers: Sequence[Prediction], cases: Cases) -> dict[str, Any]:
+        if not answers:
+            return dict.fromkeys(("accuracy", "balanced_accuracy"), NotMeasured(_NO_QUESTION)) | {"n": 0}
+        right, kinds = vqa_right(answers), np.array([p.kind for p in answers])
+        reference = np.array([scores.normalize_answer(p.reference, p.kind in YES_NO) for p in answers])
+        patients = np.array([p.patient_id for p in answers])
+        train_ids = {s.image_id for s in cases.train}
+        majority = majority_answers(answers, [q for q in cases.questions if q.image_id in train_ids])
+        yes_no = np.flatnonzero(np.isin(kinds, list(YES_NO)))
+        low, high = cases.interval(lambda r: float(right[r].mean()), patients.tolist())
+        balanced_low, balanced_high = cases.interval(
+            lambda r: scores.balanced_accuracy(reference[yes_no[r]], right[yes_no[r]]), patients[yes_no].tolist()
+        )
+        return {
+            "accuracy": float(right.mean()),
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "balanced_accuracy": scores.balanced_accuracy(reference[yes_no], right[yes_no]),
+            "balanced_accuracy_low": balanced_low,
+            "balanced_accuracy_high": balanced_high,
+            "balanced_n": len(yes_no),
+            "majority_accuracy": float((np.array(majority) == reference).mean()),
+            "by_kind": {str(k): float(right[kinds == k].mean()) for k in np.unique(kinds)},
+            "count_by_kind": {str(k): int((kinds == k).sum()) for k in np.unique(kinds)},
+            "n": len(answers),
+        }
+
+    def _probabilities(self, read: Sequence[Prediction], cases: Cases) -> dict[str, Any]:
+        if not read:
+            return {"auroc": cases.unreadable() if not cases.findings else NotMeasured("there is no test image")}
+        labels, patients = cases.labels(cases.of(read)), [p.patient_id for p in read]
+        p_yes = cases.matrix([p.extra["p_yes"] for p in read])
+        reading = scores.mean_auroc(labels, p_yes)
+        low, high = cases.auroc_interval(labels, p_yes, patients)
+        others = scores.shuffled(len(p_yes), cases.seed)
+        return {
+            "auroc": reading.mean,
+            "auroc_low": low,
+            "auroc_high": high,
+            "auroc_shuffled": scores.mean_auroc(labels, p_yes[others]).mean,
+            "auroc_classifier": scores.mean_auroc(labels, cases.matrix([p.extra["judge"] for p in read])).mean,
+            "auroc_n": len(read),
+            "per_finding": {"reading": cases.named(reading.per_finding)},
+        }
+
+
+def majority_answers(answers: Sequence[Prediction], training: Sequence[QuestionAnswer]) -> list[str]:
+    """The commonest training answer to each question, normalised; "" where training has none.
+
+    Yes/no questions take the answer that is commonest for the same question text (where training has it), others that
+    of their kind.
+    """
+    known = [(q.kind, q.question, scores.normalize_answer(q.answer, q.kind in YES_NO)) for q in training]
+    by_kind = scores.commonest([kind for kind, _, _ in known], [answer for _, _, answer in known])
+    exact = [(question, answer) for kind, question, answer in known if kind in YES_NO]
+    by_question = scores.commonest([question for question, _ in exact], [answer for _, answer in exact])
+    return [by_question.get(p.question, by_kind.get(p.kind, "")) for p in answers]
+
+
+def vqa_right(answers: Sequence[Prediction]) -> np.ndarray:
+    """Bool [N]: whether response and reference are the same answer to a question of its kind."""
+    same = [
+        scores.normalize_answer(p.response, p.kind in YES_NO) == scores.normalize_answer(p.reference, p.kind in YES_NO)
+        for p in answers
+    ]
+    return np.array(same, dtype=bool)
+
+
+MEASUREMENT = VqaMeasurement()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.studies.study import Split
 from llmcxr.tasks.base import Items, Task, TaskData
+from llmcxr.studies.study import Study
+from llmcxr.tasks.measurement import Ask, Cases, Examinee, Measurement, NotMeasured, Prediction, Score
 
 SHIPPED = Path(__file__).parent / "data" / "language_instructions.jsonl"
 _NAMES = {
@@ -90,3 +93,48 @@ class Language(Task):
 
 
 TASK = Language()
+
+
+# ----------------------------------------------------------------------------------------------------- how it is measured
+
+
+class LanguageMeasurement(Measurement):
+    """Perplexity on general text against the base model, in the same precision."""
+
+    name, group, place = "language", "language", 5
+    scores = (
+        Score(
+            "Language, perplexity ratio",
+            "language.perplexity_ratio",
+            None,
+            "",
+            1.0,
+            "the base model itself",
+            "Perplexity on general text, tuned model over base model: 1 means that no language was lost.",
+            scale=None,
+            lower_is_better=True,
+        ),
+    )
+
+    def asks(self, cases: Cases) -> list[list[Ask]]:
+        """All texts at once; no patient."""
+        return [[Ask(Study("", "", "", "", "test"), "general text")]]
+
+    def answer(self, model: Examinee, group: Sequence[Ask], seed: int) -> list[Prediction]:
+        """One prediction with both perplexities."""
+        return [self.prediction(group[0], perplexities=model.perplexities())]
+
+    def score(self, predictions: Sequence[Prediction], cases: Cases) -> dict[str, Any] | NotMeasured:
+        """Their ratio."""
+        if not predictions:
+            return NotMeasured("it was not asked for")
+        both = predictions[0].extra["perplexities"]
+        return {
+            "perplexity_ratio": both["tuned"] / both["base"],
+            "perplexity": both["tuned"],
+            "perplexity_base": both["base"],
+            "n": both["n"],
+        }
+
+
+MEASUREMENT = LanguageMeasurement()
