@@ -15,9 +15,7 @@ class EvaluationSettings:
     """How much is measured, all on patients and report texts that no part of the model was trained on."""
 
     judge: ClassifierSettings = setting(ClassifierSettings(steps=600), "the independent classifier of findings")
-    cohort: CohortSettings | None = setting(
-        None, "which test images take part; null: those of the last stage's views"
-    )
+    cohort: CohortSettings | None = setting(None, "which test images take part; null: those of the last stage's views")
     unknown_labels: UnknownLabels = setting(
         "left_out",
         "labels that the data does not give: left_out of the scores, or negative (absent, as some published protocols count them). "

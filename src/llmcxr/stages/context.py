@@ -63,7 +63,7 @@ class Context:
         """uint8 [N, S, S], mapped from disk."""
         return PixelStore.open(self.folder / "pixels.npy")
 
-    def of_split(self, split: Split) -> tuple[list[Study], Pixels]:
+    def of_split(self, split: Split) -> tuple[list[Study], PixelStore]:
         """Studies of a split, and their images uint8 [N, S, S], read from the mapped file as they are indexed."""
         rows = [i for i, study in enumerate(self.studies) if study.split == split]
         return [self.studies[i] for i in rows], self.pixels.select(rows)
@@ -71,7 +71,7 @@ class Context:
     @cached_property
     def findings(self) -> LabelSet:
         """Findings that occur both present and absent in training (of a given model: anywhere in the data)."""
-        return known_findings([s for s in self.studies if s.split == "train" or self.given is not None])
+        return LabelSet(known_findings([s for s in self.studies if s.split == "train" or self.given is not None]))
 
     @property
     def unread(self) -> tuple[str, ...]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 from llmcxr.foundation.artifacts import write_json
-from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.workflow import Stage
 from llmcxr.instructions.questions import questions_of, write_questions
-from llmcxr.labelling.label_studies import label_studies
+from llmcxr.labelling.registry import label_studies
 from llmcxr.stages.context import Context
 from llmcxr.studies.cohort import check_splits
-from llmcxr.studies.pixel_store import write_pixels
+from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.study import SPLITS, write_manifest
 
 
@@ -26,7 +25,7 @@ def studies_stage(context: Context) -> Stage:
         if not found:
             raise UserError(f"the source holds no usable study; left out: {dict(left_out)}.")
         check_splits(found)
-        kept, unreadable = write_pixels(folder / "pixels.npy", found, folder, context.image_size, core_count())
+        kept, unreadable = PixelStore.write(folder / "pixels.npy", found, folder, context.image_size)
         left_out.update(unreadable)
         write_manifest(folder / "manifest.parquet", kept)
         counts = {split: sum(s.split == split for s in kept) for split in SPLITS}

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
 
+from llmcxr import __version__
 from llmcxr.evaluation.judge import Judge, judge_findings
-from llmcxr.foundation.artifacts import atomic_path
-from llmcxr.foundation.workflow import Stage
+from llmcxr.evaluation.page.content import cards
+from llmcxr.evaluation.page.page import PageContent, glance, write_page
+from llmcxr.evaluation.predict import ModelUnderTest, predict
+from llmcxr.evaluation.predictions import read_predictions
+from llmcxr.evaluation.scoring import summarise
+from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
+from llmcxr.foundation.devices import core_count, precision
+from llmcxr.foundation.workflow import RECORDS, Stage
+from llmcxr.inference.llm_cxr import LlmCxr
+from llmcxr.inference.provenance import save_marked_png
+from llmcxr.model.patients import check_unseen
 from llmcxr.stages.context import Context
-from llmcxr.studies.study import label_matrix
+from llmcxr.studies.cohort import CohortSettings, select_cohort
+from llmcxr.studies.findings import LabelSet
+from llmcxr.studies.study import Split, label_matrix
+from llmcxr.tasks.measurement import Cases
 
 
 def judge_stage(context: Context) -> Stage:
@@ -19,7 +36,7 @@ def judge_stage(context: Context) -> Stage:
         findings, main = context.findings, context.processes.on_main
         if not findings:
             return "no finding is known both present and absent"
-        if own is not None and not judge_findings(own).missing(findings):
+        if own is not None and not LabelSet(judge_findings(own)).missing(findings):
 
             def copy() -> None:
                 with atomic_path(folder) as temporary:
@@ -31,8 +48,8 @@ def judge_stage(context: Context) -> Stage:
         if not studies:
             return f"the data has no training split from which a judge could learn {', '.join(findings)}"
         labels = label_matrix(studies, findings)
-        seed = context.recipe.seed + 1000  # another start than the clinical network's
-        Judge.train_on(images, labels, findings, settings, seed, folder, context.processes, context.image_dtype)
+        seed = context.recipe.seed
+        Judge.train_on(images, labels, tuple(findings), settings, seed, folder, context.processes)
         return None
 
     return Stage(
@@ -45,3 +62,141 @@ def judge_stage(context: Context) -> Stage:
         reads=() if own is None else (own,),
         everywhere=True,
     )
+
+
+def cases_of(context: Context, split: Split) -> Cases:
+    """What the model is measured on: the patients of a split that are of the evaluation's cohort."""
+    settings, info = context.recipe.evaluation, context.info
+    cohort = settings.cohort or CohortSettings(views=list(info.views), earliest_only=info.earliest_only)
+    held_out = select_cohort([s for s in context.studies if s.split == split], cohort)
+    for reason, count in held_out.dropped.items() if context.processes.main else ():
+        print(f"    left out of what is measured, {count}: {reason}")
+    if not held_out.studies:
+        raise context.processes.fault(
+            f"the data has no patients of the evaluation's cohort in the split {split}, so nothing can be measured. Give some "
+            f"patients the split {split}, or set evaluation.cohort."
+        )
+    rows = {study.image_id: i for i, study in enumerate(context.studies)}
+    return Cases(
+        held_out.studies,
+        [s for s in context.studies if s.split == "train"],
+        context.findings,
+        context.labeller,
+        info.report,
+        lambda ids: context.pixels[[rows[i] for i in ids]],
+        context.questions,
+        settings.counts,
+        settings.bootstrap,
+        context.recipe.seed,
+        settings.unknown_labels,
+    )
+
+
+def under_test(context: Context, cases: Cases) -> ModelUnderTest:
+    """The finished model with the judge, where there is one."""
+    model = LlmCxr.from_pretrained(context.given or context.folder / "model", str(context.device))
+    folder = context.folder / "judge"
+    judge = Judge.load(folder, cases.findings).to(context.device) if (folder / "model.safetensors").exists() else None
+    codes = {s.image_id: context.codes[s.image_id] for s in (*cases.train, *cases.test)}
+    return ModelUnderTest(model, judge, cases.findings, codes, cases.images)
+
+
+def evaluation_stage(context: Context) -> Stage:
+    """Predictions, scores and the results page."""
+    given = context.given
+
+    def run() -> None:
+        if given is not None:
+            allow = context.recipe.allow_seen_patients
+            context.processes.on_main(lambda: _say(check_unseen(context.studies, given, allow)))
+        cases = cases_of(context, "test")
+        predict(cases, lambda: under_test(context, cases), context.folder / "evaluation", context.processes)
+        context.processes.on_main(lambda: rescore(context))
+
+    return Stage(
+        "evaluation",
+        "how well the model reads and draws patients it has never seen",
+        run,
+        settings=(context.recipe.evaluation, context.recipe.seed, context.recipe.labeller),
+        after=("judge", "vqa", "codes") if given is not None else ("judge", "vqa", "model"),
+        outputs=("evaluation",),
+        everywhere=True,
+    )
+
+
+def _say(note: str | None) -> None:
+    if note:
+        print(f"    note: {note}.")
+
+
+def rescore(context: Context) -> dict[str, Any]:
+    """Scores and page anew from the predictions, without the model; returns the summary."""
+    folder = context.folder / "evaluation"
+    predictions, cases = read_predictions(folder / "predictions.parquet"), cases_of(context, "test")
+    summary = summarise(predictions, cases)
+    if context.given is None:
+        last = context.folder / context.recipe.tuning.stages[-1].name / "summary.json"
+        summary["language"]["trace"] = read_json(last).get("language", [])
+    write_json(folder / "summary.json", summary)
+    _write_page(context, summary, cards(predictions, cases))
+    return summary
+
+
+def _facts(context: Context, summary: Mapping[str, Any], tuning: str) -> dict[str, str]:
+    recipe, info = context.recipe, context.info
+    counts = read_json(context.folder / "studies.json")["studies"]
+    records = context.folder / RECORDS
+    seconds = {
+        p.stem: read_json(p).get("seconds", 0) for p in sorted(records.glob("*.json"), key=lambda p: p.stat().st_mtime)
+    }
+    facts = {
+        "Recipe": recipe.name,
+        "Model": "trained in this run" if recipe.model is None else recipe.model,
+        "Base LLM": info.base,
+        "Radiographs": f"{counts['train']} training, {counts['validate']} validation, {counts['test']} test",
+        "Image tokens": f"{info.grid} x {info.grid} of {info.codebook_size} codes, {info.image_size} px",
+        "Tuning": tuning,
+        "Questions, right by kind": ", ".join(
+            f"{k} {v:.2f}" for k, v in summary.get("vqa", {}).get("by_kind", {}).items()
+        ),
+        "Minutes": ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items() if value),
+        "Machine": f"{context.device.type}, {core_count()} cores, {platform.machine()}, "
+        f"{str(precision(context.device, 'generating')).removeprefix('torch.')}",
+        "Versions": f"llmcxr {__version__}, torch {version('torch')}, transformers {version('transformers')}",
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _write_page(context: Context, summary: dict[str, Any], shown: dict[str, Any]) -> None:
+    train_loss: dict[str, list[tuple[float, float, float]]] = {}
+    unseen_loss: dict[str, list[tuple[float, float, float]]] = {}
+    changes: list[float] = []
+    step = tokens = 0.0
+    for stage in context.recipe.tuning.stages if context.given is None else []:
+        curve = read_json(context.folder / stage.name / "curves.json")
+        for record in curve:
+            for target, key in ((train_loss, "train"), (unseen_loss, "unseen")):
+                for task, loss in record[key].items():
+                    target.setdefault(task, []).append((step + record["step"], tokens + record["tokens"], loss))
+        step, tokens = step + curve[-1]["step"], tokens + curve[-1]["tokens"]
+        changes.append(step)
+    method = context.recipe.tuning.method
+    tuning = f"{method}, {tokens:,.0f} tokens, {step:,.0f} steps" if context.given is None else ""
+    overview = glance(shown["drawings"])
+    page = PageContent(
+        title=f"llmcxr: {context.recipe.name}",
+        facts=_facts(context, summary, tuning),
+        summary=summary,
+        overview=overview,
+        **shown,
+        train_loss=train_loss,
+        unseen_loss=unseen_loss,
+        stage_changes=changes[:-1],
+        simulated=context.source.simulated,
+    )
+    folder = context.folder / "evaluation"
+    write_page(folder / "report.html", page)
+    if overview is not None:
+        # Without the reports: a picture to show should not carry texts that may not be handed on.
+        rows = "top: radiographs; middle: the same from their image tokens; bottom: drawn by a model"
+        save_marked_png(folder / "glance.png", overview, Comment=rows)

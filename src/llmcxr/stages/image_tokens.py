@@ -40,12 +40,10 @@ def clinical_features_stage(context: Context) -> Stage:
             labels,
             settings.training,
             context.recipe.seed,
-            context.processes,
-            folder / "checkpoint.pt",
+            folder,
             "clinical network",
-            context.image_dtype,
+            context.processes,
         )
-        context.processes.on_main(lambda: features.save(folder))
         return None
 
     return Stage(
@@ -90,9 +88,7 @@ def image_tokenizer_stage(context: Context) -> Stage:
                 print("    no clinical network: codes are learned from pixels alone")
         start = ImageTokenizer.from_pretrained(context.start.image_tokenizer) if context.start else None
         _, images = context.of_split("train")
-        train_image_tokenizer(
-            own, features, images, folder, context.recipe.seed, context.processes, context.image_dtype, start
-        )
+        train_image_tokenizer(own, features, images, context.recipe.seed, folder, context.processes, start)
 
     def check() -> None:
         if settings.pretrained is not None and not Path(settings.pretrained).expanduser().is_dir():

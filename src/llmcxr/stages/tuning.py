@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,22 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llmcxr import __version__
+from llmcxr.foundation.artifacts import read_json, write_json
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.workflow import Stage
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.folder import ModelInfo, save_model
-from llmcxr.stages.context import Context
+from llmcxr.model.patients import check_unseen, patient_hash, seen_patients
+from llmcxr.stages.context import Context, start_files
 from llmcxr.studies.cohort import select_cohort
 from llmcxr.studies.study import Split, sided_labels
 from llmcxr.tasks.base import Items, TaskData, tasks
-from llmcxr.tasks.language import SHIPPED
+from llmcxr.tasks.language import SHIPPED, instructions_of
 from llmcxr.tuning.alignment import align, alignment_prompt
 from llmcxr.tuning.four_bit import bitsandbytes
-from llmcxr.tuning.keep_language import save_texts, write_texts
-from llmcxr.tuning.settings import StageSettings
+from llmcxr.tuning.keep_language import LanguageCheck, save_texts, write_texts
+from llmcxr.tuning.settings import StageSettings, TuningSettings
 from llmcxr.tuning.trackers import check_tracker
 from llmcxr.tuning.trainer import Stage as TuningStage
 from llmcxr.tuning.trainer import load_stage
@@ -101,14 +104,16 @@ def _shared(context: Context) -> TuningSettings:
     """Settings of tuning that every training depends on, without those that change no weight, and those of single stages."""
     tuning = context.recipe.tuning
     language = dataclasses.replace(tuning.language, instructions=None, replay_texts=0)
-    free = {
-        "stages": [],
-        "logging": "none",
-        "checkpoint_minutes": 0.0,
-        "measure_share": 0.0,
-        "gradient_checkpointing": False,
-    }
-    return dataclasses.replace(tuning, decoding=DecodingSettings(), language=language, **free)
+    return dataclasses.replace(
+        tuning,
+        decoding=DecodingSettings(),
+        language=language,
+        stages=[],
+        logging="none",
+        checkpoint_minutes=0.0,
+        measure_share=0.0,
+        gradient_checkpointing=False,
+    )
 
 
 def _llm(context: Context) -> tuple[Path, ...]:
@@ -149,7 +154,7 @@ def align_model(context: Context, tunable: TunableModel, folder: Path) -> None:
     studies = [s for s in context.studies if s.split == "train"]
     prompts = np.array([alignment_prompt(context.codes[s.image_id], template, tunable.vocabulary) for s in studies])
     _, labels = sided_labels(studies, context.findings)
-    align(tunable, prompts, labels, context.recipe.tuning.alignment, folder, context.recipe.seed, context.processes)
+    align(tunable, prompts, labels, context.recipe.tuning.alignment, context.recipe.seed, folder, context.processes)
 
 
 def replay_stage(context: Context) -> list[Stage]:
