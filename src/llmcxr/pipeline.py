@@ -173,6 +173,7 @@ class Run:
         self.folder = Path(recipe.runs) / recipe.name
         self.processes = Processes(recipe.device)
         self.device = self.processes.device
+        self.processes.agree_on_precision(recipe.precision)
 
     # --- what stages read
 
