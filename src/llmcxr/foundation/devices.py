@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -42,14 +43,11 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def seconds_of_product(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> float:
-    """Best of three products [rows, inputs] @ [inputs, outputs] on the CPU, after one that warms up."""
+    """Time of one product [rows, inputs] @ [inputs, outputs] on the CPU."""
     x, weight = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
-    times = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        times.append(time.perf_counter() - begin)
-    return min(times[1:])
+    begin = time.perf_counter()
+    torch.nn.functional.linear(x, weight)
+    return time.perf_counter() - begin
 
 
 @cache
@@ -62,7 +60,10 @@ def measured_precision(kind: str) -> dict[Use, torch.dtype]:
     if kind == "cpu":
         choice = {}
         for use, shapes in SHAPES.items():
-            wide, narrow = (sum(seconds_of_product(d, *s) for s in shapes) for d in (torch.float32, torch.bfloat16))
+            # By turns, the first round to warm up, and the best of each: other work on the machine hits both alike.
+            both = (torch.float32, torch.bfloat16)
+            rounds = np.array([[[seconds_of_product(d, *s) for s in shapes] for d in both] for _ in range(4)])
+            wide, narrow = rounds[1:].min(0).sum(1)
             choice[use] = torch.float32 if wide < 0.8 * narrow else torch.bfloat16
         return choice
     has = kind != "mps" and (kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False))
