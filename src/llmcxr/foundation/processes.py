@@ -24,7 +24,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from llmcxr.foundation.devices import core_count, pick_device
+from llmcxr.foundation.devices import Precision, Use, asked_precision, core_count, pick_device, set_precision
 from llmcxr.foundation.errors import UserError
 
 _PATIENCE = timedelta(days=30)  # how long processes wait for a stage that the main process runs alone
@@ -126,6 +126,12 @@ class Processes:
         if self.count > 1:
             dist.all_reduce(values)
         return values
+
+    def agree_on_precision(self, setting: Precision) -> dict[Use, torch.dtype]:
+        """All compute in the recipe's precision, or (auto) in what the main process finds to be faster, which is returned."""
+        choice = self.gather(asked_precision(setting, self.device))[0]
+        set_precision(self.device, choice)
+        return choice
 
     def gather(self, value: T) -> list[T]:
         """The `value` of every process, on every process, by rank."""

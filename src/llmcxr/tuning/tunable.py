@@ -1,7 +1,8 @@
 """The model while it is tuned: stock LM, image rows as parameters of their own, adapters or everything trainable.
 
-All matrices are bfloat16, so every product runs at the machine's fast rate; what is trained has a float32 master copy in
-the optimizer, since bfloat16 would lose small updates. (Autocast over float32 adapters was four times slower on CPUs.)
+All matrices have one precision, so every product runs at the machine's fast rate. Where that is bfloat16, what is trained has a
+float32 master copy in the optimizer, since bfloat16 would lose small updates; float32 weights are their own masters. (Autocast
+over float32 adapters was four times slower on CPUs.)
 """
 
 from __future__ import annotations
