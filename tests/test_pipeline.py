@@ -31,8 +31,11 @@ from llmcxr.foundation.settings import load_settings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.model.find import find_model
+from llmcxr.model.folder import load_info
+from llmcxr.model.patients import patient_hash, seen_patients
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
+from llmcxr.studies.study import read_manifest, write_manifest
 from llmcxr.vocabulary.language_model import load_language_model
 
 RECIPE = {
@@ -446,6 +449,17 @@ def packed(smollm, tmp_path_factory) -> Path:
     return folder
 
 
+def test_a_model_says_how_and_on_whom_it_was_trained(smollm, packed):
+    both = {"cxr_to_report", "report_to_cxr"}
+    summary = json.loads((smollm / "stage1" / "summary.json").read_text())
+    assert set(summary["findings_first"]) == both and summary["notes"] == []
+    trained = {patient_hash(f"phantom-0-train-{i:06d}") for i in range(24)}
+    for folder in (smollm / "model", packed):
+        info = load_info(folder)
+        assert set(info.findings_first) == both and info.views == () and not info.earliest_only
+        assert seen_patients(folder) == trained
+
+
 def test_a_packed_model_is_the_model(smollm, packed, tmp_path, monkeypatch):
     card = (packed / "README.md").read_text()
     summary = json.loads((smollm / "evaluation" / "summary.json").read_text())
@@ -577,6 +591,14 @@ def test_a_finished_model_is_measured_on_other_data(packed, tmp_path, monkeypatc
     capsys.readouterr()
     assert main(["pack", str(tmp_path / "recipe.yaml"), str(tmp_path / "x")]) == 2
     assert "nothing to pack" in capsys.readouterr().err
+    recipe_path = str(tmp_path / "recipe.yaml")
+    assert main(["run", recipe_path, "name=seen", "--stage", "studies"]) == 0
+    manifest = tmp_path / "seen" / "manifest.parquet"
+    write_manifest(manifest, [dataclasses.replace(s, split="test") for s in read_manifest(manifest)])
+    assert main(["run", recipe_path, "name=seen", "--stage", "codes"]) == 2
+    assert "24 of the 26 validation and test patients, e.g. phantom-0-train-000000" in capsys.readouterr().err
+    assert main(["run", recipe_path, "name=seen", "--stage", "codes", "allow_seen_patients=true"]) == 0
+    assert "24 of the 26" in capsys.readouterr().out
     wrong = "source.phantom.image_size=96"
     assert main(["run", str(tmp_path / "recipe.yaml"), "name=wrong", wrong]) == 2
     assert "sees 64 pixels" in capsys.readouterr().err
