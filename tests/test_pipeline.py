@@ -21,7 +21,6 @@ import pytest
 import torch
 import yaml
 from conftest import build_model, build_tokenizer, load_script
-from llmcxr.inference.engine import CANDIDATE, GREEDY
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -30,18 +29,15 @@ from llmcxr.cli import main
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import load_settings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
-from llmcxr.inference.backend import Sampling
 from llmcxr.inference.llm_cxr import LlmCxr
-from llmcxr.instructions.example import Turn
-from llmcxr.instructions.questions import LIST_QUESTION, NOTHING, listed_findings
-from llmcxr.model.decoding import DecodingSettings
-from llmcxr.model.packed import find_model
+from llmcxr.model.find import find_model
+from llmcxr.model.folder import load_info
+from llmcxr.model.patients import patient_hash, seen_patients
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.sources.phantom import PhantomSource
 from llmcxr.studies.pixel_store import PixelStore
-from llmcxr.studies.study import shown_labels
-from llmcxr.tasks import cxr_to_report, report_to_cxr
+from llmcxr.studies.study import read_manifest, write_manifest
 from llmcxr.vocabulary.language_model import load_language_model
 
 RECIPE = {
@@ -453,6 +449,17 @@ def packed(smollm, tmp_path_factory) -> Path:
     return folder
 
 
+def test_a_model_says_how_and_on_whom_it_was_trained(smollm, packed):
+    both = {"cxr_to_report", "report_to_cxr"}
+    summary = json.loads((smollm / "stage1" / "summary.json").read_text())
+    assert set(summary["findings_first"]) == both and summary["notes"] == []
+    trained = {patient_hash(f"phantom-0-train-{i:06d}") for i in range(24)}
+    for folder in (smollm / "model", packed):
+        info = load_info(folder)
+        assert set(info.findings_first) == both and info.views == () and not info.earliest_only
+        assert seen_patients(folder) == trained
+
+
 def test_a_packed_model_is_the_model(smollm, packed, tmp_path, monkeypatch):
     card = (packed / "README.md").read_text()
     summary = json.loads((smollm / "evaluation" / "summary.json").read_text())
@@ -537,7 +544,11 @@ def test_training_goes_on_from_a_run_or_a_packed_model(smollm, packed, tmp_path,
     assert [what for what, _ in rows] == ["image tokenizer, in the run tiny before", "stage1, in the run tiny before"]
     assert rows[0][1] == "3 steps of 8 images" and rows[1][1].startswith("LoRA of rank 2, ")
     assert pipeline._rows_before(str(packed)) == [("start", "trains on from the packed model packed-tiny-1")]
-    for start, said in [("nowhere", "no finished run and no packed model"), (str(tmp_path), "no finished run")]:
+    for start, said in [
+        ("nowhere", "is no folder"),
+        (str(tmp_path), "holds no model"),
+        (str(smollm / "model"), "a merged model"),
+    ]:
         assert main(["run", str(smollm / "recipe.yaml"), f"runs={tmp_path}", "name=bad", f"start={start}"]) == 2
         assert said in capsys.readouterr().err
     assert main(["run", str(smollm / "recipe.yaml"), "start=phantom", "llm=elsewhere", "name=bad"]) == 2
@@ -581,6 +592,14 @@ def test_a_finished_model_is_measured_on_other_data(packed, tmp_path, monkeypatc
     assert main(["pack", str(tmp_path / "recipe.yaml"), str(tmp_path / "x")]) == 2
     assert "nothing to pack" in capsys.readouterr().err
     assert PixelStore.open(folder / "pixels.npy").shape == (26, 64, 64)  # as the model sees them
+    recipe_path = str(tmp_path / "recipe.yaml")
+    assert main(["run", recipe_path, "name=seen", "--stage", "studies"]) == 0
+    manifest = tmp_path / "seen" / "manifest.parquet"
+    write_manifest(manifest, [dataclasses.replace(s, split="test") for s in read_manifest(manifest)])
+    assert main(["run", recipe_path, "name=seen", "--stage", "codes"]) == 2
+    assert "24 of the 26 validation and test patients, e.g. phantom-0-train-000000" in capsys.readouterr().err
+    assert main(["run", recipe_path, "name=seen", "--stage", "codes", "allow_seen_patients=true"]) == 0
+    assert "24 of the 26" in capsys.readouterr().out
 
 
 def test_images_that_cannot_be_read(tiny, tmp_path, capsys):
@@ -593,152 +612,6 @@ def test_images_that_cannot_be_read(tiny, tmp_path, capsys):
         error = capsys.readouterr().err.strip().splitlines()
         said = [line for line in error if line.startswith("llmcxr: ")]
         assert len(said) == 1 and name in said[0]
-
-
-def test_findings_are_named_before_a_report_and_a_drawing(tiny):
-    model = LlmCxr.from_pretrained(tiny / "runs" / "tiny")
-    codes, texts = np.random.default_rng(0).integers(0, 16, (2, 16)).astype(np.uint16), ["Left effusion.", "Clear."]
-    limit, draw = Sampling(max_new_tokens=6), Sampling(seed=1, temperature=1.0)
-
-    def generate(prompts, modality, sampling):
-        return model.engine.generate([model.prompt(*turns) for turns in prompts], modality, sampling)
-
-    found = [r.text for r in generate([(Turn(LIST_QUESTION, c),) for c in codes], "text", limit)]
-    asked = cxr_to_report.PHRASINGS[0]
-    turns = [(Turn(LIST_QUESTION, c, f), Turn(asked)) for c, f in zip(codes, found, strict=True)]
-    assert model.reports(codes, limit) == [r.text for r in generate(turns, "text", limit)]
-    stated = [r.text for r in generate([(Turn(report_to_cxr.STATED_QUESTION, t),) for t in texts], "text", GREEDY)]
-    wanted = report_to_cxr.PHRASINGS[0]
-    turns = [(Turn(report_to_cxr.STATED_QUESTION, t, s), Turn(wanted)) for t, s in zip(texts, stated, strict=True)]
-    assert np.array_equal(model.draw_codes(texts, draw), [r.codes for r in generate(turns, "image", draw)])
-    # Guided: away from the report of a normal image, and from the same instruction without a report.
-    led = dataclasses.replace(limit, guidance=3.0)
-    told = [model.prompt(Turn(LIST_QUESTION, c, f), Turn(asked)) for c, f in zip(codes, found, strict=True)]
-    normal = [model.prompt(Turn(LIST_QUESTION, c, NOTHING), Turn(asked)) for c in codes]
-    led_reports = [r.text for r in model.engine.generate(told, "text", led, normal)]
-    assert led_reports == model.reports(codes, led) != model.reports(codes, limit)
-    strong = dataclasses.replace(draw, guidance=3.0)
-    prompts, plain = [model.prompt(*t) for t in turns], model.prompt(Turn(wanted))
-    guided = model.engine.generate(prompts, "image", strong, [plain] * len(prompts))
-    assert not np.array_equal([r.codes for r in guided], model.draw_codes(texts, draw))
-    with pytest.raises(UserError, match="cannot be guided"):
-        model.draw_codes(texts, strong)
-    model.info = dataclasses.replace(model.info, unguided_share=0.1)
-    assert np.array_equal(model.draw_codes(texts, strong), [r.codes for r in guided])
-    own = DecodingSettings(report_guidance=3.0, drawing_guidance=3.0)
-    model.info = dataclasses.replace(model.info, decoding=own)
-    assert np.array_equal(model.draw_codes(texts, draw), [r.codes for r in guided])
-    assert model.reports(codes, limit) == led_reports
-    model.info = dataclasses.replace(model.info, decoding=DecodingSettings(), findings_first=False)  # as in the paper
-    plain = [r.text for r in generate([(Turn(asked, c),) for c in codes], "text", limit)]
-    assert model.reports(codes, limit) == plain
-    drawn = generate([(Turn(wanted, t),) for t in texts], "image", draw)
-    assert np.array_equal(model.draw_codes(texts, draw), [r.codes for r in drawn])
-    for refused in (
-        lambda: model.reports(codes, led),
-        lambda: model.reports(codes, limit, candidates=2),
-        lambda: model.draw_codes(texts, draw, candidates=2),
-    ):
-        with pytest.raises(UserError, match="names no findings first"):
-            refused()
-
-
-def test_of_candidates_the_best_is_kept(tiny, monkeypatch):
-    model = LlmCxr.from_pretrained(tiny / "runs" / "tiny")
-    codes, texts = np.random.default_rng(0).integers(0, 16, (3, 16)).astype(np.uint16), ["Left effusion.", "Clear."]
-    sampling, draw = Sampling(max_new_tokens=6), Sampling(temperature=1.0, seed=4)
-    found = model.answers(codes, [LIST_QUESTION] * 3, sampling)
-
-    def likely(turns, answers):
-        return model.engine.log_likelihoods([model.prompt(turn) for turn in turns], answers)
-
-    def told(reports):
-        return likely([Turn(report_to_cxr.STATED_QUESTION, text) for text in reports], found)
-
-    first, kept = model.reports(codes, sampling, candidates=1), model.reports(codes, sampling, candidates=4)
-    assert (told(kept) >= told(first) - 1e-3).all() and kept != first
-    # The first candidate is what it would be alone, and the others are not copies of it, however it is drawn.
-    for first_sampling in (sampling, dataclasses.replace(CANDIDATE, max_new_tokens=6, guidance=2.0)):
-        written = []
-        with monkeypatch.context() as patch:
-            generate = model.engine.generate
-            patch.setattr(
-                model.engine, "generate", lambda *a, _to=written, _of=generate: _to.append(_of(*a)) or _to[-1]
-            )
-            model.reports(codes, first_sampling, candidates=4)
-        _, greedy, free = written
-        assert len(greedy) == 3 and len(free) == 9 and [r.text for r in greedy] != [r.text for r in free[:3]]
-    with pytest.raises(UserError, match="at least 1"):
-        model.reports(codes, sampling, candidates=0)
-    with pytest.raises(UserError, match="at least 1"):
-        model.draw_codes(texts, draw, candidates=0)
-    questions = [model.prompt(Turn(report_to_cxr.STATED_QUESTION, t)) for t in texts]
-    stated = [r.text for r in model.engine.generate(questions, "text", GREEDY)]
-    prompts = [
-        model.prompt(*report_to_cxr.drawing_turns(text, named)) for text, named in zip(texts, stated, strict=True)
-    ]
-    all_drawn = [r.codes for r in model.engine.generate(prompts * 3, "image", draw)]
-    clinical = model.image_tokenizer.clinical
-    wanted = torch.from_numpy(np.stack([shown_labels(listed_findings(s), clinical.findings) for s in stated * 3]))
-    pictures = torch.from_numpy(model.decode(np.stack(all_drawn)))[:, None]
-    values = clinical.log_likelihoods(pictures, wanted).reshape(3, 2)
-    assert len(values.unique()) == 6
-    best = [all_drawn[2 * k + i] for i, k in enumerate(values.argmax(0).tolist())]
-    assert np.array_equal(model.draw_codes(texts, draw, candidates=3), best)
-    model.info = dataclasses.replace(model.info, unguided_share=0.1)
-    led = model.draw_codes(texts, dataclasses.replace(draw, guidance=3.0), candidates=3)
-    assert led.shape == (2, 16) and not np.array_equal(led, best)
-    decoding = DecodingSettings(report_candidates=4, drawing_candidates=3)
-    model.info = dataclasses.replace(model.info, decoding=decoding)
-    assert model.reports(codes, sampling) == kept and np.array_equal(model.draw_codes(texts, draw), best)
-    model.image_tokenizer.clinical = None
-    with pytest.raises(UserError, match="has no clinical network"):
-        model.draw_codes(texts, draw, candidates=2)
-
-
-def test_sides_are_asked_for_one_by_one(tiny, monkeypatch):
-    model = LlmCxr.from_pretrained(tiny / "runs" / "tiny", "cpu")
-    codes = np.zeros((3, model.engine.image_length), int)
-    codes[2] = 1
-    asked = []
-
-    def likelihoods(prompts, answers):
-        """The nodule is on both sides, all else on the left."""
-        asked.extend(zip(prompts, answers, strict=True))
-        nodule = model.prompt(Turn("On which side is the nodule?", codes[2]))
-        return np.array(
-            [float(a == ("Both sides." if p == nodule else "Left.")) for p, a in zip(prompts, answers, strict=True)]
-        )
-
-    monkeypatch.setattr(model.engine, "log_likelihoods", likelihoods)
-    lists = ["Cardiomegaly; right opacity.", NOTHING, "Right mass; left nodule; scoliosis."]
-    assert model._with_sides_asked(codes, lists) == [
-        "Cardiomegaly; left opacity.",
-        NOTHING,
-        "Left mass; bilateral nodule; scoliosis.",
-    ]
-    assert len(asked) == 3 * 3 and {answer for _, answer in asked} == {"Left.", "Right.", "Both sides."}
-    # The report is written of the list with the sides that were asked for.
-    written = []
-    monkeypatch.setattr(model, "info", dataclasses.replace(model.info, decoding=DecodingSettings(ask_sides=True)))
-    monkeypatch.setattr(model, "answers", lambda codes, questions, sampling: ["Right mass."] * len(codes))
-    generate = model.engine.generate
-    monkeypatch.setattr(
-        model.engine, "generate", lambda prompts, *rest: written.extend(prompts) or generate(prompts, *rest)
-    )
-    model.reports(codes[:1], Sampling(max_new_tokens=2))
-    assert written == [model.prompt(*cxr_to_report.report_turns(codes[0], "Left mass."))]
-
-
-def test_candidates_of_one_seed_are_not_those_of_the_next(tiny, monkeypatch):
-    model = LlmCxr.from_pretrained(tiny / "runs" / "tiny", "cpu")
-    seeds = []
-    monkeypatch.setattr(
-        model.engine, "generate", lambda p, m, sampling, n: seeds.append(sampling.seed) or [None] * len(p)
-    )
-    for seed in (0, 1):
-        assert len(model._several(4, [[1]] * 32, "image", Sampling(seed=seed), None)) == 4 * 32
-    assert len(set(seeds)) == 8 and seeds[0] == 0 and seeds[4] == 1
 
 
 def test_a_model_with_another_image_tokenizer_is_refused(copied, capsys):

@@ -8,13 +8,13 @@ import numpy as np
 
 from llmcxr.foundation.assets import DEFAULT_MODEL, SHIPPED_MODELS, cache_folder
 from llmcxr.inference.llm_cxr import LlmCxr
-from llmcxr.instructions.example import Turn
 from llmcxr.instructions.questions import LIST_QUESTION, presence_question
 from llmcxr.metrics.scores import mean_auroc
-from llmcxr.model.packed import check_sums, find_model, shipped_models
+from llmcxr.model.find import find_model, shipped_models
+from llmcxr.model.packed import check_sums
 from llmcxr.sources.phantom.source import PhantomSettings, PhantomSource
 from llmcxr.studies.study import label_matrix
-from llmcxr.tasks.report_to_cxr import STATED_QUESTION
+from llmcxr.tasks import report_to_cxr
 
 
 def test_the_default_model_is_shipped():
@@ -49,7 +49,7 @@ def test_the_default_model_reads_patients_it_has_never_seen(tmp_path):
     # Of several reports the model keeps the one from which it would read what it named on the image.
     found = model.answers(codes[:4], [LIST_QUESTION] * 4)
     told = [
-        model.engine.log_likelihoods([model.prompt(Turn(STATED_QUESTION, text)) for text in texts], found)
+        model.asker.log_likelihoods([report_to_cxr.TASK.list_prompt(text) for text in texts], found)
         for texts in (model.reports(codes[:4], candidates=1), model.reports(codes[:4], candidates=3))
     ]
     assert (told[1] >= told[0] - 0.05).all() and told[1].sum() > told[0].sum()

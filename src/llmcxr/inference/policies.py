@@ -141,6 +141,8 @@ def reports(asker: Asker, codes: np.ndarray, sampling: Sampling, candidates: int
         raise UserError(
             "this model's reports cannot be guided: it names no findings first (tuning.findings_first). Leave guidance at 1."
         )
+    if not len(codes):
+        return []
     sampling = replace(sampling, guidance=guidance)
     named: Sequence[str | None] = [None] * len(codes)
     if task.name in info.findings_first:
@@ -179,6 +181,8 @@ def drawings(
         raise UserError(
             "this model cannot be guided: it has learned no drawing without a report (tuning.unguided_share). Leave guidance out."
         )
+    if not texts:
+        return np.zeros((0, info.grid**2), dtype=np.uint16)
     named: Sequence[str | None] = [None] * len(texts)
     if task.name in info.findings_first:
         named = asker.texts([task.list_prompt(text) for text in texts], GREEDY)
