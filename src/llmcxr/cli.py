@@ -31,8 +31,9 @@ def _run(arguments: argparse.Namespace) -> None:
     from llmcxr.foundation.settings import load_settings
     from llmcxr.pipeline import Run
     from llmcxr.recipe import Recipe
+    from llmcxr.recipes import find_recipe
 
-    run = Run(load_settings(Recipe, arguments.recipe, arguments.overrides))
+    run = Run(load_settings(Recipe, find_recipe(arguments.recipe), arguments.overrides))
     run.run(arguments.stage)
     run.processes.close()
     summary = run.folder / "evaluation" / "summary.json"
@@ -52,8 +53,9 @@ def _pack(arguments: argparse.Namespace) -> None:
     from llmcxr.foundation.settings import load_settings
     from llmcxr.pipeline import Run
     from llmcxr.recipe import Recipe
+    from llmcxr.recipes import find_recipe
 
-    Run(load_settings(Recipe, arguments.recipe, arguments.overrides)).pack(arguments.output)
+    Run(load_settings(Recipe, find_recipe(arguments.recipe), arguments.overrides)).pack(arguments.output)
     size = sum(p.stat().st_size for p in arguments.output.rglob("*") if p.is_file())
     print(f"{arguments.output}: {size / 1e6:.0f} MB")
 
@@ -64,6 +66,14 @@ def _own_name() -> str:
     if shutil.which("llmcxr") or not script.exists():
         return "llmcxr"
     return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
+
+
+def _recipes(arguments: argparse.Namespace) -> None:
+    from llmcxr.recipes import FOLDER, SHIPPED, about
+
+    for name in SHIPPED:
+        print(f"{name}: {about(name)}")
+    print(f"They lie in {FOLDER}; a copy of one, changed, is a recipe of your own.")
 
 
 def _settings(arguments: argparse.Namespace) -> None:
@@ -79,11 +89,12 @@ def _plan(arguments: argparse.Namespace) -> None:
     from llmcxr.foundation.settings import load_settings
     from llmcxr.plan import PlanOptions, plan, plan_text
     from llmcxr.recipe import Recipe
+    from llmcxr.recipes import find_recipe
 
     names = ("devices", "rate", "measure", "tflops", "utilisation", "images")
     options = {name: getattr(arguments, name) for name in names}
     words = tuple(arguments.words) if arguments.words else None
-    recipe = load_settings(Recipe, arguments.recipe, arguments.overrides)
+    recipe = load_settings(Recipe, find_recipe(arguments.recipe), arguments.overrides)
     print(plan_text(plan(recipe, PlanOptions(**options, words=words))))
 
 
@@ -173,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     def take_recipe(command: argparse.ArgumentParser) -> None:
-        command.add_argument("recipe", type=Path, help="YAML file, e.g. recipes/quickstart.yaml")
+        command.add_argument("recipe", help="a shipped recipe by name (`llmcxr recipes` lists them), or a YAML file")
 
     def take_overrides(command: argparse.ArgumentParser) -> None:
         command.add_argument(
@@ -241,6 +252,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("FINDINGS", "IMPRESSION"),
         help="words of reports that are not on disk (default: 32 11 for the phantom, 50 20 for a table)",
     )
+
+    add("recipes", _recipes, "list the recipes that come with the package")
 
     settings = add("settings", _settings, "list every setting of a recipe with its default and meaning")
     settings.add_argument("prefix", nargs="?", default="", help="only those whose key contains this")

@@ -33,10 +33,12 @@ from llmcxr.foundation.artifacts import atomic_path, fingerprint, folder_fingerp
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.optional import require
 from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, train_classifier
 from llmcxr.image_tokens.codes import encode_images, read_codes, write_codes
+from llmcxr.image_tokens.networks import diffusers
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import train_image_tokenizer
 from llmcxr.inference.llm_cxr import LlmCxr
@@ -376,6 +378,16 @@ class Run:
                     "tuning.method: qlora does not go with FSDP2, which shards weights that are not packed. Set "
                     "tuning.method=lora, or launch with recipes/accelerate/ddp.yaml."
                 )
+        tokenizer, features = self.recipe.image_tokenizer, self.recipe.clinical_features
+        if "clinical_features" in todo and features.weights != "train":
+            what = f"clinical_features.weights: {features.weights}"
+            require("torchxrayvision", what, "clinical_features.weights=train")
+        if "image_tokenizer" in todo and tokenizer.pretrained is None:
+            if tokenizer.architecture.kind == "convolutional":
+                diffusers()
+            if tokenizer.perceptual != "clinical":
+                what = f"image_tokenizer.perceptual: {tokenizer.perceptual}"
+                require("lpips", what, "image_tokenizer.perceptual=clinical")
         how = f"\n{source.access.strip()}" if source.access else ""
         if "studies" in todo and source.kind == "table" and source.table is not None:
             path, images = source.table.path.expanduser(), source.table.images
