@@ -26,6 +26,7 @@ ORDER = (
     "recipe",
     "stages",
     "pipeline",
+    "speed",
     "plan",
     "cli",
     "__main__",

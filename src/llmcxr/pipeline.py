@@ -38,7 +38,6 @@ from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, train_classifier
 from llmcxr.image_tokens.codes import encode_images, read_codes, write_codes
-from llmcxr.image_tokens.networks import diffusers
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import train_image_tokenizer
 from llmcxr.inference.llm_cxr import LlmCxr
@@ -384,7 +383,8 @@ class Run:
             require("torchxrayvision", what, "clinical_features.weights=train")
         if "image_tokenizer" in todo and tokenizer.pretrained is None:
             if tokenizer.architecture.kind == "convolutional":
-                diffusers()
+                what = "image_tokenizer.architecture.kind: convolutional"
+                require("diffusers", what, "image_tokenizer.architecture.kind=mixer")
             if tokenizer.perceptual != "clinical":
                 what = f"image_tokenizer.perceptual: {tokenizer.perceptual}"
                 require("lpips", what, "image_tokenizer.perceptual=clinical")

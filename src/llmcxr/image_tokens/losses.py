@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+import lpips
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.optional import require
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 
 
@@ -83,7 +83,6 @@ def build_lpips(backbone: str) -> nn.Module:
 
     Raises `UserError` with the way out where the weights cannot be had.
     """
-    lpips = require("lpips", f"image_tokenizer.perceptual: {backbone}", "image_tokenizer.perceptual=clinical")
     try:
         if backbone == "download":
             model = lpips.LPIPS(net="vgg", verbose=False)

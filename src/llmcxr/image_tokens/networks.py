@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
-from llmcxr.foundation.optional import require
 from llmcxr.foundation.settings import setting
 
 
@@ -158,12 +158,6 @@ class ImageEncoder(nn.Module):
         return self.layers(z)
 
 
-def diffusers() -> Any:
-    """diffusers' encoder and decoder."""
-    what = "image_tokenizer.architecture.kind"
-    return require("diffusers.models.autoencoders.vae", f"{what}: convolutional", f"{what}=mixer")
-
-
 def _convolutional_encoder(a: ArchitectureSettings) -> nn.Module:
     """[B, 1, S, S] -> [B, channels[-1], g, g]."""
     width = a.channels[0]
@@ -171,7 +165,7 @@ def _convolutional_encoder(a: ArchitectureSettings) -> nn.Module:
     if a.stem_stride > 1:
         s = a.stem_stride  # overlapping patches (kernel 2s) do not see the patch borders
         stem = nn.Sequential(nn.Conv2d(1, width, 2 * s, stride=s, padding=s // 2), nn.SiLU())
-    encoder = diffusers().Encoder(
+    encoder = Encoder(
         in_channels=1 if a.stem_stride == 1 else width,
         out_channels=a.channels[-1],
         down_block_types=("DownEncoderBlock2D",) * len(a.channels),
@@ -231,7 +225,7 @@ class ConvolutionalDecoder(nn.Module):
         super().__init__()
         width = a.channels[0]
         self.expand = nn.Conv2d(a.code_dim, a.channels[-1], 1)
-        self.trunk = diffusers().Decoder(
+        self.trunk = Decoder(
             in_channels=a.channels[-1],
             out_channels=1 if a.stem_stride == 1 else width,
             up_block_types=("UpDecoderBlock2D",) * len(a.channels),
