@@ -15,8 +15,8 @@ PYTHONS := $(PYTHON) python3.11 python3
 .PHONY: help demo demo-train test lint setup fetch clean
 
 help:
-	@echo "make demo    set up, fetch the data, and let the shipped model meet unseen patients (recipes/demo.yaml; 4 minutes)"
-	@echo "make demo-train    the same set-up, then every step from nothing (recipes/quickstart.yaml; about 30 minutes)"
+	@echo "make demo    set up, fetch the data, and let the shipped model meet unseen patients (the recipe demo; 4 minutes)"
+	@echo "make demo-train    the same set-up, then every step from nothing (the recipe quickstart; about 30 minutes)"
 	@echo "make test    set up, fetch the data, then lint, type-check and run all tests"
 	@echo "make lint    set up, then ruff and mypy only"
 	@echo "make setup   the virtual environment $(VENV) only (about 5 minutes, 6.5 GB, once)"
@@ -24,10 +24,10 @@ help:
 	@echo "make clean   remove $(VENV) and the tools' caches; runs/ stays"
 
 demo: fetch
-	@$(PY) -m llmcxr run recipes/demo.yaml
+	@$(PY) -m llmcxr run demo
 
 demo-train: fetch
-	@$(PY) -m llmcxr run recipes/quickstart.yaml
+	@$(PY) -m llmcxr run quickstart
 
 test: fetch lint
 	@echo "Running the tests ..."

@@ -33,12 +33,12 @@ from llmcxr.labelling.rules import RuleLabeller
 from llmcxr.metrics.scores import best_constant_prediction, mean_auroc, micro_macro_f1
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
+from llmcxr.recipes import SHIPPED
 from llmcxr.studies.study import label_matrix
 from llmcxr.tuning.batches import Batch
 from llmcxr.tuning.settings import LanguageSettings
 from llmcxr.tuning.trainer import Stage, load_stage
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
 _ENOUGH = 200_000  # examples: more than any time allows
 
 # What a variant changes in the quickstart's tuning and its first stage.
@@ -237,7 +237,9 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="SVG of all curves in the results file")
     parser.add_argument("--json", type=Path, default=Path("tuning_learning.json"), help="results, kept between calls")
     o = parser.parse_args()
-    base = load_settings(Recipe, RECIPE, [f"runs={o.run.parent}", f"name={o.run.name}", "tuning.logging=none"])
+    base = load_settings(
+        Recipe, SHIPPED["quickstart"], [f"runs={o.run.parent}", f"name={o.run.name}", "tuning.logging=none"]
+    )
     results: dict[str, Any] = json.loads(o.json.read_text()) if o.json.exists() else {}
     for name in o.variants:
         for seed in o.seeds:

@@ -10,6 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "llmcxr"
 ORDER = (
     "foundation",
+    "recipes",
     "metrics",
     "studies",
     "labelling",
@@ -25,6 +26,8 @@ ORDER = (
     "recipe",
     "stages",
     "pipeline",
+    "packing",
+    "speed",
     "plan",
     "cli",
     "__main__",

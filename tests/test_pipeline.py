@@ -35,6 +35,7 @@ from llmcxr.model.folder import load_info
 from llmcxr.model.patients import patient_hash, seen_patients
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
+from llmcxr.recipes import FOLDER
 from llmcxr.sources.phantom import PhantomSource
 from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.study import read_manifest, write_manifest
@@ -345,7 +346,7 @@ def test_a_kill_on_the_command_line_exits_130(tiny, tmp_path, monkeypatch, capsy
 
 def test_several_processes_share_tuning_and_the_main_one_does_the_rest(copied, tiny):
     """`accelerate launch` with the shipped configuration on two CPU processes, against one process."""
-    shipped = Path(__file__).parents[1] / "recipes" / "accelerate" / "fsdp2.yaml"
+    shipped = FOLDER / "accelerate" / "fsdp2.yaml"
     overrides = ["vqa_seed=1", "tuning.batches_per_step=2", "tuning.alignment={steps: 2, layers: 1}"]
     command = ["-m", "accelerate.commands.launch", "--config_file", str(shipped), "--num_processes", "2"]
     recipe = ["-m", "llmcxr", "run", str(tiny / "recipe.yaml"), f"runs={copied.folder.parent}", *overrides]

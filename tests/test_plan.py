@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml
@@ -17,18 +14,31 @@ from conftest import build_model, build_tokenizer
 from PIL import Image
 
 from llmcxr import plan as planning
+from llmcxr import speed
 from llmcxr.cli import main
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.settings import build_settings, load_settings
 from llmcxr.instructions.questions import questions_of
+from llmcxr.instructions.rendering import RenderedExample
 from llmcxr.instructions.templates import build_template
 from llmcxr.pipeline import tasks_of
-from llmcxr.plan import Lengths, ModelSize, PlanOptions, build_tunable, device_memory, flops_of, plan, size_of
+from llmcxr.plan import PlanOptions, plan
 from llmcxr.recipe import Recipe
-from llmcxr.sources.table import TableSource
+from llmcxr.sources.table import collect
 from llmcxr.tuning.alignment import alignment_prompt
-from llmcxr.tuning.settings import LanguageSettings, TuningSettings
+from llmcxr.tuning.cost import (
+    Cost,
+    Counts,
+    Memory,
+    ModelSize,
+    build_tunable,
+    cost_of,
+    counts_of,
+    device_memory,
+    size_of,
+)
+from llmcxr.tuning.settings import TuningSettings
 from llmcxr.tuning.trainer import Stage
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -38,13 +48,10 @@ K = 16
 SIZE = ModelSize(
     parameters=0,
     trained=0,
-    matrices=1000,
-    trained_matrices=300,
     rows=50,
     image_rows=16,
     width=8,
     layers=4,
-    attention_width=20,
     weight_bytes=8000,
     gradient_bytes=600,
     step_gradient_bytes=1200,
@@ -52,6 +59,7 @@ SIZE = ModelSize(
     table_copies=3,
     logit_bytes=2,
 )
+NOTHING = Counts(*[0] * len(Counts._fields))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +95,7 @@ def test_counts_are_those_of_the_real_model_and_optimizer(kind, tied, method, to
     trainable = list(real.trainable().values())
     assert size.trained == sum(p.numel() for p in trainable)
     assert size.weight_bytes == sum(p.nbytes for p in {id(p): p for p in real.model.parameters()}.values())
-    optimizer = MasterAdamW(real)
+    optimizer = MasterAdamW(real, 0.0)
     ids = torch.tensor([[1, 2, toy_vocabulary.first_id, toy_vocabulary.first_id + 3]])
     real.model(input_ids=ids, use_cache=False).logits.float().square().mean().backward()
     assert size.gradient_bytes == sum(cast(torch.Tensor, p.grad).nbytes for p in trainable)
@@ -100,17 +108,40 @@ def test_counts_are_those_of_the_real_model_and_optimizer(kind, tied, method, to
     assert size.parameters == sum(p.numel() for p in {id(p): p for p in real.merge().parameters()}.values())
 
 
-def test_matrices_by_hand(toy_vocabulary):
+def test_operations_by_hand(toy_vocabulary):
+    """A matrix costs 2 operations a weight and token forwards, 2 for its input's gradient and 2 for its own where it is trained;
+    causal attention 2 T^2 a unit of query width forwards, and twice that backwards."""
     config = build_model("llama", 340, width=64).config  # 4 heads, 2 of keys and values, inner width 96, 2 layers
+    body = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96)
+    adapters = 2 * 5 * (64 + 64 + 64 + 32 + 64 + 32 + 64 + 64 + 2 * (64 + 96) + 96 + 64)
+    V, first, pair = len(toy_vocabulary.tokenizer), toy_vocabulary.first_id, 2 * 64
+
+    def cost(**settings: Any) -> Cost:
+        own = TuningSettings(max_tokens=256, lora_rank=5, **settings)
+        return cost_of(build_tunable(config, toy_vocabulary, own, META), config, own)
+
+    full = cost(method="full")
+    assert full.step == (6 * body, 6 * pair) and full.base == (0, 0)
+    assert full.head[:2] == (6 * 64 * V, 6 * 64 * K)
+    lora = cost(method="lora", language_loss="base_model")
+    assert lora.step == (4 * (body + adapters) + 2 * adapters, 6 * pair) and lora.base == (2 * body, 2 * pair)
+    frozen = V - K  # text rows of the head: no gradient of their own
+    assert lora.head == (4 * 64 * frozen + 6 * 64 * K, 6 * 64 * K, 2 * 64 * first)
+    assert full.operations(NOTHING._replace(tokens=14, squares=116)) == 14 * 6 * body + 116 * 6 * pair
+    heads = NOTHING._replace(outside=5, inside=4)
+    assert full.operations(heads) == 6 * 64 * (5 * V + 4 * K)
+    anchored = NOTHING._replace(language_tokens=4, language_squares=16, anchored=3)
+    assert lora.operations(anchored) == 4 * 2 * body + 16 * 2 * pair + 3 * 2 * 64 * first
+
+
+def test_four_bits_by_hand(toy_vocabulary):
+    config = build_model("llama", 340, width=64).config
     layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96
-    size = size_of(build_tunable(config, toy_vocabulary, TuningSettings(method="full", max_tokens=256), META))
-    assert (size.matrices, size.trained_matrices) == (2 * layer, 2 * layer)
     adapters = 5 * (64 + 64 + 64 + 32 + 64 + 32 + 64 + 64 + 2 * (64 + 96) + 96 + 64)
     size = size_of(
         build_tunable(config, toy_vocabulary, TuningSettings(lora_rank=5, max_tokens=256), META), quantised=True
     )
-    assert (size.matrices, size.trained_matrices) == (2 * (layer + adapters), 2 * adapters)
-    assert (size.rows, size.image_rows, size.attention_width) == (len(toy_vocabulary.tokenizer), K, 2 * 64)
+    assert (size.rows, size.image_rows) == (len(toy_vocabulary.tokenizer), K)
     tables, norms, whole = 2 * size.rows * 64 * 2, 5 * 64 * 2, 2 * 64 * 96  # 96 inputs cannot be packed
     four_bits = (2 * layer - whole) * (0.5 + 1 / 64 + 4 / (64 * 256))
     assert size.weight_bytes == round(four_bits + 2 * whole + 2 * adapters * 2 + tables + norms + 2 * K * 64 * 4)
@@ -131,34 +162,36 @@ def test_four_bits_weigh_what_bitsandbytes_keeps(kind, toy_vocabulary):
 
 
 def test_memory_by_hand():
-    memory = device_memory(SIZE, tokens=100, token_bytes=64.0, inside=30, outside=7, all_rows=False)
+    largest = NOTHING._replace(inside=30, outside=7)
+    memory = device_memory(SIZE, 100, 64.0, largest)
     activations = 100 * 64 + 2 * (7 * 50 + 30 * 16) + 6 * 50 * 8
-    assert memory == planning.Memory(8000, 3600, 600, 1200, activations)
+    assert memory == Memory(8000, 3600, 600, 1200, activations)
     assert memory.peak == 8000 + 3600 + 600 + activations
     assert (
         dataclasses.replace(memory, activations=500).peak == 8000 + 3600 + 1200
     )  # then the optimiser's step is larger
-    anchored = device_memory(SIZE, 100, 64.0, 30, 7, False, anchored=3)
+    anchored = device_memory(SIZE, 100, 64.0, largest._replace(anchored=3))
     assert anchored.activations == activations + 3 * 50 * (8 - 2)
-    sharded = device_memory(SIZE, 100, 64.0, 30, 7, all_rows=True, shards=4)
+    sharded = device_memory(SIZE, 100, 64.0, largest, shards=4)
     assert sharded.weights == 8000 // 4 + 2 * 8000 // 4 and sharded.optimizer == 900 and sharded.gradients == 150
-    assert sharded.activations == 100 * 64 + 2 * 37 * 50 + 6 * 50 * 8
+    assert sharded.activations == activations
 
 
-def test_operations_by_hand():
-    lengths = Lengths(
-        tokens=np.array([10, 4]),
-        image=np.array([5, 0]),
-        inside=np.array([4, 0]),
-        outside=np.array([2, 3]),
-        language=np.array([False, True]),
+def test_counts_of_a_batch_by_hand(toy_vocabulary):
+    """Three codes that are drawn, three that are read, and an answer of two tokens in an example of language."""
+    a, b, c = (toy_vocabulary.first_id + k for k in range(3))
+    drawn = RenderedExample(
+        np.array([1, 2, a, b, c, 3]), np.array([0, 0, 1, 1, 1, 1], bool), "report_to_cxr", "x", False
     )
-    body = 14 * (4 * 1000 + 2 * 300) + 6 * (100 + 16) * 20
-    head = 6 * 8 * (5 * 50 + 4 * 16)
-    assert flops_of(SIZE, TuningSettings(), lengths) == body + head
-    assert flops_of(SIZE, TuningSettings(image_softmax="all_rows"), lengths) == body + 6 * 8 * 9 * 50
-    anchor = 4 * 2 * 1000 + 2 * 16 * 20 + 2 * 8 * 3 * 50
-    assert flops_of(SIZE, TuningSettings(language=LanguageSettings(loss="base_model")), lengths) == body + head + anchor
+    read = RenderedExample(
+        np.array([1, a, b, c, 2, 3]), np.array([0, 0, 0, 0, 0, 1], bool), "cxr_to_report", "x", False
+    )
+    said = RenderedExample(np.array([1, 2, 3, 3]), np.array([0, 0, 1, 1], bool), "language", "", False)
+    settings = TuningSettings(language_loss="base_model", read_image_weight=0.1)
+    counts = counts_of([drawn, read, said], toy_vocabulary, settings)
+    assert counts == Counts(3, 16, 36 + 36 + 16, 18, 6, 2 + 2, 2 + 1 + 2, 4, 16, 2) and counts.learned == 9
+    plain = counts_of([drawn, read, said], toy_vocabulary, TuningSettings(image_softmax="all_rows"))
+    assert (plain.inside, plain.outside, plain.language_tokens, plain.anchored) == (0, 4 + 1 + 2, 0, 0)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -167,7 +200,8 @@ def test_activations_are_what_autograd_keeps(kind, method, toy_vocabulary):
     """One and two layers on 32 tokens foretell seven layers on 3 x 64."""
     settings = TuningSettings(method=method, lora_rank=3, max_tokens=256)
     config = build_model(kind, 340).config
-    foretold = planning.activation_bytes(_deeper(config), settings, toy_vocabulary)
+    config = _deeper(config)
+    foretold = cost_of(build_tunable(config, toy_vocabulary, settings, META), config, settings).kept
     stock = build_tunable(_deeper(config), toy_vocabulary, settings, META).model.to_empty(device="cpu")
     assert foretold == pytest.approx(_kept(stock), rel=0.03)
     on_cpu = build_tunable(_deeper(config), toy_vocabulary, settings, CPU).model
@@ -250,7 +284,7 @@ def test_tokens_and_steps_are_the_trainers(loss, recipe_path, tmp_path):
     recipe = load_settings(Recipe, recipe_path, [f"tuning.loss={loss}"])
     planned = plan(recipe).stages[0]
     assert recipe.source.table is not None
-    studies = TableSource(recipe.source.table, 0).studies(tmp_path, 32)
+    studies = collect(recipe.source.table, tmp_path).studies
     codes = {s.image_id: np.arange(16, dtype=np.uint16) for s in studies}
     vocabulary = ImageVocabulary.grow(build_tokenizer(), K)
     model = build_model("llama", 340, True)
@@ -259,16 +293,16 @@ def test_tokens_and_steps_are_the_trainers(loss, recipe_path, tmp_path):
     questions = questions_of([s for s in studies if s.split == "train"], recipe.vqa_seed)
     items, _ = tasks_of(recipe, stage, "train", studies, codes, questions)
     template = build_template("chat", vocabulary.tokenizer, "")
-    trainer = Stage(tunable, template, recipe.tuning, stage, items, {}, tmp_path / "one", Processes("cpu"), 0)
-    batches = [batch for _, _, batch in trainer.feed.batches(0, 0)]
-    assert planned.tokens == sum(b.tokens for b in batches)
-    assert planned.padded == sum(b.ids.numel() for b in batches)
-    assert planned.supervised == sum(int(b.supervised.sum()) for b in batches)
+    trainer = Stage(tunable, template, recipe.tuning, stage, items, {}, tmp_path / "one", Processes("cpu"))
+    batches = [batch for _, _, batch in trainer._batches(0, 0)]
+    assert planned.counts.tokens == sum(b.tokens for b in batches)
+    assert planned.counts.padded == sum(b.ids.numel() for b in batches)
+    assert planned.counts.learned == sum(int(b.supervised.sum()) for b in batches)
     first = vocabulary.first_id
-    assert planned.image_tokens == sum(int(((b.ids >= first) & (b.ids < first + K)).sum()) for b in batches)
+    assert planned.counts.image == sum(int(((b.ids >= first) & (b.ids < first + K)).sum()) for b in batches)
     assert planned.steps == -(-len(batches) // 2)
     for count, what in ((planned.cut, "cut"), (planned.left_out, "left out")):
-        assert count == sum(n for key, n in trainer.feed.too_long.items() if key.endswith(what)) > 0
+        assert count == sum(n for key, n in trainer.too_long.items() if key.endswith(what)) > 0
     assert planned.tasks == trainer.mixture.counts() and sum(planned.tasks.values()) == 300
     assert planned.epochs["cxr_to_report"] == planned.tasks["cxr_to_report"] / 16
 
@@ -284,17 +318,19 @@ def test_alignment_is_planned(recipe_path, capsys):
     vocabulary = ImageVocabulary.grow(build_tokenizer(), K)
     template = build_template("chat", vocabulary.tokenizer, "")
     T = len(alignment_prompt(np.zeros(16, dtype=np.uint16), template, vocabulary))
-    assert (first.name, first.steps, first.examples) == ("alignment", 50, 50 * 16)  # of 16 training images
-    assert (first.tokens, first.image_tokens, first.supervised) == (800 * T, 800 * 16, 0)
-    size = planned.size
-    flops = 800 * (T * (4 * size.matrices + 2 * size.trained_matrices) + 6 * T**2 * size.attention_width) / 2
+    assert (first.name, first.steps, first.counts.examples) == ("alignment", 50, 50 * 16)  # of 16 training images
+    assert (first.counts.tokens, first.counts.image, first.counts.learned) == (800 * T, 800 * 16, 0)
+    config, _ = planning.find_config(recipe.llm)
+    cost = cost_of(build_tunable(config, vocabulary, recipe.tuning, META), config, recipe.tuning)
+    flops = 800 * (T * cost.step[0] + T**2 * cost.step[1]) / 2
     assert first.flops == pytest.approx(flops) and first.hours == pytest.approx(flops / 1e6 / 3600)
     assert "Alignment runs on one device, which holds all weights meanwhile." in planned.notes
     assert planned.memory == without.memory, "a step of alignment is smaller"
     larger = load_settings(
         Recipe, recipe_path, ["tuning.alignment={steps: 1, layers: 9}", "tuning.tokens_per_batch=320"]
     )
-    assert plan(larger).memory.activations > plan(load_settings(Recipe, recipe_path)).memory.activations
+    usual = load_settings(Recipe, recipe_path)
+    assert plan(larger).memory[""].activations > plan(usual).memory[""].activations
     assert main(["plan", str(recipe_path), *overrides]) == 0
     assert "alignment: through 50% of the layers, on one device" in capsys.readouterr().out
 
@@ -302,29 +338,30 @@ def test_alignment_is_planned(recipe_path, capsys):
 def test_a_sample_foretells_the_whole(recipe_path):
     recipe = load_settings(Recipe, recipe_path, ["tuning.stages=[{examples: 6000, cohort: {sections: impression}}]"])
     whole, sampled = (plan(recipe, sample=n).stages[0] for n in (6000, 1024))
-    for name in ("tokens", "image_tokens", "supervised", "padded", "steps", "flops"):
-        assert getattr(sampled, name) == pytest.approx(getattr(whole, name), rel=0.03), name
+    for name in ("tokens", "image", "learned", "padded"):
+        assert getattr(sampled.counts, name) == pytest.approx(getattr(whole.counts, name), rel=0.03), name
+    assert (sampled.steps, sampled.flops) == pytest.approx((whole.steps, whole.flops), rel=0.03)
 
 
 def test_hours(recipe_path):
     recipe = load_settings(Recipe, recipe_path)
     one = plan(recipe, PlanOptions(rate=100.0))
-    assert one.stages[0].hours == pytest.approx(one.stages[0].tokens / 100 / 3600)
+    assert one.stages[0].hours == pytest.approx(one.stages[0].counts.tokens / 100 / 3600)
     two = plan(recipe, PlanOptions(rate=100.0, devices=2))
-    assert two.stages[0].hours == pytest.approx(one.stages[0].hours / 2) and two.sharded is not None
+    assert two.stages[0].hours == pytest.approx(one.stages[0].hours / 2) and "sharded (FSDP2)" in two.memory
     assert two.stages[0].steps == one.stages[0].steps, "the batches of a step are shared"
     packed = load_settings(Recipe, recipe_path, ["tuning.method=qlora"])
-    assert plan(packed, PlanOptions(devices=2)).sharded is None
+    assert list(plan(packed, PlanOptions(devices=2)).memory) == ["each holds all"]
     with pytest.raises(UserError, match="tuning.batches_per_step=3"):
         plan(recipe, PlanOptions(devices=3))
     by_rate = plan(recipe, PlanOptions(tflops=2.0, utilisation=0.5))
     assert by_rate.stages[0].hours == pytest.approx(by_rate.stages[0].flops / 1e12 / 3600)
-    assert one.paper_tokens == pytest.approx(377_000 * 5 / 0.8 * one.stages[0].tokens / 300)
+    assert one.paper[0] == pytest.approx(377_000 * 5 / 0.8 * one.stages[0].counts.tokens / 300)
     assert plan(recipe).stages[0].hours is None
 
 
 def test_the_command_line(recipe_path, capsys):
-    assert main(["plan", str(recipe_path), "--rate", "50", "seed=3"]) == 0
+    assert main(["plan", str(recipe_path), "--rate", "50", "tuning.seed=3"]) == 0
     text = capsys.readouterr().out
     for words in ("Plan of toy, on 1 device", "one", "two", "as given: 50 tokens/s", "377,000 images x 5 epochs"):
         assert words in text
@@ -338,31 +375,34 @@ def test_the_command_line(recipe_path, capsys):
         main(["plan", str(recipe_path), "--rate", "0"])
 
 
-@pytest.mark.parametrize("override", ["tuning.language={loss: base_model}", "tuning.method=full"])
-def test_measured_here(recipe_path, capsys, monkeypatch, override):
-    real = planning.measure_rate
-    monkeypatch.setattr(planning, "measure_rate", lambda *arguments: real(*arguments, seconds=0.2))
-    assert main(["plan", str(recipe_path), "--measure", override]) == 0
+def test_measured_here(recipe_path, capsys, monkeypatch):
+    for name in ("tuning_rate", "image_stages"):
+        real = getattr(speed, name)
+        monkeypatch.setattr(speed, name, lambda *arguments, real=real: real(*arguments, seconds=0.2))
+    assert main(["plan", str(recipe_path), "--measure", "tuning.language_loss=base_model"]) == 0
     text = capsys.readouterr().out
-    assert "measured here (cpu): " in text and " min" in text
+    assert "measured here (cpu): " in text and "the run, without making or reading the radiographs: " in text
+    others = text.split("Other time\n")[1].split("\n  the run")[0].splitlines()
+    stages = ("clinical_features", "image_tokenizer", "codes", "judge", "evaluation", "measuring while tuning, at most")
+    assert [line.startswith(f"  {name} ") for name, line in zip(stages, others, strict=True)] == [True] * 6
+
+
+def test_the_real_step_is_timed_in_full_tuning_too(toy_vocabulary):
+    settings = TuningSettings(method="full", max_tokens=256, tokens_per_batch=256)
+    tunable = build_tunable(build_model("llama", 340).config, toy_vocabulary, settings, CPU)
+    example = RenderedExample(np.arange(100), np.ones(100, bool), "cxr_vqa")
+    assert speed.tuning_rate(tunable, settings, [example], seconds=0.05) > 0
+    assert (speed.peak_bytes(CPU) or 2**30) > 2**20
 
 
 def test_assumptions_are_said(recipe_path, capsys):
-    overrides = ["source.table.path=no.csv", "tuning.language.instructions=no.jsonl"]
+    overrides = ["source.table.path=no.csv", "tuning.language_instructions=no.jsonl"]
     assert main(["plan", str(recipe_path), *overrides, "--words", "10", "40", "--images", "1000"]) == 0
     text = capsys.readouterr().out
-    assert "The data are not there: assumed 1,000 images" in text and "no.jsonl is not there" in text
+    assert "no.csv is not there: assumed 1,000 images" in text and "no.jsonl is not there" in text
     assert "assumed 10 words of findings and 40 of impression" in text
     recipe = build_settings(Recipe, yaml.safe_load(recipe_path.read_text()))
     recipe = dataclasses.replace(recipe, source=build_settings(type(recipe.source), {"kind": "phantom"}))
     notes: list[str] = []
     studies, images, real = planning.find_studies(recipe, PlanOptions(), notes)
     assert images == 2600 and not real and len(studies[0].findings_text.split()) == 32 and "32 words" in notes[0]
-
-
-def test_the_peak_of_the_process_where_there_is_no_resource_module(monkeypatch):
-    """As on Windows."""
-    assert planning._peak_of_process() > 10**7
-    monkeypatch.setitem(sys.modules, "resource", None)
-    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(peak_wset=7), raising=False)
-    assert planning._peak_of_process() == 7

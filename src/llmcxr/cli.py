@@ -24,16 +24,23 @@ def _fetch(arguments: argparse.Namespace) -> None:
         print(f"    {fetch(name)} (licence: {ASSETS[name].license})")
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _recipe(arguments: argparse.Namespace):
+    """The recipe that was named, with the settings that were given beside it."""
     from llmcxr.foundation.settings import load_settings
-    from llmcxr.pipeline import Run
     from llmcxr.recipe import Recipe
+    from llmcxr.recipes import find_recipe
 
-    run = Run(load_settings(Recipe, arguments.recipe, arguments.overrides))
+    return load_settings(Recipe, find_recipe(arguments.recipe), arguments.overrides)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from llmcxr.pipeline import Run
+
+    run = Run(_recipe(arguments))
     run.run(arguments.stage)
     if arguments.stage in (None, "evaluation"):
         _show_results(run)
-    run.processes.close()
+    run.context.processes.close()
 
 
 def _show_results(run) -> None:
@@ -41,14 +48,16 @@ def _show_results(run) -> None:
     from llmcxr.evaluation.scoring import next_steps, score_table
     from llmcxr.foundation.artifacts import read_json
 
-    if not run.processes.main:
+    context = run.context
+    if not context.processes.main:
         return
-    summary = read_json(run.folder / "evaluation" / "summary.json")
+    folder = context.folder
+    summary = read_json(folder / "evaluation" / "summary.json")
     print("\n" + score_table(summary))
-    print(f"\nResults page: {(run.folder / 'evaluation' / 'report.html').resolve()}")
-    image = run.folder / run.cases("test").test[0].image_path  # an absolute path stays as it is
-    model = run.recipe.model or str(run.folder)
-    if steps := next_steps(summary, run.findings, str(image), model, _own_name()):
+    print(f"\nResults page: {(folder / 'evaluation' / 'report.html').resolve()}")
+    image = folder / next(s.image_path for s in context.studies if s.split == "test")  # an absolute path stays as it is
+    model = run.recipe.model or str(folder)
+    if steps := next_steps(summary, context.findings, str(image), model, _own_name()):
         print("\nTry next:\n  " + "\n  ".join(steps))
 
 
@@ -68,29 +77,31 @@ def _finished_run(arguments: argparse.Namespace):
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from llmcxr.stages.evaluation import rescore
+
     run = _finished_run(arguments)
     if arguments.rescore:
-        run.processes.on_main(run.rescore)
+        run.context.processes.on_main(lambda: rescore(run.context))
     else:
         run.run("evaluation")
     _show_results(run)
-    run.processes.close()
+    run.context.processes.close()
 
 
 def _choose_decoding(arguments: argparse.Namespace) -> None:
     from llmcxr.evaluation.choose_decoding import choose_decoding
+    from llmcxr.stages.evaluation import cases_of, under_test
 
-    run = _finished_run(arguments)
-    cases = run.cases("validate")
-    print(choose_decoding(run.folder / "decoding.json", cases, run.under_test(cases), arguments.images))
+    context = _finished_run(arguments).context
+    cases = cases_of(context, "validate")
+    print(choose_decoding(context.folder / "decoding.json", cases, under_test(context, cases), arguments.images))
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from llmcxr.foundation.settings import load_settings
     from llmcxr.pipeline import Run
-    from llmcxr.recipe import Recipe
+    from llmcxr.packing import pack_run
 
-    Run(load_settings(Recipe, arguments.recipe, arguments.overrides)).pack(arguments.output)
+    pack_run(Run(_recipe(arguments)), arguments.output)
     size = sum(p.stat().st_size for p in arguments.output.rglob("*") if p.is_file())
     print(f"{arguments.output}: {size / 1e6:.0f} MB")
 
@@ -103,6 +114,14 @@ def _own_name() -> str:
     return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
 
 
+def _recipes(arguments: argparse.Namespace) -> None:
+    from llmcxr.recipes import FOLDER, SHIPPED, about
+
+    for name in SHIPPED:
+        print(f"{name}: {about(name)}")
+    print(f"They lie in {FOLDER}; a copy of one, changed, is a recipe of your own.")
+
+
 def _settings(arguments: argparse.Namespace) -> None:
     from llmcxr.foundation.settings import describe_settings
     from llmcxr.recipe import Recipe
@@ -113,15 +132,12 @@ def _settings(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from llmcxr.foundation.settings import load_settings
     from llmcxr.plan import PlanOptions, plan, plan_text
-    from llmcxr.recipe import Recipe
 
     names = ("devices", "rate", "measure", "tflops", "utilisation", "images")
     options = {name: getattr(arguments, name) for name in names}
     words = tuple(arguments.words) if arguments.words else None
-    recipe = load_settings(Recipe, arguments.recipe, arguments.overrides)
-    print(plan_text(plan(recipe, PlanOptions(**options, words=words))))
+    print(plan_text(plan(_recipe(arguments), PlanOptions(**options, words=words))))
 
 
 def _preview(arguments: argparse.Namespace) -> None:
@@ -210,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     def take_recipe(command: argparse.ArgumentParser) -> None:
-        command.add_argument("recipe", type=Path, help="YAML file, e.g. recipes/quickstart.yaml")
+        command.add_argument("recipe", help="a shipped recipe by name (`llmcxr recipes` lists them), or a YAML file")
 
     def take_overrides(command: argparse.ArgumentParser) -> None:
         command.add_argument(
@@ -298,6 +314,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("FINDINGS", "IMPRESSION"),
         help="words of reports that are not on disk (default: 32 11 for the phantom, 50 20 for a table)",
     )
+
+    add("recipes", _recipes, "list the recipes that come with the package")
 
     settings = add("settings", _settings, "list every setting of a recipe with its default and meaning")
     settings.add_argument("prefix", nargs="?", default="", help="only those whose key contains this")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from llmcxr.evaluation.settings import EvaluationSettings
 from llmcxr.foundation.devices import Precision
@@ -36,6 +37,10 @@ class Recipe:
         None,
         "train on from a finished run (its folder) or a packed model (a shipped one by name, or its folder): from its clinical "
         "network, image tokenizer and adapters, instead of from nothing",
+    )
+    allow_seen_patients: bool = setting(
+        False,
+        "measure, or train on from, a model also where it was trained on patients of the validation or test split",
     )
     source: SourceSettings = setting(SourceSettings(), "data")
     labeller: Literal["rules", "none"] = setting("rules", "what reads findings from text: hand-written rules, or none")

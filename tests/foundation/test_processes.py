@@ -23,6 +23,7 @@ from toy_stage import SETTINGS, STAGE, WINDOW, full, run_stage, stage, together
 
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.processes import Processes
+from llmcxr.recipes import FOLDER
 from llmcxr.tuning import feed, trainer
 from llmcxr.tuning.settings import LanguageSettings
 
@@ -189,7 +190,7 @@ def test_configurations_that_cannot_work_are_said(tmp_path):
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_shipped_configurations_are_accelerates(name):
-    path = Path(__file__).parents[2] / "recipes" / "accelerate" / f"{name}.yaml"
+    path = FOLDER / "accelerate" / f"{name}.yaml"
     config = load_config_from_file(str(path))  # refuses unknown keys
     assert config.distributed_type == {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}[name] and config.mixed_precision == "no"
     if name == "fsdp2":

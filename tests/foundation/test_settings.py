@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-import yaml
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings, describe_settings, load_settings, setting, settings_to_dict
 from llmcxr.recipe import Recipe
-
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
 @dataclass(frozen=True)
@@ -150,18 +147,6 @@ def test_wrong_files(tmp_path):
             load_settings(Outer, tmp_path / name)
     (tmp_path / "empty.yaml").write_text("")
     assert load_settings(Outer, tmp_path / "empty.yaml") == Outer()
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_every_shipped_recipe_loads_and_survives_a_round_trip(path):
-    recipe = load_settings(Recipe, path)
-    plain = yaml.safe_load(yaml.safe_dump(settings_to_dict(recipe)))
-    assert build_settings(Recipe, plain) == recipe
-    assert recipe.name == path.stem
-
-
-def test_shipped_recipes_exist():
-    assert {p.stem for p in RECIPES} >= {"quickstart"}
 
 
 def test_default_recipe_survives_a_round_trip():

@@ -19,7 +19,6 @@ from llmcxr.instructions.questions import (
     read_questions,
     write_questions,
 )
-from llmcxr.labelling.registry import build_labeller
 from llmcxr.studies.findings import Finding
 from llmcxr.studies.study import Study, known_findings
 

@@ -14,11 +14,11 @@ from PIL import Image
 
 from llmcxr.foundation.settings import load_settings
 from llmcxr.recipe import Recipe
+from llmcxr.recipes import SHIPPED
 from llmcxr.sources.table import TableSource
 from llmcxr.studies.cohort import select_cohort
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-table = load_script("recipes/make_mimic_table.py")
+table = load_script("scripts/make_mimic_table.py")
 
 # dicom, study, patient, split, view, date, time (leading zeros lost, as in the release)
 IMAGES = [
@@ -107,7 +107,7 @@ def test_reports_in_a_zip_file(tree):
 def test_the_recipes_read_it(tree, name):
     """The recipe's own table settings and cohorts, on the tree."""
     overrides = [f"source.table.path={make(tree)}", f"source.table.images={tree / 'jpg'}"]
-    recipe = load_settings(Recipe, RECIPES / f"{name}.yaml", overrides)
+    recipe = load_settings(Recipe, SHIPPED[name], overrides)
     assert recipe.source.table is not None
     source = TableSource(recipe.source.table, 0)
     studies = source.studies(tree, 256)

@@ -2,43 +2,55 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+import yaml
 
 from llmcxr.cli import main
-from llmcxr.foundation.settings import load_settings
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import build_settings, load_settings, settings_to_dict
 from llmcxr.recipe import Recipe
-
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_it_is_valid(path):
-    recipe = load_settings(Recipe, path)
-    assert recipe.name == path.stem and recipe.about
+from llmcxr.recipes import SHIPPED, about, find_recipe
 
 
-def test_there_are_recipes():
-    assert {"quickstart", "phantom", "mimic-cxr-paper", "mimic-cxr-qwen3"} <= {p.stem for p in RECIPES}
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_is_valid(name):
+    recipe = load_settings(Recipe, SHIPPED[name])
+    assert recipe.name == name and recipe.about == about(name)
+    assert build_settings(Recipe, yaml.safe_load(yaml.safe_dump(settings_to_dict(recipe)))) == recipe
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem.startswith("mimic")], ids=lambda p: p.stem)
-def test_missing_data_are_named_with_how_to_get_them(path, tmp_path, capsys, monkeypatch):
+def test_they_are_found_by_name(tmp_path, monkeypatch, capsys):
+    """A file of the user's comes first; a folder of that name does not hide a shipped recipe."""
+    assert {"quickstart", "phantom", "mimic-cxr-paper", "mimic-cxr-qwen3"} <= set(SHIPPED)
     monkeypatch.chdir(tmp_path)
-    assert main(["run", str(path), "device=cpu"]) == 2
+    (tmp_path / "demo").mkdir()
+    assert find_recipe("demo") == SHIPPED["demo"]
+    (tmp_path / "phantom").write_text("name: own")
+    assert not find_recipe("phantom").is_absolute() and find_recipe(str(SHIPPED["demo"])) == SHIPPED["demo"]
+    with pytest.raises(UserError, match="did you mean quickstart.*Shipped are demo, .*, real-cxr"):
+        find_recipe("quickstrat")
+    assert main(["run", "recipes/none.yaml"]) == 2
+    assert "recipes/none.yaml is neither a file nor a shipped recipe. Shipped are" in capsys.readouterr().err
+    assert main(["recipes"]) == 0
+    assert f"quickstart: {about('quickstart')}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["mimic-cxr-paper", "mimic-cxr-qwen3"])
+def test_missing_data_are_named_with_how_to_get_them(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", name, "device=cpu"]) == 2
     error = capsys.readouterr().err
     assert "the folder of the images, data/mimic-cxr-jpg, does not exist" in error
     assert "physionet.org" in error and "make_mimic_table.py" in error
     (tmp_path / "data" / "mimic-cxr-jpg").mkdir(parents=True)
-    assert main(["run", str(path), "device=cpu"]) == 2
+    assert main(["run", name, "device=cpu"]) == 2
     assert "the table data/mimic-cxr.csv does not exist" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/manifest.parquet"))
 
 
 def test_the_paper_recipe_is_the_papers():
     """What the paper and its published runs state (sections 2.1 to 2.4.2)."""
-    recipe = load_settings(Recipe, next(p for p in RECIPES if p.stem == "mimic-cxr-paper"))
+    recipe = load_settings(Recipe, SHIPPED["mimic-cxr-paper"])
     assert recipe.llm == "databricks/dolly-v2-3b"
     a = recipe.image_tokenizer.architecture
     assert (a.image_size, a.grid, a.codebook_size, a.code_dim, a.stem_stride, a.blocks) == (256, 16, 1024, 256, 1, 2)

@@ -49,8 +49,9 @@ def _grid(model: ModelUnderTest) -> list[tuple[Goal, dict[str, Any]]]:
 
 def _tried(cases: Cases, model: ModelUnderTest, measurement: Measurement, settings: dict[str, Any]) -> dict[str, Any]:
     """What the measurement gives under `settings`."""
-    own = model.model.info
-    model.model.info = replace(own, decoding=replace(DecodingSettings(), **settings))
+    own = model.model.asker
+    decoding = replace(DecodingSettings(), **settings)
+    model.model.asker = replace(own, info=replace(own.info, decoding=decoding))
     try:
         predictions, place = [], cases.seed
         for group in measurement.asks(cases):
@@ -58,7 +59,7 @@ def _tried(cases: Cases, model: ModelUnderTest, measurement: Measurement, settin
             predictions += measurement.answer(model, asks, place)
             place += len(group)
     finally:
-        model.model.info = own
+        model.model.asker = own
     values = measurement.score(predictions, cases)
     if not isinstance(values, dict):
         raise UserError(f"decoding cannot be chosen on the validation patients: {values}.")

@@ -59,7 +59,7 @@ def model_card(
     own, counts = info.decoding, Counter(study.split for study in studies)
     reports = _decoding(own.report_guidance, own.report_candidates, "the model's own reading")
     head, *rows = score_rows(summary)
-    data = ModelCardData(
+    metadata = ModelCardData(
         language="en",
         license="other",
         license_name="research-only",
@@ -68,11 +68,12 @@ def model_card(
         tags=["medical", "radiology", "chest-x-ray", "research-only", *(["simulated-data"] if simulated else [])],
     )
     card = ModelCard.from_template(
-        data,
+        metadata,
         template_path=str(Path(__file__).with_name("model_card.md.j2")),
         name=name,
         info=info,
         simulated=simulated,
+        data=data,
         example=f"There is {info.findings[0]}." if info.findings else "Normal chest.",
         reports=reports + (", sides asked for one by one" if own.ask_sides else ""),
         drawings=_decoding(own.drawing_guidance, own.drawing_candidates, "its clinical network"),

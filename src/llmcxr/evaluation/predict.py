@@ -12,24 +12,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from llmcxr.evaluation.judge import Judge
 from llmcxr.evaluation.predictions import Journal, write_predictions
 from llmcxr.evaluation.scoring import MEASUREMENTS
 from llmcxr.foundation.processes import Processes
-from llmcxr.image_tokens.clinical_features import in_batches
+from llmcxr.image_tokens.classifier import in_batches
 from llmcxr.image_tokens.training import codebook_use, reconstruct
-from llmcxr.inference.backend import Sampling
-from llmcxr.inference.engine import DRAWING
+from llmcxr.inference.backend import DRAWING, Sampling
 from llmcxr.inference.llm_cxr import LlmCxr
+from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.questions import presence_question
 from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.radiographs import to_uint8
 from llmcxr.tasks.measurement import Ask, Cases, Measurement, Prediction
-from llmcxr.tuning.forgetting import general_texts, perplexity
+from llmcxr.tuning.keep_language import general_texts, perplexity
 from llmcxr.vocabulary.language_model import load_language_model
 
 _DECODED_AT_ONCE = 64
@@ -47,7 +46,7 @@ class ModelUnderTest:
         images: Callable[[Sequence[str]], np.ndarray],
     ) -> None:
         self.model, self.judge, self.findings, self._codes, self.images = model, judge, findings, codes, images
-        self.device = model.engine.device
+        self.device = model.image_tokenizer.codebook.device
         self._known = LabelSet(model.info.findings)
 
     def generate(
@@ -55,8 +54,7 @@ class ModelUnderTest:
     ) -> list[str]:
         """Text responses to the last turns."""
         sampling = Sampling(temperature, max_new_tokens=most_tokens, seed=seed)
-        prompts = [self.model.prompt(*turns) for turns in conversations]
-        return [response.text for response in self.model.engine.generate(prompts, "text", sampling)]
+        return self.model.asker.texts(conversations, sampling)
 
     def reports(self, image_ids: Sequence[str], most_tokens: int) -> list[str]:
         """Reports, written as the model writes by default."""
@@ -103,10 +101,11 @@ class ModelUnderTest:
 
     def perplexities(self) -> dict[str, float]:
         """Of general text: of the model ("tuned") and of its base ("base"), in the same precision, and the number of texts."""
-        texts, engine = general_texts(), self.model.engine
-        tuned = perplexity(engine.model, engine.vocabulary, texts)
-        base = load_language_model(self.model.info.base, torch.bfloat16).to(self.device)  # type: ignore[arg-type]
-        return {"tuned": tuned, "base": perplexity(base, engine.vocabulary, texts), "n": len(texts)}
+        texts, backend = general_texts(), self.model.asker.backend
+        assert isinstance(backend, TransformersBackend)  # others do not give the likelihood of every token
+        tuned = perplexity(backend.model, backend.vocabulary, texts)
+        base = load_language_model(self.model.info.base, backend.model.dtype).to(self.device)  # type: ignore[arg-type]
+        return {"tuned": tuned, "base": perplexity(base, backend.vocabulary, texts), "n": len(texts)}
 
 
 def _planned(cases: Cases) -> list[tuple[str, Measurement, list[Ask], int]]:

@@ -134,7 +134,7 @@ def load_settings(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist. Shipped recipes are in the folder recipes/.") from error
+        raise UserError(f"{path} does not exist. Give a YAML file.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}. Give a YAML file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

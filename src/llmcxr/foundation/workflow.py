@@ -133,9 +133,9 @@ class Workflow:
         finally:
             owner.unlink(missing_ok=True)
             lock.release()
-            if not there and not {p.name for p in self.folder.iterdir()} - {RECORDS}:
-                if not {p.name for p in records.iterdir()} - {"lock", "model_hashes"}:
-                    shutil.rmtree(self.folder, ignore_errors=True)  # a run that was refused leaves nothing
+            left = {p.name for p in (*self.folder.iterdir(), *records.iterdir())}
+            if not there and not left - {RECORDS, "lock", "model_hashes"}:
+                shutil.rmtree(self.folder, ignore_errors=True)  # a run that was refused leaves nothing
 
     def _start(self, stage: Stage, wanted: str) -> None:
         """Run a stage and keep its record."""

@@ -20,6 +20,7 @@ from llmcxr.foundation import loop
 from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.randomness import stream
 from llmcxr.foundation.settings import setting
+from llmcxr.studies.pixel_store import Images
 from llmcxr.studies.radiographs import from_uint8
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class ClinicalFeatureSettings:
         return []
 
 
-def batch_of(images: np.ndarray, rows: np.ndarray, device: torch.device) -> Tensor:
+def batch_of(images: Images, rows: np.ndarray, device: torch.device) -> Tensor:
     """uint8 [N, S, S] (0 black, 255 white) -> float32 [B, 1, S, S] in [-1, 1]."""
     batch = torch.from_numpy(from_uint8(images[rows])).unsqueeze(1).to(device)
     return batch.contiguous(memory_format=torch.channels_last)
@@ -70,7 +71,7 @@ def batch_of(images: np.ndarray, rows: np.ndarray, device: torch.device) -> Tens
 
 @torch.inference_mode()
 def in_batches(
-    function: Callable[[Tensor], Tensor], images: np.ndarray, device: torch.device, batch_size: int = 64
+    function: Callable[[Tensor], Tensor], images: Images, device: torch.device, batch_size: int = 64
 ) -> np.ndarray:
     """Apply `function` to uint8 images [N, S, S] batch by batch; float32 results, joined."""
     parts = []
@@ -81,7 +82,7 @@ def in_batches(
     return np.concatenate(parts)
 
 
-def _augment(images: np.ndarray, rows: np.ndarray, part: slice, generator: np.random.Generator) -> Tensor:
+def _augment(images: Images, rows: np.ndarray, part: slice, generator: np.random.Generator) -> Tensor:
     """Images `rows[part]`, shifted by up to 1/16, contrast and brightness varied a little; never mirrored (sides matter).
 
     All is drawn for all `rows`, so that it is the same however they are shared out.
@@ -108,7 +109,7 @@ class _Training(loop.Training):
     def __init__(
         self,
         network: Classifier,
-        images: np.ndarray,
+        images: Images,
         labels: np.ndarray,
         settings: ClassifierSettings,
         seed: int,
@@ -163,7 +164,7 @@ class _Training(loop.Training):
 
 def train_classifier(
     network: Classifier,
-    images: np.ndarray,
+    images: Images,
     labels: np.ndarray,
     settings: ClassifierSettings,
     seed: int,

@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llmcxr.foundation import devices
 from llmcxr.foundation.assets import DEFAULT_MODEL
-from llmcxr.foundation.devices import pick_device
+from llmcxr.foundation.devices import Precision, pick_device
 from llmcxr.foundation.errors import UserError
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference import policies
@@ -41,11 +42,11 @@ class LlmCxr:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = DEFAULT_MODEL, device: str = "auto", dtype: torch.dtype = torch.bfloat16
+        cls, name: str | Path = DEFAULT_MODEL, device: str = "auto", precision: Precision = "auto"
     ) -> LlmCxr:
         """Load a model: a shipped one by name, a run's folder, its model/ folder, a packed model, or a hub repository.
 
-        `dtype` is the language model's precision. Raises `UserError` where there is no model, or where image tokenizer and
+        `precision` is the language model's, auto the one that is faster here. Raises `UserError` where there is no model, or where image tokenizer and
         model do not belong together.
         """
         folder = find_model(name)
@@ -57,9 +58,14 @@ class LlmCxr:
                 f"{folder}: the model was tuned on codes of image tokenizer {info.image_tokenizer}, but image_tokenizer/ is "
                 f"{image_tokenizer.fingerprint}. Put the right one back; codes of two tokenizers mean different things."
             )
+        dtype = devices.precision(place, "generating") if precision == "auto" else getattr(torch, precision)
         try:
             text_tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(place)
+            model = (
+                AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+                .eval()
+                .to(place)
+            )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(f"{folder} holds no readable language model: {error}") from error
         vocabulary = ImageVocabulary(text_tokenizer, info.codebook_size)

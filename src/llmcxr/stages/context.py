@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 
 from llmcxr import __version__
 from llmcxr.foundation.artifacts import atomic_path
-from llmcxr.foundation.devices import precision, set_precision
+from llmcxr.foundation.devices import Use, precision
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.settings import settings_to_dict
@@ -24,10 +25,11 @@ from llmcxr.labelling.base import unreadable
 from llmcxr.labelling.registry import build_labeller
 from llmcxr.model.find import Start, find_model, find_start
 from llmcxr.model.folder import ModelInfo, load_info
+from llmcxr.model.patients import check_unseen
 from llmcxr.recipe import Recipe
 from llmcxr.sources.registry import build_source
 from llmcxr.studies.findings import LabelSet
-from llmcxr.studies.pixel_store import Pixels, PixelStore
+from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.study import Split, Study, known_findings, read_manifest
 from llmcxr.tuning.keep_language import load_texts
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -42,7 +44,7 @@ class Context:
         self.folder = Path(recipe.runs).expanduser() / recipe.name
         self.processes = Processes(recipe.device)
         self.device = self.processes.device
-        set_precision(recipe.precision, self.device)
+        self.processes.agree_on_precision(recipe.precision)
         self.source = build_source(recipe.source, recipe.seed)
         self.labeller = build_labeller(recipe.labeller)
 
@@ -55,8 +57,13 @@ class Context:
 
     @cached_property
     def studies(self) -> list[Study]:
-        """All studies; row i of `pixels` is study i."""
-        return read_manifest(self.folder / "manifest.parquet")
+        """All studies; row i of `pixels` is study i. `UserError` where a model that is used has seen the test patients."""
+        studies = read_manifest(self.folder / "manifest.parquet")
+        for model in filter(None, (self.given, self.start.folder if self.start else None)):
+            said = check_unseen(studies, model, self.recipe.allow_seen_patients)
+            if said and self.processes.main:
+                print(f"    note: {said}")
+        return studies
 
     @cached_property
     def pixels(self) -> PixelStore:
@@ -144,13 +151,10 @@ class Context:
         """All settings as resolved, with the libraries' versions."""
         libraries = []
         for name in ("torch", "transformers", "peft", "diffusers", "vector-quantize-pytorch", "numpy"):
-            try:
+            with contextlib.suppress(PackageNotFoundError):
                 libraries.append(f"{name} {version(name)}")
-            except PackageNotFoundError:
-                pass
-        use = " and ".join(
-            str(precision(self.device, u)).removeprefix("torch.") + f" for {u}" for u in ("training", "generating")
-        )
+        kinds: tuple[Use, ...] = ("training", "generating")
+        use = " and ".join(f"{str(precision(self.device, k)).removeprefix('torch.')} for {k}" for k in kinds)
         with atomic_path(self.folder / "recipe.yaml") as temporary:
             text = yaml.safe_dump(settings_to_dict(self.recipe), sort_keys=False, allow_unicode=True)
             head = f"# llmcxr {__version__}; {', '.join(libraries)}; {self.device}: {use}"

@@ -20,7 +20,6 @@ from llmcxr.foundation.devices import core_count, precision
 from llmcxr.foundation.workflow import RECORDS, Stage
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.inference.provenance import save_marked_png
-from llmcxr.model.patients import check_unseen
 from llmcxr.stages.context import Context
 from llmcxr.studies.cohort import CohortSettings, select_cohort
 from llmcxr.studies.findings import LabelSet
@@ -106,9 +105,6 @@ def evaluation_stage(context: Context) -> Stage:
     given = context.given
 
     def run() -> None:
-        if given is not None:
-            allow = context.recipe.allow_seen_patients
-            context.processes.on_main(lambda: _say(check_unseen(context.studies, given, allow)))
         cases = cases_of(context, "test")
         predict(cases, lambda: under_test(context, cases), context.folder / "evaluation", context.processes)
         context.processes.on_main(lambda: rescore(context))
@@ -124,13 +120,8 @@ def evaluation_stage(context: Context) -> Stage:
     )
 
 
-def _say(note: str | None) -> None:
-    if note:
-        print(f"    note: {note}.")
-
-
-def rescore(context: Context) -> dict[str, Any]:
-    """Scores and page anew from the predictions, without the model; returns the summary."""
+def rescore(context: Context) -> None:
+    """Scores and page anew from the predictions, without the model."""
     folder = context.folder / "evaluation"
     predictions, cases = read_predictions(folder / "predictions.parquet"), cases_of(context, "test")
     summary = summarise(predictions, cases)
@@ -139,7 +130,6 @@ def rescore(context: Context) -> dict[str, Any]:
         summary["language"]["trace"] = read_json(last).get("language", [])
     write_json(folder / "summary.json", summary)
     _write_page(context, summary, cards(predictions, cases))
-    return summary
 
 
 def _facts(context: Context, summary: Mapping[str, Any], tuning: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.workflow import Stage
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.folder import ModelInfo, save_model
-from llmcxr.model.patients import check_unseen, patient_hash, seen_patients
+from llmcxr.model.patients import patient_hash, seen_patients
 from llmcxr.stages.context import Context, start_files
 from llmcxr.studies.cohort import select_cohort
 from llmcxr.studies.study import Split, sided_labels
@@ -304,8 +304,11 @@ def model_stage(context: Context) -> Stage:
     def run() -> None:
         last = tuning.stages[-1]
         tunable = tunable_model(context, last.name)
-        train, _ = task_items(context, last, "train")
-        first = tuple(name for name, own in train.items() if own.findings_first)
+        named: dict[str, bool] = {}  # how each task was last trained
+        for stage in tuning.stages:
+            summary = read_json(context.folder / stage.name / "summary.json")
+            named |= {task: task in summary["findings_first"] for task in summary["examples"]}
+        first = tuple(task for task in named if named[task])
         decoding = tuning.decoding.possible(first)
         if context.image_tokenizer.clinical is None:
             decoding = dataclasses.replace(decoding, drawing_candidates=1)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.questions import LIST_QUESTION
-from llmcxr.tasks.base import Items, Task, TaskData
-from llmcxr.tasks.findings_first import ImageReport, image_reports, seen_list
 from llmcxr.metrics import scores
 from llmcxr.studies.findings import normal_form
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Study
+from llmcxr.tasks.base import Items, Task, TaskData
+from llmcxr.tasks.findings_first import ImageReport, image_reports, seen_list
 from llmcxr.tasks.measurement import (
     Ask,
     Cases,

@@ -15,8 +15,8 @@ import numpy as np
 from llmcxr.foundation.randomness import stream
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.questions import Kind, QuestionAnswer
-from llmcxr.tasks.base import Items, Task, TaskData
 from llmcxr.metrics import scores
+from llmcxr.tasks.base import Items, Task, TaskData
 from llmcxr.tasks.measurement import (
     TOO_FEW,
     Ask,

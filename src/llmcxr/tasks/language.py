@@ -11,9 +11,8 @@ import numpy as np
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.instructions.example import InstructionExample, Turn
-from llmcxr.studies.study import Split
+from llmcxr.studies.study import Split, Study
 from llmcxr.tasks.base import Items, Task, TaskData
-from llmcxr.studies.study import Study
 from llmcxr.tasks.measurement import Ask, Cases, Examinee, Measurement, NotMeasured, Prediction, Score
 
 SHIPPED = Path(__file__).parent / "data" / "language_instructions.jsonl"
@@ -81,7 +80,7 @@ class Language(Task):
 
     def items(self, data: TaskData) -> LanguageItems:
         """One item an instruction, and one a text of the base model."""
-        return LanguageItems(instructions_of(data.options["language_instructions"], data.split), data.texts)
+        return LanguageItems(instructions_of(data.options["language"].instructions, data.split), data.texts)
 
     def prompt(self, messages: Sequence[Mapping[str, str]]) -> tuple[Turn, ...]:
         """Messages that alternate {"role": "user"} and {"role": "assistant"}, beginning and ending with user."""

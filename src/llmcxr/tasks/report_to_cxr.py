@@ -11,10 +11,10 @@ import numpy as np
 
 from llmcxr.instructions.example import Grammar, InstructionExample, Turn
 from llmcxr.instructions.questions import listed_findings
-from llmcxr.tasks.base import Items, Task, TaskData
-from llmcxr.tasks.findings_first import ImageReport, image_reports, stated_list
 from llmcxr.metrics import scores
 from llmcxr.studies.report_sections import report_text
+from llmcxr.tasks.base import Items, Task, TaskData
+from llmcxr.tasks.findings_first import ImageReport, image_reports, stated_list
 from llmcxr.tasks.measurement import (
     TOO_FEW,
     Ask,

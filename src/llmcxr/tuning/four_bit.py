@@ -5,7 +5,6 @@ Shapes: n inputs and m outputs of a linear layer.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.optional import require
 
 _BLOCK = 64  # weights that share a scale
 BYTES = (4 + 8 / _BLOCK + 32 / (_BLOCK * 256)) / 8  # of a weight: 4 bits, and its scale, which is quantised in turn
@@ -22,13 +21,7 @@ BYTES = (4 + 8 / _BLOCK + 32 / (_BLOCK * 256)) / 8  # of a weight: 4 bits, and i
 
 def bitsandbytes() -> Any:
     """The package, which is optional. `UserError` says how to get it."""
-    try:
-        return importlib.import_module("bitsandbytes")
-    except (ImportError, OSError, RuntimeError) as error:  # not there, or its compiled part does not fit the machine
-        raise UserError(
-            f"tuning.method: qlora needs the package bitsandbytes, which cannot be used here ({error}). "
-            'Install it with `pip install "llmcxr[qlora]"`, or set tuning.method=lora.'
-        ) from error
+    return require("bitsandbytes", "tuning.method: qlora", "tuning.method=lora")
 
 
 def linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Linear | Conv1D]]:

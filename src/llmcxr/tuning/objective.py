@@ -37,6 +37,19 @@ def read_tokens(batch: Batch, vocabulary: ImageVocabulary) -> Tensor:
     return image[:, 1:] & image[:, :-1] & ~batch.supervised[:, 1:]
 
 
+def learned_tokens(
+    batch: Batch, vocabulary: ImageVocabulary, image_softmax: ImageSoftmax, read_images: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the learned tokens [N]: the example and the place before each, and whether its softmax goes over image rows alone."""
+    wanted = batch.supervised[:, 1:]
+    if read_images:
+        wanted = wanted | read_tokens(batch, vocabulary)
+    rows, places = wanted.nonzero(as_tuple=True)
+    first, end = vocabulary.first_id, vocabulary.first_id + vocabulary.size
+    pair = torch.stack([batch.ids[rows, places], batch.ids[rows, places + 1]])
+    return rows, places, ((pair >= first) & (pair < end)).all(0) & (image_softmax == "image_rows")
+
+
 def cross_entropy(
     model: PreTrainedModel, hidden: Tensor, targets: Tensor, first: int = 0, end: int | None = None
 ) -> Tensor:
@@ -78,21 +91,14 @@ def token_losses(
     on, which a drawing needs, for the price of K logits a code. Ours; the paper learns responses only.
     """
     hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
-    read = read_tokens(batch, vocabulary) if read_images else torch.zeros_like(batch.supervised[:, 1:])
-    wanted = batch.supervised[:, 1:] | read
-    rows, places = wanted.nonzero(as_tuple=True)
+    rows, places, inside = learned_tokens(batch, vocabulary, image_softmax, read_images)
     states = hidden[rows, places]  # [N, d]
     targets = batch.ids[rows, places + 1]
     losses = states.new_zeros(len(targets), dtype=torch.float32)
     first, end = vocabulary.first_id, vocabulary.first_id + vocabulary.size
-    inside = torch.zeros_like(targets, dtype=torch.bool)
-    if image_softmax == "image_rows":
-        previous = batch.ids[rows, places]
-        image = (targets >= first) & (targets < end)
-        inside = image & (previous >= first) & (previous < end)
-        if inside.any():
-            own = cross_entropy(model, states[inside], targets[inside] - first, first, end)
-            losses = losses.masked_scatter(inside, own)
+    if inside.any():
+        own = cross_entropy(model, states[inside], targets[inside] - first, first, end)
+        losses = losses.masked_scatter(inside, own)
     outside = ~inside
     if base_hidden is not None:
         is_language = torch.tensor([task == "language" for task in batch.tasks], device=rows.device)
@@ -105,4 +111,4 @@ def token_losses(
         )
     if outside.any():
         losses = losses.masked_scatter(outside, cross_entropy(model, states[outside], targets[outside]))
-    return TokenLosses(losses, rows, read[rows, places])
+    return TokenLosses(losses, rows, ~batch.supervised[rows, places + 1])

@@ -181,7 +181,8 @@ class TuningSettings:
     )
     checkpoint_minutes: float = setting(5.0, "time between checkpoints")
     logging: TrackerName = setting(
-        "tensorboard", "tensorboard (in STAGE/logs), wandb, mlflow, trackio (if installed), or none"
+        "none",
+        "where curves are also shown: tensorboard (in STAGE/logs), wandb, mlflow, trackio (if installed), or none",
     )
     stages: list[StageSettings] = setting([StageSettings()], "in order; each begins where the one before ended")
 

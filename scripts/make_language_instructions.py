@@ -1,7 +1,7 @@
 """Write the shipped language instructions: our own prompts, answered by the base model itself.
 
 Training on the base model's own answers is the gentlest guard against forgetting: it asks the tuned model to stay where it
-was on ordinary language. Run `python recipes/make_language_instructions.py`; it takes a few minutes on two cores.
+was on ordinary language. Run `python scripts/make_language_instructions.py`; it takes a few minutes on two cores.
 """
 
 from __future__ import annotations

@@ -65,9 +65,11 @@ def pack_run(run: Run, folder: Path) -> None:
     card = model_card(
         folder.name,
         load_info(own / "model"),
-        run.context.source,
+        run.context.source.about,
+        run.context.source.simulated,
         run.context.studies,
         training,
         read_json(own / "evaluation" / "summary.json"),
+        recipe.start is not None,
     )
     pack(own, tuning.stages[-1].name, tuning.method, folder, card)

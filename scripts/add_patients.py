@@ -1,6 +1,6 @@
 """Bring a packed model of format 2 to format 3: the patients that it was trained on, and what its last stage was for.
 
-    python recipes/add_patients.py src/llmcxr/models/phantom recipes/phantom-continued.yaml
+    python scripts/add_patients.py src/llmcxr/models/phantom src/llmcxr/recipes/phantom-continued.yaml
 
 Format 2 did not say them. They are taken from the recipe by which the model was made: those of the phantom's training
 split (a run on other data is packed again instead). Weights stay as they are.

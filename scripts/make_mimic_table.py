@@ -1,6 +1,6 @@
 """Join the files of MIMIC-CXR-JPG and MIMIC-CXR into the one table that the recipes `mimic-cxr-*.yaml` read.
 
-    python recipes/make_mimic_table.py data/mimic-cxr-jpg --reports data/mimic-cxr-reports.zip -o data/mimic-cxr.csv
+    python scripts/make_mimic_table.py data/mimic-cxr-jpg --reports data/mimic-cxr-reports.zip -o data/mimic-cxr.csv
 
 Read from MIMIC-CXR-JPG (2.0.0 and later; .csv or .csv.gz): mimic-cxr-2.*-split, -metadata (ViewPosition, StudyDate, StudyTime) and
 -chexpert (labels). Read from MIMIC-CXR: the reports, as the folder that holds files/p10/..., or as mimic-cxr-reports.zip.
