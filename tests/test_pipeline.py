@@ -37,8 +37,10 @@ from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.recipes import FOLDER
 from llmcxr.sources.phantom import PhantomSource
+from llmcxr.studies.cohort import CohortSettings
 from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.study import read_manifest, write_manifest
+from llmcxr.tasks.cxr_to_report import ReportMeasurement
 from llmcxr.vocabulary.language_model import load_language_model
 
 RECIPE = {
@@ -192,6 +194,55 @@ def test_what_a_run_leaves(tiny):
     assert kept["tuning"]["lora_rank"] == 2 and kept["name"] == "tiny"
     assert not list(folder.rglob("checkpoint.pt")), "finished stages leave no checkpoints"
     assert not [p for p in folder.rglob(".*") if p.name != ".stages"], "nothing half written stays"
+
+
+def test_scores_and_page_are_made_anew_without_the_model(copied, capsys):
+    folder = copied.folder / "evaluation"
+    before = json.loads((folder / "summary.json").read_text())
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for name in ("summary.json", "report.html", "glance.png"):
+        (folder / name).unlink()
+    (copied.folder / "model" / "model.safetensors").unlink()
+    assert main(["evaluate", str(copied.folder), "--rescore"]) == 0
+    assert json.loads((folder / "summary.json").read_text()) == before
+    assert (folder / "report.html").read_text(encoding="utf-8") == page and (folder / "glance.png").exists()
+    assert "Results page: " in capsys.readouterr().out
+    assert main(["evaluate", str(copied.folder), "--rescore", "evaluation.unknown_labels=negative"]) == 0
+    assert json.loads((folder / "summary.json").read_text())["protocol"]["unknown_labels"] == "negative"
+    assert main(["evaluate", str(copied.folder.parent), "--rescore"]) == 2
+    assert "is no folder of a run" in capsys.readouterr().err
+
+
+def test_evaluation_takes_the_views_of_the_last_stage(copied):
+    settings = load_settings(Recipe, copied.folder / "recipe.yaml")
+    last = dataclasses.replace(settings.tuning.stages[-1], cohort=CohortSettings(views=["PA"], sections="impression"))
+    tuning = dataclasses.replace(settings.tuning, stages=[*settings.tuning.stages[:-1], last])
+
+    def measured(evaluation):
+        run = Run(dataclasses.replace(settings, runs=copied.folder.parent, tuning=tuning, evaluation=evaluation))
+        run.studies = [dataclasses.replace(s, view=("PA", "LATERAL")[i % 2]) for i, s in enumerate(run.studies)]
+        return {s.view for s in run.cases("test").test}
+
+    assert measured(settings.evaluation) == {"PA"}
+    assert measured(dataclasses.replace(settings.evaluation, cohort=CohortSettings())) == {"PA", "LATERAL"}
+    with pytest.raises(UserError, match="set evaluation.cohort"):
+        measured(dataclasses.replace(settings.evaluation, cohort=CohortSettings(views=["AP"])))
+
+
+def test_decoding_is_chosen_on_validation_patients(copied, monkeypatch, capsys):
+    taken = []
+    monkeypatch.setattr("llmcxr.evaluation.choose_decoding._GUIDANCE", (1.0, 2.0))
+    monkeypatch.setattr("llmcxr.evaluation.choose_decoding._CANDIDATES", (1,))
+    monkeypatch.setattr("llmcxr.tasks.cxr_to_report.MOST_TOKENS", 4)
+    score = ReportMeasurement.score
+    monkeypatch.setattr(ReportMeasurement, "score", lambda *a: taken.extend(p.image_id for p in a[1]) or score(*a))
+    assert main(["choose-decoding", str(copied.folder), "--images", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "In the recipe:\ntuning:\n  decoding: {report_guidance: " in out
+    kept = json.loads((copied.folder / "decoding.json").read_text())
+    assert len(kept["rows"]) == 4 and len(taken) == 8
+    validation = {s.image_id for s in read_manifest(copied.folder / "manifest.parquet") if s.split == "validate"}
+    assert set(taken) <= validation
 
 
 def test_language_is_measured_before_between_and_after_the_stages(tiny, copied, monkeypatch):
