@@ -102,8 +102,9 @@ def test_a_name_that_is_no_task_is_refused():
     for values in ({"mixture": {"view": 1.0}}, {"task_loss_weights": {"view": 1.0}}):
         with pytest.raises(UserError, match=r"view: no such task; tasks are language, report_to_cxr, cxr_to_report"):
             build_settings(StageSettings, values)
-    with pytest.raises(UserError, match=r"findings_first\.view: no such task"):
-        build_settings(TuningSettings, {"findings_first": ["view"]})
+    for name in ("view", "cxr_vqa"):
+        with pytest.raises(UserError, match=rf"findings_first: '{name}' should be one of report_to_cxr, cxr_to_report"):
+            build_settings(TuningSettings, {"findings_first": [name]})
 
 
 def test_a_model_is_asked_as_it_was_trained():

@@ -56,6 +56,7 @@ class Task(Protocol):
     about: str  # one line for people
     place: int  # among the tasks, which decides what the mixture draws: a new task takes the next number
     grammar: Grammar = "text"  # what its response is
+    can_name_findings: bool = False  # whether a turn before its response can name the findings
 
     def items(self, data: TaskData) -> Items:
         """What can be learned from."""

@@ -66,6 +66,7 @@ class CxrToReport(Task):
     name = "cxr_to_report"
     about = "writes the report of a radiograph"
     place = 2
+    can_name_findings = True
 
     def items(self, data: TaskData) -> CxrToReportItems:
         """One item an image with a report."""

@@ -94,6 +94,7 @@ class ReportToCxr(Task):
     about = "draws a radiograph for a report"
     place = 1
     grammar: Grammar = "image"
+    can_name_findings = True
 
     def items(self, data: TaskData) -> ReportToCxrItems:
         """One item an image with a report, or several."""

@@ -208,7 +208,10 @@ class TuningSettings:
             )
         if self.method == "full" and any(stage.adapters_kept != 1 for stage in self.stages):
             faults.append("stages: adapters_kept needs method: lora or qlora")
-        faults += unknown_tasks("findings_first", self.findings_first)
+        able = [name for name, task in tasks().items() if task.can_name_findings]
+        faults += [
+            f"findings_first: {t!r} should be one of {', '.join(able)}" for t in self.findings_first if t not in able
+        ]
         if "report_to_cxr" not in self.findings_first and any(stage.rare_findings for stage in self.stages):
             faults.append(
                 "stages: rare_findings needs findings_first: [report_to_cxr], whose lists say what a report states"
@@ -224,8 +227,8 @@ class TuningSettings:
             faults.append(f"decoding.drawing_guidance: {decoding.drawing_guidance} needs an unguided_share, e.g. 0.1")
         if decoding.possible(self.findings_first) != decoding:
             faults.append(
-                "decoding: report_guidance and ask_sides need findings_first: [cxr_to_report], drawing_candidates needs "
-                "[report_to_cxr], report_candidates both"
+                "decoding: report_guidance and ask_sides need findings_first: [cxr_to_report]; drawing_candidates needs "
+                "findings_first: [report_to_cxr]; report_candidates needs both"
             )
         if not 0 <= self.measure_share <= 1:
             faults.append(f"measure_share: {self.measure_share} should be 0 to 1")
