@@ -35,7 +35,8 @@ from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.settings import settings_to_dict
-from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, train_classifier
+from llmcxr.image_tokens.classifier import train_classifier
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features
 from llmcxr.image_tokens.codes import encode_images, read_codes, write_codes
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import train_image_tokenizer
@@ -77,7 +78,7 @@ from llmcxr.tuning.tunable import TunableModel
 from llmcxr.vocabulary.growing import projected_rows, random_rows, table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
-from llmcxr.vocabulary.reader import ReaderSettings, reader_rows, word_vectors
+from llmcxr.vocabulary.reader import reader_rows, word_vectors
 
 _READ_CHUNK = 4096  # images read at once
 
@@ -282,7 +283,7 @@ class Run:
             judging = (r.evaluation.judge, fingerprint(own_judge)) if own_judge is not None else r.evaluation.judge
             about = "how well the model reads and draws patients it has never seen"
             return [
-                Stage("judge", classifier, judging, ("studies",), ("judge",), self._judge),
+                Stage("judge", classifier, judging, ("studies",), ("judge",), self._judge, everywhere=True),
                 Stage("evaluation", about, r.evaluation, (*after, "judge", "vqa"), ("evaluation",), self._evaluation),
             ]
 
@@ -305,6 +306,7 @@ class Run:
                 ("studies",),
                 ("clinical_features",),
                 self._clinical_features,
+                everywhere=True,
             ),
             Stage(
                 "image_tokenizer",
@@ -313,6 +315,7 @@ class Run:
                 ("studies", "clinical_features"),
                 ("image_tokenizer",),
                 self._image_tokenizer,
+                everywhere=True,
             ),
             codes(None, "image_tokenizer"),
             vqa,
@@ -335,7 +338,15 @@ class Run:
         if r.tuning.alignment.steps:
             about = "the first layers of the language model learn which findings the codes show"
             result.append(
-                Stage("alignment", about, started((llm, shared, r.seed)), before, ("alignment",), self._align)
+                Stage(
+                    "alignment",
+                    about,
+                    started((llm, shared, r.seed)),
+                    before,
+                    ("alignment",),
+                    self._align,
+                    everywhere=True,
+                )
             )
             before = ("alignment",)
         language = r.tuning.language
@@ -449,31 +460,31 @@ class Run:
     def _clinical_features(self) -> None:
         settings, folder = self.recipe.clinical_features, self.folder / "clinical_features"
         if settings.weights != "train":
-            published_features(settings.weights).save(folder)
+            self.processes.on_main(lambda: published_features(settings.weights).save(folder))
             return
         if not self.findings:
-            raise UserError(
+            raise self.processes.fault(
                 "no label occurs both present and absent in training, so no clinical network can be trained. Set clinical_features.weights."
             )
         studies, images = self.of_split("train")
-        torch.manual_seed(settings.training.seed)
+        torch.manual_seed(self.recipe.seed)
         names, labels = sided_labels(studies, self.findings)
         features = ClinicalFeatures(names, settings.resolution)
         if self.start and (earlier := ImageTokenizer.from_pretrained(self.start.image_tokenizer).clinical):
             features.take_weights(earlier)
-        train_classifier(
-            features, images, labels, settings.training, self.device, folder / "checkpoint.pt", "clinical network"
-        )
-        features.save(folder)
+        name = "clinical network"
+        train_classifier(features, images, labels, settings.training, self.recipe.seed, folder, name, self.processes)
 
     def _image_tokenizer(self) -> None:
         settings, folder = self.recipe.image_tokenizer, self.folder / "image_tokenizer"
         if settings.pretrained is not None:
-            ImageTokenizer.from_pretrained(settings.pretrained).save_pretrained(folder)
+            given = settings.pretrained
+            self.processes.on_main(lambda: ImageTokenizer.from_pretrained(given).save_pretrained(folder))
             return
         features = ClinicalFeatures.load(self.folder / "clinical_features")
         start = ImageTokenizer.from_pretrained(self.start.image_tokenizer) if self.start else None
-        train_image_tokenizer(settings, features, self.of_split("train")[1], folder, self.device, start)
+        images = self.of_split("train")[1]
+        train_image_tokenizer(settings, features, images, self.recipe.seed, folder, self.processes, start)
 
     def _codes(self) -> None:
         codes = encode_images(self.image_tokenizer, self.pixels, self.device)
@@ -510,7 +521,7 @@ class Run:
         codes = np.stack([self.codes[s.image_id] for s in studies])
         names, labels = sided_labels(studies, self.findings)
         words = word_vectors(names, tokenizer, text_rows)
-        return reader_rows(codebook, codes, labels, words, text_rows, ReaderSettings(), self.recipe.seed)
+        return reader_rows(codebook, codes, labels, words, text_rows, self.recipe.seed)
 
     def _base(self) -> tuple[PreTrainedModel, ImageVocabulary]:
         """The base model, not yet grown, and its vocabulary with the image tokens."""
@@ -558,12 +569,12 @@ class Run:
     def align(self, tunable: TunableModel, folder: Path) -> None:
         """Align a model that is not yet tuned with this run's codes; the weights come into `folder`."""
         if not self.findings:
-            raise UserError("no label is known, so nothing can be aligned. Set tuning.alignment.steps to 0.")
+            raise self.processes.fault("no label is known, so nothing can be aligned. Set tuning.alignment.steps to 0.")
         template = self.template(tunable.vocabulary)
         studies = [s for s in self.studies if s.split == "train"]
         prompts = np.array([alignment_prompt(self.codes[s.image_id], template, tunable.vocabulary) for s in studies])
         _, labels = sided_labels(studies, self.findings)
-        align(tunable, prompts, labels, self.recipe.tuning.alignment, folder, self.device, self.recipe.seed)
+        align(tunable, prompts, labels, self.recipe.tuning.alignment, self.recipe.seed, folder, self.processes)
 
     def _tune(self, index: int) -> None:
         stage = self.recipe.tuning.stages[index]
@@ -580,8 +591,19 @@ class Run:
         tunable.shrink_adapters(stage.adapters_kept)  # a checkpoint of this stage, if there is one, replaces them
         template = self.template(tunable.vocabulary)
         train, unseen = self.tasks(stage, "train"), self.tasks(stage, "validate")
+        # Weights are those with which the stage before ended, unless they were changed in between.
+        same = len(before) > 0 and before[-1] != "alignment" and stage.adapters_kept == 1
         TuningStage(
-            tunable, template, self.recipe.tuning, stage, train, unseen, folder, self.processes, self.recipe.seed
+            tunable,
+            template,
+            self.recipe.tuning,
+            stage,
+            train,
+            unseen,
+            folder,
+            self.processes,
+            self.recipe.seed,
+            self.folder / before[-1] if same else None,
         ).run()
 
     def _measure_language(self, stage: StageSettings, folder: Path) -> None:
@@ -595,10 +617,10 @@ class Run:
         if index := names.index(stage.name):
             trace = read_json(self.folder / names[index - 1] / "summary.json")["language"]
         else:
-            # Each of the measurements that this stage ends with has an equal part of what the share allows.
-            seconds = (
-                tuning.measure_share * read_json(folder / "summary.json")["seconds"] / (1 + len(self._trainings()))
-            )
+            # Each of the measurements that this stage ends with has an equal part of what unseen patients left of the share.
+            spent = read_json(folder / "summary.json")
+            left = max(0.0, tuning.measure_share * spent["seconds"] - spent["measuring_seconds"])
+            seconds = left / (1 + len(self._trainings()))
             trace = check.extend([], "base", model.to(self.device), seconds)  # type: ignore[arg-type]
         tunable = TunableModel(model, vocabulary, rows, tuning, self.recipe.seed)
         known = {entry["after"] for entry in trace}
@@ -633,19 +655,24 @@ class Run:
     def _judge(self) -> None:
         known = self.given_judge
         if not self.findings:
-            raise UserError("no label occurs both present and absent in the data, so nothing can be scored.")
+            raise self.processes.fault("no label occurs both present and absent in the data, so nothing can be scored.")
         if known is not None and set(self.findings) <= set(judge_findings(known)):
-            with atomic_path(self.folder / "judge") as temporary:
-                shutil.copytree(known, temporary)
+
+            def copy() -> None:
+                with atomic_path(self.folder / "judge") as temporary:
+                    shutil.copytree(known, temporary)
+
+            self.processes.on_main(copy)
             return
         if not any(study.split == "train" for study in self.studies):
-            raise UserError(
+            raise self.processes.fault(
                 f"the data has no training split from which a judge could learn {', '.join(self.findings)}, and none that knows "
                 "them comes with the model. Give some patients the split train."
             )
         studies, images = self.of_split("train")
         labels = label_matrix(studies, self.findings)
-        Judge.train_on(images, labels, self.findings, self.recipe.evaluation.judge, self.folder / "judge", self.device)
+        settings, folder = self.recipe.evaluation.judge, self.folder / "judge"
+        Judge.train_on(images, labels, self.findings, settings, self.recipe.seed, folder, self.processes)
 
     def _evaluation(self) -> None:
         model = LlmCxr.from_pretrained(self.given or self.folder / "model", self.recipe.device)

@@ -88,7 +88,11 @@ def remove_checkpoint(path: Path) -> None:
 def generator_states() -> dict[str, Any]:
     """The states of all generators that a training may draw from, as plain values and tensors."""
     kind, keys, *rest = np.random.get_state()
-    states = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": (kind, np.asarray(keys).tolist(), *rest)}
+    states = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (kind, np.asarray(keys).tolist(), *rest),
+    }
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
     if torch.backends.mps.is_available():

@@ -85,7 +85,7 @@ class Training(ABC):
     def finish(self) -> None:
         """Write what was trained. All processes call; the checkpoint is removed afterwards."""
 
-    def begin(self) -> None:
+    def begin(self) -> None:  # noqa: B027 (most have nothing to do)
         """Before the first step; not called where a training is resumed."""
 
     def after_step(self, terms: dict[str, float]) -> None:

@@ -66,7 +66,9 @@ def build_encoder(a: ArchitectureSettings) -> EncoderParts:
     """Overlapping patches, then blocks that know places."""
     stem = nn.Conv2d(1, a.width, 2 * a.patch, stride=a.patch, padding=a.patch // 2)
     blocks = [PlaceMixer(a.width, a.grid) for _ in range(a.mixers)]
-    return EncoderParts(stem, nn.Sequential(*blocks, _NormChannels(a.width), nn.Conv2d(a.width, a.code_dim, 1)), a.width)
+    return EncoderParts(
+        stem, nn.Sequential(*blocks, _NormChannels(a.width), nn.Conv2d(a.width, a.code_dim, 1)), a.width
+    )
 
 
 class Decoder(nn.Module):

@@ -23,7 +23,6 @@ from llmcxr.foundation.settings import build_settings
 from llmcxr.image_tokens.architecture import ArchitectureSettings, ImageEncoder, build_decoder
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 
-
 _GONE = ("stem_stride",)  # settings that saved tokenizers may name: 1 in all that are still read
 
 

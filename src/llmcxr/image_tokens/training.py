@@ -197,9 +197,7 @@ class _Training(loop.Training):
         with autocast(self.device):
             with torch.no_grad():
                 seen = self.features.feature_maps(x)
-            y, commitment, vectors = training_pass(
-                self.tokenizer, x, seen[0][-1], self.rows, self.part, processes
-            )
+            y, commitment, vectors = training_pass(self.tokenizer, x, seen[0][-1], self.rows, self.part, processes)
             y = y.float()
             reconstruction = l1 = F.l1_loss(y, x)
             if rise > 0:

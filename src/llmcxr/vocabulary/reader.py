@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 
 from llmcxr.vocabulary.growing import ROW_SPREAD, projected_rows
 
-
 _STEPS = 400  # of Adam, over all images at once
 _PENALTY = 1e-3  # L2, on the weights
 _STRENGTH = 0.7  # spread of the word part of a row, in units of the part that its code vector gives
@@ -43,9 +42,7 @@ def read_codes_linearly(codes: np.ndarray, labels: np.ndarray, size: int) -> Ten
     optimizer = torch.optim.Adam([weight, bias], lr=0.02)
     for _ in range(_STEPS):
         losses = F.binary_cross_entropy_with_logits(counts @ weight + bias, target, reduction="none")
-        loss = (losses * known).sum() / known.sum().clamp(
-            min=1
-        ) + _PENALTY * weight.square().sum() / labels.shape[1]
+        loss = (losses * known).sum() / known.sum().clamp(min=1) + _PENALTY * weight.square().sum() / labels.shape[1]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
