@@ -164,4 +164,4 @@ def test_batch_norm_and_dropout_over_two_processes(tmp_path):
     layers(Processes("cpu"), tmp_path)
     assert together(layers, tmp_path) == [(0, ""), (0, "")]
     for rank in "01":
-        torch.testing.assert_close(load_file(tmp_path / f"2{rank}"), load_file(tmp_path / "10"), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(load_file(tmp_path / f"2{rank}"), load_file(tmp_path / "10"), rtol=1e-4, atol=1e-5)
