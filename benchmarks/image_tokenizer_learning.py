@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from llmcxr.image_tokens.networks import ArchitectureSettings
 
 from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.devices import autocast, pick_device, place_network
 from llmcxr.foundation.randomness import stream
 from llmcxr.image_tokens.clinical_features import batch_of
-from llmcxr.image_tokens.networks import ArchitectureSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import codebook_use
 from llmcxr.studies.radiographs import from_uint8

@@ -98,8 +98,8 @@ def _choose_decoding(arguments: argparse.Namespace) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from llmcxr.pipeline import Run
     from llmcxr.packing import pack_run
+    from llmcxr.pipeline import Run
 
     pack_run(Run(_recipe(arguments)), arguments.output)
     size = sum(p.stat().st_size for p in arguments.output.rglob("*") if p.is_file())

@@ -1,27 +1,17 @@
-"""The clinical network: learns what it is shown, resumes, and reads published files without running them."""
+"""The clinical network is TorchXRayVision's, and reads published files without running them."""
 
 from __future__ import annotations
 
 import os
 
-import numpy as np
 import pytest
 import torch
 import torchxrayvision as xrv
 from safetensors.torch import save_file
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.image_tokens import clinical_features
-from llmcxr.image_tokens.clinical_features import (
-    ClassifierSettings,
-    ClinicalFeatures,
-    batch_of,
-    in_batches,
-    published_features,
-    train_classifier,
-)
-
-CPU = torch.device("cpu")
+from llmcxr.image_tokens.classifier import ClinicalFeatureSettings
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures, DenseNet, published_features
 
 
 class Hostile:
@@ -36,6 +26,33 @@ class Hostile:
 def published():
     torch.manual_seed(0)
     return xrv.models.DenseNet(num_classes=18, in_channels=1).eval()
+
+
+def test_the_network_is_torchxrayvisions():
+    """The same names, the same start for the same seed, the same outputs while it is trained."""
+    torch.manual_seed(0)
+    theirs = xrv.models.DenseNet(num_classes=3, in_channels=1)
+    torch.manual_seed(0)
+    ours = DenseNet(3)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    features = ClinicalFeatures(("a", "b", "c")).train()
+    features.network.load_state_dict(theirs.state_dict())
+    x = torch.rand(2, 1, 64, 64) * 2 - 1
+    mine, original = features(x), theirs.train().classifier(theirs.features2(x * 1024))
+    torch.testing.assert_close(mine, original, rtol=0, atol=0)
+    mine.square().sum().backward()
+    original.square().sum().backward()
+    expected = {n: p.grad for n, p in theirs.named_parameters()}
+    torch.testing.assert_close({n: p.grad for n, p in features.network.named_parameters()}, expected)
+
+
+def test_files_whose_contents_count(tmp_path):
+    path = tmp_path / "w.pt"
+    assert ClinicalFeatureSettings(weights=str(path)).files() == []
+    path.touch()
+    assert ClinicalFeatureSettings(weights=str(path)).files() == [path]
+    assert ClinicalFeatureSettings().files() == [] == ClinicalFeatureSettings("densenet121-res224-all").files()
 
 
 @pytest.mark.parametrize("form", ["module", "state", "safetensors"])
@@ -97,77 +114,6 @@ def test_shrinking_is_the_mean_of_areas():
     averaged = x.reshape(2, 1, 32, 2, 32, 2).mean((3, 5))
     with torch.no_grad():
         torch.testing.assert_close(half(x), whole(averaged))
-
-
-def test_pixels_of_a_batch():
-    batch = batch_of(np.array([[[0, 255], [51, 204]]], dtype=np.uint8), np.array([0]), CPU)
-    torch.testing.assert_close(batch, torch.tensor([[[[-1.0, 1.0], [-0.6, 0.6]]]]))
-
-
-def test_in_batches_keeps_the_order():
-    images = np.arange(10, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8) * 20
-    means = in_batches(lambda x: x.mean((1, 2, 3)), images, CPU, batch_size=3)
-    np.testing.assert_allclose(means, np.arange(10) * 20 / 127.5 - 1, atol=0.01)
-
-
-class Small(torch.nn.Module):
-    """A classifier that is quick to train."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = torch.nn.Sequential(
-            torch.nn.Conv2d(1, 8, 5, 4, 2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2)
-        )
-        self.head = torch.nn.Linear(32, 2)
-
-    def forward(self, x):
-        return self.head(self.layers(x).flatten(1))
-
-
-def bright_half(count: int, seed: int):
-    """Finding 0: the upper half is bright; finding 1: always unknown but for wrong labels on none."""
-    rng = np.random.default_rng(seed)
-    labels = np.stack([rng.integers(0, 2, count), np.full(count, np.nan)], 1).astype(np.float32)
-    images = rng.integers(60, 120, (count, 32, 32)).astype(np.uint8)
-    images[labels[:, 0] == 1, :16] += 100
-    return images, labels
-
-
-def test_training_learns_known_labels_and_leaves_unknown_alone(tmp_path):
-    images, labels = bright_half(64, 0)
-    network = Small()
-    start = network.head.weight[1].clone()
-    settings = ClassifierSettings(steps=40, batch_size=16, learning_rate=2e-2)
-    train_classifier(network, images, labels, settings, CPU, tmp_path / "c.pt", "test")
-    test_images, test_labels = bright_half(40, 1)
-    found = in_batches(network, test_images, CPU)[:, 0] > 0
-    assert (found == (test_labels[:, 0] == 1)).mean() > 0.9
-    # No gradient ever reaches the unknown finding: only weight decay moves it, towards zero, along itself.
-    assert torch.nn.functional.cosine_similarity(network.head.weight[1], start, dim=0) > 0.9999
-    assert not (tmp_path / "c.pt").exists() and not network.training
-
-
-def test_interrupted_training_gives_equal_weights(tmp_path, monkeypatch):
-    images, labels = bright_half(32, 0)
-    settings = ClassifierSettings(steps=503, batch_size=4)
-    whole, broken = Small(), Small()
-    train_classifier(whole, images, labels, settings, CPU, tmp_path / "a.pt", "test")
-    real = clinical_features.stream
-
-    def stops_at_502(*key):
-        if key[-1] == 502:
-            raise KeyboardInterrupt
-        return real(*key)
-
-    monkeypatch.setattr(clinical_features, "stream", stops_at_502)
-    with pytest.raises(KeyboardInterrupt):
-        train_classifier(broken, images, labels, settings, CPU, tmp_path / "b.pt", "test")
-    monkeypatch.undo()
-    assert (tmp_path / "b.pt").exists()
-    again = Small()
-    train_classifier(again, images, labels, settings, CPU, tmp_path / "b.pt", "test")
-    torch.testing.assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
 def test_weights_are_taken_by_the_names_of_findings():

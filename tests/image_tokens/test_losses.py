@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import torch
 import torchvision
+import torchxrayvision as xrv
 from torch import nn
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.processes import Processes
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.losses import (
     ClinicalFeatureLoss,
@@ -102,7 +105,9 @@ def test_feature_maps_are_those_of_torchxrayvision():
     with torch.no_grad():
         maps, pooled = features.feature_maps(x)
         assert len(maps) == 4 and pooled.shape == (2, 1024)
-        torch.testing.assert_close(pooled, features.network.features2(x * 1024))
+        theirs = xrv.models.DenseNet(num_classes=1, in_channels=1).eval()
+        theirs.load_state_dict(features.network.state_dict())
+        torch.testing.assert_close(pooled, theirs.features2(x * 1024))
         torch.testing.assert_close(features(x), features.network.classifier(pooled))
 
 
@@ -115,10 +120,16 @@ def test_hinge_loss_by_hand():
 def test_adaptive_weight_by_hand():
     w = torch.tensor([1.0, 2.0], requires_grad=True)
     reconstruction, generator = (3 * w[0] + 4 * w[1]), -0.5 * w.sum()
-    expected = 5 / (0.5 * 2**0.5)  # ratio of the gradients' norms
-    assert adaptive_weight(reconstruction, generator, w).item() == pytest.approx(expected, rel=1e-4)
-    assert adaptive_weight(reconstruction, 0 * w.sum(), w).item() == 1e4
-    assert not adaptive_weight(reconstruction, generator, w).requires_grad
+    expected, one = 5 / (0.5 * 2**0.5), Processes("cpu")  # ratio of the gradients' norms
+    assert adaptive_weight(reconstruction, generator, w, one).item() == pytest.approx(expected, rel=1e-4)
+    assert adaptive_weight(reconstruction, 0 * w.sum(), w, one).item() == 1e4
+    assert not adaptive_weight(reconstruction, generator, w, one).requires_grad
+
+
+def test_lpips_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)  # as where it is not installed
+    with pytest.raises(UserError, match=r"needs the package lpips. Install it \(pip install 'llmcxr\[lpips\]'\)"):
+        build_lpips("download")
 
 
 def test_lpips_without_weights_says_what_to_do(tmp_path, monkeypatch):

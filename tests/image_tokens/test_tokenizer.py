@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from llmcxr.foundation.assets import SHIPPED_MODELS
 from llmcxr.foundation.errors import UserError
+from llmcxr.image_tokens.architecture import ArchitectureSettings
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.codes import encode_images, read_codes, write_codes
-from llmcxr.image_tokens.networks import ArchitectureSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
-from llmcxr.image_tokens.training import codebook_use, reconstruct
+from llmcxr.image_tokens.training import codebook_use, reconstruct, trainable_quantizer, training_pass
 
-SMALL = ArchitectureSettings(32, 4, [32, 64], blocks=1, codebook_size=16, code_dim=8)  # a grid of 4 x 4
+SMALL = ArchitectureSettings(32, [32, 32, 32, 64], blocks=1, codebook_size=16, code_dim=8)  # a grid of 4 x 4
 CPU = torch.device("cpu")
 
 
@@ -26,7 +29,8 @@ def folder(tmp_path_factory):
     """A tokenizer whose codebook was started by one training pass."""
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(SMALL).train()
-    tokenizer(torch.randn(16, 1, 32, 32).clamp(-1, 1))
+    trainable_quantizer(tokenizer)
+    training_pass(tokenizer, torch.randn(16, 1, 32, 32).clamp(-1, 1))
     path = tmp_path_factory.mktemp("tokenizer")
     tokenizer.eval().save_pretrained(path)
     return path
@@ -60,15 +64,44 @@ def test_a_code_is_the_nearest_by_cosine(tokenizer):
     assert torch.equal(tokenizer.encode(x), expected)
 
 
-def test_decoding_codes_is_the_training_pass_without_encoder(tokenizer):
+def test_decoding_codes_is_the_training_pass_without_encoder(folder):
+    tokenizer = ImageTokenizer.from_pretrained(folder)
+    trainable_quantizer(tokenizer)
     x = images(2, seed=1)
     with torch.no_grad():
-        trained, _, vectors = tokenizer(x)
+        trained, _, vectors = training_pass(tokenizer, x)
         codes = tokenizer.quantizer(tokenizer.encoder(x).float(), freeze_codebook=True)[1]
         z = tokenizer.codebook[codes].permute(0, 3, 1, 2)
         torch.testing.assert_close(trained, tokenizer.decoder(z), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(vectors, z, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(tokenizer.decode(codes), trained.clamp(-1, 1), atol=0.05, rtol=0)  # bfloat16
+    torch.testing.assert_close(tokenizer.decode(codes), trained.clamp(-1, 1), atol=0.1, rtol=0)  # bfloat16
+
+
+def test_codes_are_those_of_vector_quantize():
+    """The shipped model, on images of little likeness to what it knows: many near ties."""
+    tokenizer = ImageTokenizer.from_pretrained(SHIPPED_MODELS / "phantom" / "image_tokenizer")
+    S = tokenizer.image_size
+    x = torch.nn.functional.interpolate(torch.rand(24, 1, 9, 9) * 2 - 1, size=(S, S), mode="bicubic").clamp(-1, 1)
+    codes = tokenizer.encode(x)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        z = tokenizer.encoded(x.contiguous(memory_format=torch.channels_last))
+    expected = trainable_quantizer(tokenizer)(z.float(), freeze_codebook=True)[1]
+    assert torch.equal(codes, expected) and len(codes.unique()) > 50
+
+
+def test_using_a_model_loads_no_trainer():
+    """Neither importing nor loading nor running the shipped image tokenizer."""
+    lines = f"""
+import sys, torch
+from llmcxr.image_tokens.tokenizer import ImageTokenizer
+tokenizer = ImageTokenizer.from_pretrained({str(SHIPPED_MODELS / "phantom" / "image_tokenizer")!r})
+S = tokenizer.image_size
+tokenizer.decode(tokenizer.encode(torch.zeros(1, 1, S, S)))
+trainer = "diffusers torchxrayvision torchvision skimage pandas lpips vector_quantize_pytorch accelerate peft sklearn".split()
+print([name for name in trainer if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_using_it_never_changes_it(tokenizer):
@@ -115,9 +148,10 @@ def test_with_clinical_input_the_network_is_a_part_of_the_tokenizer(tmp_path):
     features = ClinicalFeatures(("a", "b"), resolution=32).eval()
     architecture = dataclasses.replace(SMALL, clinical_input=True)
     tokenizer = ImageTokenizer(architecture, features).train()
+    trainable_quantizer(tokenizer)
     assert tokenizer.training and not any(m.training for m in features.modules())
     before = {k: v.clone() for k, v in features.state_dict().items()}
-    y, commitment, _ = tokenizer(images(16))
+    y, commitment, _ = training_pass(tokenizer, images(16))
     (y.square().mean() + commitment).backward()
     assert tokenizer.encoder.clinical.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in features.parameters())

@@ -11,20 +11,21 @@ import torch
 from conftest import build_model, build_tokenizer
 
 from llmcxr.foundation.checkpoints import load_weights
+from llmcxr.foundation.processes import Processes
 from llmcxr.tuning import alignment
 from llmcxr.tuning.alignment import align, first_layers
 from llmcxr.tuning.settings import AlignmentSettings, TuningSettings
 from llmcxr.tuning.tunable import TunableModel
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
-CPU = torch.device("cpu")
+ONE = Processes("cpu")
 K, L = 8, 4
 SETTINGS = AlignmentSettings(steps=60, layers=1, batch_size=16, learning_rate=1e-2)
 
 
-def tunable(kind="llama", tied=True):
+def tunable(kind="llama", tied=True, dtype=torch.bfloat16):
     tokenizer = build_tokenizer()
-    model = build_model(kind, len(tokenizer), tied=tied).to(torch.bfloat16)
+    model = build_model(kind, len(tokenizer), tied=tied).to(dtype)
     vocabulary = ImageVocabulary.grow(tokenizer, K)
     rows = (
         torch.randn(K, model.get_input_embeddings().weight.shape[1], generator=torch.Generator().manual_seed(1)) * 0.3
@@ -46,7 +47,7 @@ def test_findings_are_learned_by_the_first_layers_only(kind, tied, tmp_path):
     model = tunable(kind, tied)
     before = model.state()
     depth = model.model.config.num_hidden_layers
-    align(model, *data(model.vocabulary), SETTINGS, tmp_path, CPU, 0)
+    align(model, *data(model.vocabulary), SETTINGS, 0, tmp_path, ONE)
     curve = json.loads((tmp_path / "curves.json").read_text())
     assert curve[0]["loss"] > 0.6 and np.mean([c["loss"] for c in curve[-2:]]) < 0.45
     after = load_weights(tmp_path / "weights.safetensors")
@@ -68,22 +69,23 @@ def test_all_layers_are_back_even_after_an_error():
     assert torch.equal(model(ids).logits, before)
 
 
-def test_a_stopped_alignment_ends_with_the_same_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kill", [1, 5, 11])
+def test_a_stopped_alignment_ends_with_the_same_weights(kill, tmp_path, monkeypatch):
     settings = dataclasses.replace(SETTINGS, steps=12)
-    whole, part = tunable(), tunable()
-    monkeypatch.setattr(alignment, "_SAVE_EVERY", 5)
-    align(whole, *data(whole.vocabulary), settings, tmp_path / "whole", CPU, 0)
+    whole, part, again = tunable(), tunable(), tunable()
+    align(whole, *data(whole.vocabulary), settings, 0, tmp_path / "whole", ONE)
+    real = alignment.stream
 
-    def fail(*args):
-        original(*args)
-        raise KeyboardInterrupt
+    def stops(*key):
+        if key[-1] == kill:
+            raise KeyboardInterrupt
+        return real(*key)
 
-    original = alignment.save_checkpoint
-    monkeypatch.setattr(alignment, "save_checkpoint", fail)
-    with pytest.raises(KeyboardInterrupt):
-        align(part, *data(part.vocabulary), settings, tmp_path / "part", CPU, 0)
-    monkeypatch.setattr(alignment, "save_checkpoint", original)
-    align(again := tunable(), *data(again.vocabulary), settings, tmp_path / "part", CPU, 0)
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(alignment, "stream", stops)
+        align(part, *data(part.vocabulary), settings, 0, tmp_path / "part", ONE, save_minutes=0)
+    assert (tmp_path / "part" / "checkpoint.pt").exists()
+    align(again, *data(again.vocabulary), settings, 0, tmp_path / "part", ONE)
     one, two = (load_weights(tmp_path / n / "weights.safetensors") for n in ("whole", "part"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert (tmp_path / "whole" / "curves.json").read_text() == (tmp_path / "part" / "curves.json").read_text()

@@ -107,6 +107,6 @@ class ImageDecoder(Protocol):
     def __call__(self, z: Tensor) -> Tensor: ...
 
 
-def build_decoder(a: ArchitectureSettings) -> nn.Module:
-    """An `ImageDecoder` of the architecture's kind."""
+def build_decoder(a: ArchitectureSettings) -> ImageDecoder:
+    """The decoder of the architecture's kind, a `nn.Module`."""
     return import_module(_KINDS[a.kind]).Decoder(a)

@@ -139,7 +139,7 @@ class _Training(loop.Training):
     def __init__(
         self,
         settings: ImageTokenizerSettings,
-        features: ClinicalFeatures,
+        features: ClinicalFeatures | None,
         images: Images,
         seed: int,
         folder: Path,
@@ -159,14 +159,18 @@ class _Training(loop.Training):
             self.tokenizer.take_weights(start)
         self.codebook = trainable_quantizer(self.tokenizer, settings.codebook_decay)._codebook
         self.discriminator = build_discriminator()
-        for network in (self.tokenizer, self.discriminator, features):
+        for network in filter(None, (self.tokenizer, self.discriminator, features)):
             place_network(network, self.device)
         sample = batch_of(
             images, stream(seed, "variance").choice(len(images), min(64, len(images)), replace=False), self.device
         )
-        with autocast(self.device), torch.no_grad():
-            self.clinical = ClinicalFeatureLoss(features, sample).to(self.device)
-            self.findings_in_codes = FindingsInCodes(settings.architecture.code_dim, features(sample)).to(self.device)
+        self.clinical: ClinicalFeatureLoss | None = None
+        self.findings_in_codes: nn.Module = nn.Identity()  # reads nothing where no network says what is to be read
+        if features is not None:
+            with autocast(self.device), torch.no_grad():
+                self.clinical = ClinicalFeatureLoss(features, sample).to(self.device)
+                logits = features(sample)
+                self.findings_in_codes = FindingsInCodes(settings.architecture.code_dim, logits).to(self.device)
         self.trained = [p for p in self.tokenizer.parameters() if p.requires_grad]
         self.lpips = None if settings.perceptual == "clinical" else build_lpips(settings.perceptual).to(self.device)
         # taming-transformers uses beta1 = 0.5 for both; with 0.9 the autoencoder learned twice as fast in short runs.
@@ -197,21 +201,18 @@ class _Training(loop.Training):
         terms: dict[str, Tensor] = {}
         with autocast(self.device):
             with torch.no_grad():
-                seen = self.features.feature_maps(x)
-            y, commitment, vectors = training_pass(self.tokenizer, x, seen[0][-1], self.rows, self.part, processes)
+                seen = None if self.features is None else self.features.feature_maps(x)
+            last_map = None if seen is None else seen[0][-1]
+            y, commitment, vectors = training_pass(self.tokenizer, x, last_map, self.rows, self.part, processes)
             y = y.float()
             reconstruction = l1 = F.l1_loss(y, x)
-            if rise > 0:
-                clinical, perceptual = self.clinical(seen, y)
-                if self.lpips is not None:
-                    perceptual = self.lpips(x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)).mean()
-                reconstruction = reconstruction + rise * (
-                    s.perceptual_weight * perceptual + s.clinical_weight * clinical
-                )
-                terms |= {"perceptual": perceptual, "clinical": clinical}
+            if rise > 0 and (features := self._of_features(x, y, seen)):
+                weights = {"perceptual": s.perceptual_weight, "clinical": s.clinical_weight}
+                reconstruction = reconstruction + rise * sum(weights[k] * term for k, term in features.items())
+                terms |= features
             reconstruction = reconstruction * share
             loss = reconstruction + commitment  # of all rows already; gradients flow to this process's own
-            if s.reading_weight > 0:
+            if s.reading_weight > 0 and self.features is not None and seen is not None:
                 reading = self.findings_in_codes(vectors, self.features.network.classifier(seen[1]))
                 loss = loss + s.reading_weight * share * reading
                 terms["reading"] = reading
@@ -238,6 +239,15 @@ class _Training(loop.Training):
                 dist.broadcast(buffer, 0)
         return loop.Step(loop.total_terms(terms, share, processes))
 
+    def _of_features(self, x: Tensor, y: Tensor, seen: tuple[list[Tensor], Tensor] | None) -> dict[str, Tensor]:
+        """Terms on the features of images x and reconstructions y: those of the networks that there are."""
+        terms: dict[str, Tensor] = {}
+        if self.clinical is not None and seen is not None:
+            terms["clinical"], terms["perceptual"] = self.clinical(seen, y)
+        if self.lpips is not None:
+            terms["perceptual"] = self.lpips(x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)).mean()
+        return {name: terms[name] for name in ("perceptual", "clinical") if name in terms}
+
     def state(self) -> dict[str, Any]:
         return {name: getattr(self, name).state_dict() for name in _PARTS}
 
@@ -255,7 +265,7 @@ class _Training(loop.Training):
 
 def train_image_tokenizer(
     settings: ImageTokenizerSettings,
-    features: ClinicalFeatures,
+    features: ClinicalFeatures | None,
     images: Images,
     seed: int,
     folder: Path,
@@ -265,7 +275,8 @@ def train_image_tokenizer(
 ) -> ImageTokenizer:
     """Train on uint8 images [N, S, S] and save into `folder` (with curves.json); resumes from its last checkpoint.
 
-    Training goes on from the weights of `start`, where there is one; the clinical network is `features` in any case. All
+    Training goes on from the weights of `start`, where there is one; the clinical network is `features` in any case (None: codes are
+    learned from pixels, and LPIPS where it is asked for). All
     processes call. `UserError` where the images have another size, or the loss is not finite.
     """
     S = settings.architecture.image_size

@@ -61,11 +61,7 @@ class LlmCxr:
         dtype = devices.precision(place, "generating") if precision == "auto" else getattr(torch, precision)
         try:
             text_tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = (
-                AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-                .eval()
-                .to(place)
-            )
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(place)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(f"{folder} holds no readable language model: {error}") from error
         vocabulary = ImageVocabulary(text_tokenizer, info.codebook_size)

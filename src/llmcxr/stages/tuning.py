@@ -250,7 +250,8 @@ def _before(context: Context, stage: StageSettings) -> str | None:
 
 def _train(context: Context, stage: StageSettings, folder: Path) -> None:
     tuning, seed = context.recipe.tuning, context.recipe.seed
-    tunable = tunable_model(context, _before(context, stage))
+    before = _before(context, stage)
+    tunable = tunable_model(context, before)
     tunable.shrink_adapters(stage.adapters_kept)  # a checkpoint of this stage, if there is one, replaces them
     train, outside = task_items(context, stage, "train")
     unseen, _ = task_items(context, stage, "validate")
@@ -267,16 +268,21 @@ def _train(context: Context, stage: StageSettings, folder: Path) -> None:
         for own in train.values():
             if own.note:
                 print(f"    {own.note}")
-    TuningStage(
-        tunable, context.template(tunable.vocabulary), tuning, stage, train, unseen, folder, context.processes, seed
-    ).run()
+    # Weights are those with which the stage before ended, unless they were changed in between.
+    same = before != "alignment" and stage.adapters_kept == 1
+    stage = dataclasses.replace(stage, mixture={name: stage.mixture[name] for name in train})
+    template = context.template(tunable.vocabulary)
+    begun = context.folder / before if before is not None and same else None
+    TuningStage(tunable, template, tuning, stage, train, unseen, folder, context.processes, seed, begun).run()
 
 
 def _measure_language(context: Context, stage: StageSettings, folder: Path) -> None:
     """Add what language became to the stage's summary: from saved weights, so that a model in parts is no matter."""
     tuning, names = context.recipe.tuning, [s.name for s in context.recipe.tuning.stages]
     summary = read_json(folder / "summary.json")
-    budget = tuning.measure_share * summary["seconds"]
+    # Each of the measurements that this stage ends with has an equal part of what unseen patients left of the share.
+    left = max(0.0, tuning.measure_share * summary["seconds"] - summary["measuring_seconds"])
+    budget = left / (1 + len(trainings(context)))
     model, vocabulary = context.base()
     rows = torch.zeros(vocabulary.size, table_of(model).shape[1])
     held_out = instructions_of(tuning.language.instructions, "validate")
