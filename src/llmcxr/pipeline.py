@@ -644,8 +644,6 @@ class Run:
         # Images without a report or labels take part in what needs none.
         cohort = dataclasses.replace(cohort, report_required=False, labels_required=[])
         test = select_cohort([s for s in self.studies if s.split == split], cohort)
-        for reason, count in test.dropped.items() if self.processes.main else ():
-            print(f"    left out of what is measured, {count}: {reason}")
         if not test.studies:
             raise self.processes.fault(
                 f"the data has no {split} split of the evaluation's cohort, so nothing can be measured. Give some patients the split "
@@ -663,6 +661,7 @@ class Run:
             settings.counts,
             settings.bootstrap,
             unknown_labels=settings.unknown_labels,
+            left_out=test.dropped,
         )
 
     def under_test(self, cases: Cases) -> ModelUnderTest:
@@ -674,6 +673,8 @@ class Run:
 
     def _evaluation(self) -> None:
         cases = self.cases("test")
+        for reason, count in cases.left_out.items() if self.processes.main else ():
+            print(f"    left out of what is measured, {count}: {reason}")
         predict(cases, lambda: self.under_test(cases), self.folder / "evaluation", self.processes)
         self.processes.on_main(self.rescore)
 

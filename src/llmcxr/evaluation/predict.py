@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from llmcxr.evaluation.judge import Judge
@@ -105,7 +104,7 @@ class ModelUnderTest:
         """Of general text: of the model ("tuned") and of its base ("base"), in the same precision, and the number of texts."""
         texts, engine = general_texts(), self.model.engine
         tuned = perplexity(engine.model, engine.vocabulary, texts)
-        base = load_language_model(self.model.info.base, torch.bfloat16).to(self.device)  # type: ignore[arg-type]
+        base = load_language_model(self.model.info.base, engine.model.dtype).to(self.device)  # type: ignore[arg-type]
         return {"tuned": tuned, "base": perplexity(base, engine.vocabulary, texts), "n": len(texts)}
 
 
