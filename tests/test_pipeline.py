@@ -234,6 +234,15 @@ def test_evaluation_takes_the_views_of_the_last_stage(copied):
         measured(dataclasses.replace(settings.evaluation, cohort=CohortSettings(views=["AP"])))
 
 
+def test_a_task_of_ones_own_can_be_asked(tiny):
+    run = Run(load_settings(Recipe, tiny / "recipe.yaml"))
+    model = run.under_test(run.cases("test"))
+    codes = model.codes([run.cases("test").test[0].image_id])[0]
+    said = model.generate([(Turn("Is there a nodule?", codes),), (Turn("Hello."),)], 4)
+    assert said[0] == model.model.answers(codes[None], ["Is there a nodule?"], Sampling(max_new_tokens=4))[0]
+    assert len(said) == 2
+
+
 def test_decoding_is_chosen_on_validation_patients(copied, monkeypatch, capsys):
     taken = []
     monkeypatch.setattr("llmcxr.evaluation.choose_decoding._GUIDANCE", (1.0, 2.0))
