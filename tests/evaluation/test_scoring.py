@@ -50,6 +50,7 @@ def test_a_model_that_reads_what_is_there():
     routes = {"original": 1.0, "reconstruction": 1.0, "drawn": 1.0, "reading": 1.0}
     assert summary["findings"] == [{"name": "nodule", "positives": 12} | routes]
     assert {score.key.partition(".")[0] for score in SCORES} <= set(summary)
+    assert summary["protocol"] == {"test_images": 24, "left_out": {}, "unknown_labels": "left_out"}
 
 
 def test_drawings_are_held_to_their_patient_and_to_what_was_asked():
@@ -108,7 +109,10 @@ def test_findings_that_the_labeller_does_not_know_are_left_out():
         assert summary["not_measured"][key] == why
     assert summary["report"]["micro_f1"] is None and summary["vqa"]["auroc"] == summary["image"]["auroc_real"] == 1
     table = score_table(summary)
-    assert f"because {why}." in table and "Report findings, micro-F1; Report findings, macro-F1" in table
+    assert (
+        f"Report findings, micro-F1; Report findings, macro-F1; Report findings, side right; Drawn images, AUROC for what was asked: {why}"
+        in table
+    )
 
 
 def test_some_findings_that_the_labeller_does_not_know():

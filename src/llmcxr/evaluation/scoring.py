@@ -24,7 +24,7 @@ def summarise(predictions: Sequence[Prediction], cases: Cases) -> dict[str, Any]
     """What summary.json holds: a group of values for each measurement, and beside them
 
     `not_measured` {key of a score: reason}, `findings` (rows of name, `positives` in the test images, AUROC by route),
-    `notes` (what falls short, in sentences) and `protocol` (how findings were counted).
+    `notes` (what falls short, in sentences) and `protocol` (which test images took part, and how labels were counted).
     """
     summary: dict[str, Any] = {}
     missing: dict[str, str] = {}
@@ -47,7 +47,11 @@ def summarise(predictions: Sequence[Prediction], cases: Cases) -> dict[str, Any]
         for i, name in enumerate(cases.findings)
     ]
     summary["not_measured"] = missing
-    summary["protocol"] = {"test_images": len(cases.test), "unknown_labels": cases.unknown_labels}
+    summary["protocol"] = {
+        "test_images": len(cases.test),
+        "left_out": dict(cases.left_out),
+        "unknown_labels": cases.unknown_labels,
+    }
     summary = _plain(summary)
     summary["notes"] = shortfalls(summary)
     return summary
@@ -112,8 +116,12 @@ def score_table(summary: Mapping[str, Any]) -> str:
     reasons: dict[str, list[str]] = {}
     for key, why in (summary.get("not_measured") or {}).items():
         reasons.setdefault(why, []).append(labels.get(key, key))
-    lines += [f"\nWithout a number: {'; '.join(names)}\n  because {why}." for why, names in reasons.items()]
-    return "\n".join([*lines, *(f"\nNote: {note}" for note in summary.get("notes") or ())])
+    if reasons:
+        lines.append("\nNot measured:")
+        lines += [f"  {'; '.join(names)}: {why}" for why, names in reasons.items()]
+    if notes := summary.get("notes"):
+        lines += ["\nWhat falls short:", *(f"  {note}" for note in notes)]
+    return "\n".join(lines)
 
 
 def shortfalls(summary: Mapping[str, Any]) -> list[str]:

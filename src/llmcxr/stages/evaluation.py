@@ -68,8 +68,6 @@ def cases_of(context: Context, split: Split) -> Cases:
     settings, info = context.recipe.evaluation, context.info
     cohort = settings.cohort or CohortSettings(views=list(info.views), earliest_only=info.earliest_only)
     held_out = select_cohort([s for s in context.studies if s.split == split], cohort)
-    for reason, count in held_out.dropped.items() if context.processes.main else ():
-        print(f"    left out of what is measured, {count}: {reason}")
     if not held_out.studies:
         raise context.processes.fault(
             f"the data has no patients of the evaluation's cohort in the split {split}, so nothing can be measured. Give some "
@@ -88,6 +86,7 @@ def cases_of(context: Context, split: Split) -> Cases:
         settings.bootstrap,
         context.recipe.seed,
         settings.unknown_labels,
+        held_out.dropped,
     )
 
 
@@ -106,6 +105,8 @@ def evaluation_stage(context: Context) -> Stage:
 
     def run() -> None:
         cases = cases_of(context, "test")
+        for reason, count in cases.left_out.items() if context.processes.main else ():
+            print(f"    left out of what is measured, {count}: {reason}")
         predict(cases, lambda: under_test(context, cases), context.folder / "evaluation", context.processes)
         context.processes.on_main(lambda: rescore(context))
 

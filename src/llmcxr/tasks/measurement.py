@@ -145,6 +145,7 @@ class Cases:
     bootstrap: int = 500
     seed: int = 0
     unknown_labels: UnknownLabels = "left_out"
+    left_out: Mapping[str, int] = field(default_factory=dict)  # test images that are not of the cohort, by reason
 
     @functools.cached_property
     def shuffled(self) -> list[Study]:

@@ -258,10 +258,14 @@ def _finding_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _protocol(summary: Mapping[str, Any]) -> str:
-    """How labels that are not known were counted, as a sentence after others."""
-    unknown = str((summary.get("protocol") or {}).get("unknown_labels"))
+    """Which test images took part and how labels were counted, as sentences after others."""
+    protocol = summary.get("protocol") or {}
+    unknown = str(protocol.get("unknown_labels"))
     counted = {"negative": "count as absent", "left_out": "take no part"}.get(unknown)
-    return f" Labels that the data does not give {counted}; uncertain ones take no part." if counted else ""
+    left_out = "; ".join(f"{count:,} {reason}" for reason, count in (protocol.get("left_out") or {}).items())
+    return (f" Test images left out: {left_out}." if left_out else "") + (
+        f" Labels that the data does not give {counted}; uncertain ones take no part." if counted else ""
+    )
 
 
 def write_page(path: Path, content: PageContent) -> None:
