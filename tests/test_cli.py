@@ -36,7 +36,7 @@ def test_overrides_stages_and_files(tmp_path, capsys):
     assert "stage codes needs studies, which is not done" in fails(capsys, "run", str(path), "--stage", "codes")
     assert "stage codes needs" in fails(capsys, "run", str(path), "--stage", "codes", "vqa_seed=3")
     assert "did you mean vqa_seed?" in fails(capsys, "run", str(path), "--stage", "codes", "vqa_sed=3")
-    assert "missing.yaml does not exist" in fails(capsys, "run", str(tmp_path / "missing.yaml"))
+    assert "missing.yaml is neither a file nor a shipped recipe" in fails(capsys, "run", str(tmp_path / "missing.yaml"))
     assert "cannot be read" in fails(capsys, "run", str(tmp_path))
     assert "device" in fails(capsys, "run", str(path), "device=gpu")
 
