@@ -1,6 +1,6 @@
 """The images of a run in one file, pixels.npy: uint8 [N, S, S] (0 is -1, 255 is 1), row i of which is study i.
 
-The file is mapped and rows are copied out as they are asked for, so a selection of rows costs no memory.
+Rows are read as they are asked for, so a selection of rows costs no memory.
 Letters: N images, S side in pixels.
 """
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -32,57 +33,76 @@ _TOO_MANY = 0.1  # share of unreadable images (of more than three) that is a wro
 
 
 class PixelStore:
-    """Rows of a mapped pixels.npy; indexed as an array is, by a row, a slice or an array of rows, it copies those rows."""
+    """Rows of a pixels.npy on disk; indexed as an array is, by a row, a slice or an array of rows, it reads those rows.
 
-    def __init__(self, path: Path, pixels: np.ndarray, rows: np.ndarray | None = None) -> None:
-        """Use `PixelStore.open`. `rows` int [N] are the rows of `pixels` that count; None: all."""
-        self.path, self._pixels, self._rows = Path(path).resolve(), pixels, rows
-        _OPEN.add(self)
+    Read, not mapped: where a system reads megabytes ahead of a page that is missing, rows in random order took ten times as long.
+    """
 
-    @classmethod
-    def open(cls, path: Path) -> PixelStore:
-        """Map a file that `write` made. `UserError` where it is missing or broken."""
+    def __init__(self, path: Path, rows: np.ndarray | None = None) -> None:
+        """Open a file that `write` made; only its `rows` int [N] count (None: all). `UserError` where it is missing or broken."""
+        self.path = Path(path).resolve()
         try:
-            pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-            if pixels.ndim != 3 or pixels.dtype != np.uint8:
-                raise ValueError(f"{pixels.dtype} of shape {pixels.shape}")
-            return cls(path, pixels)
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+            np.lib.format.read_magic(self._file)
+            (count, *side), _, kind = np.lib.format.read_array_header_1_0(self._file)
+            self._first, self._shape = self._file.tell(), tuple(side)
+            length = self._first + count * int(np.prod(side))
+            if len(side) != 2 or kind != np.uint8 or os.path.getsize(self.path) < length:
+                raise ValueError(f"{kind} of shape {(count, *side)} in {os.path.getsize(self.path)} bytes")
         except FileNotFoundError as error:
             raise UserError(f"{path} does not exist. Run the `studies` stage first.") from error
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} is not readable ({error}). Delete it and run the `studies` stage again."
             ) from error
+        self._rows, self._lock = np.arange(count) if rows is None else rows, threading.Lock()
+        _OPEN.add(self)
+
+    @classmethod
+    def open(cls, path: Path) -> PixelStore:
+        """All rows of a file. `UserError` where it is missing or broken."""
+        return cls(path)
 
     def __len__(self) -> int:
-        return len(self._pixels) if self._rows is None else len(self._rows)
+        return len(self._rows)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(N, S, S)."""
-        return len(self), *self._pixels.shape[1:]
+        return len(self), *self._shape
 
     @property
     def dtype(self) -> np.dtype:
         """uint8."""
-        return self._pixels.dtype
+        return np.dtype(np.uint8)
 
     def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 [S, S] for a row, [n, S, S] for several."""
-        # Copies: nothing may hold on to the mapping, since a mapped file cannot be replaced everywhere.
-        return np.array(self._pixels[index if self._rows is None else self._rows[index]])
+        chosen = self._rows[index]
+        images = np.empty((chosen.size, int(np.prod(self._shape))), dtype=np.uint8)
+        for image, row in zip(images, chosen.flat, strict=True):
+            if self._read(image.data, self._first + int(row) * image.size) < image.size:
+                raise UserError(f"{self.path} was cut off while it was read. Run the `studies` stage again.")
+        return images.reshape(*chosen.shape, *self._shape)
+
+    def _read(self, into: memoryview, place: int) -> int:
+        if hasattr(os, "preadv"):  # leaves alone the place in the file, which forked processes share
+            return os.preadv(self._file.fileno(), [into], place)
+        with self._lock:
+            self._file.seek(place)
+            return self._file.readinto(into) or 0
 
     def select(self, rows: Sequence[int] | np.ndarray) -> PixelStore:
         """The store of these rows only; nothing is read."""
-        rows = np.asarray(rows, dtype=np.int64)
-        return PixelStore(self.path, self._pixels, rows if self._rows is None else self._rows[rows])
+        return PixelStore(self.path, self._rows[np.asarray(rows, dtype=np.int64)])
 
     def close(self) -> None:
-        """Unmap the file; the store is empty then."""
-        self._pixels, self._rows = np.empty((0, *self._pixels.shape[1:]), np.uint8), None
+        """Let go of the file; the store is empty then."""
+        self._file.close()
+        self._rows = self._rows[:0]
 
-    def __reduce__(self) -> tuple:  # for worker processes: the path travels, not the pixels
-        return _reopen, (self.path, self._rows)
+    def __reduce__(self) -> tuple[Any, ...]:  # to other processes the path travels, not the pixels
+        return PixelStore, (self.path, self._rows)
 
     @staticmethod
     def write(path: Path, studies: Sequence[Study], root: Path, size: int) -> tuple[list[Study], Counter[str]]:
@@ -138,10 +158,6 @@ class PixelStore:
 
 Images = PixelStore | np.ndarray  # uint8 [N, S, S], read as `images[rows]`
 _OPEN: weakref.WeakSet[PixelStore] = weakref.WeakSet()
-
-
-def _reopen(path: Path, rows: np.ndarray | None) -> PixelStore:
-    return PixelStore(path, PixelStore.open(path)._pixels, rows)
 
 
 def _write_header(file: BinaryIO, count: int, size: int) -> None:
