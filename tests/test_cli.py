@@ -46,7 +46,7 @@ def test_overrides_stages_and_files(tmp_path, capsys):
 )
 def test_no_model(tmp_path, capsys, command):
     message = fails(capsys, *command, "--model", str(tmp_path))
-    assert f"{tmp_path} is not a llmcxr model" in message
+    assert f"there is no model '{tmp_path}': it holds no model" in message
 
 
 def test_unknown_asset(capsys):
@@ -54,7 +54,10 @@ def test_unknown_asset(capsys):
 
 
 def test_wrong_words_are_argparse_errors(capsys):
-    for arguments in ([], ["nothing"], ["run"], ["run", "r.yaml", "--nothing"]):
+    unused = [
+        ["findings", "x.png", option, "1"] for option in ("--temperature", "--top-p", "--seed", "--max-new-tokens")
+    ]
+    for arguments in ([], ["nothing"], ["run"], ["run", "r.yaml", "--nothing"], *unused):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2
