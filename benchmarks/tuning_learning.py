@@ -79,7 +79,7 @@ def changed(recipe: Recipe, change: dict[str, Any], seed: int) -> Recipe:
     own = {k: v for k, v in change.items() if k not in _STAGE_KEYS}
     if "alignment" in own:
         own["alignment"] = dataclasses.replace(recipe.tuning.alignment, steps=own["alignment"])
-    tuning = dataclasses.replace(recipe.tuning, stages=[stage], **own)
+    tuning = dataclasses.replace(recipe.tuning, stages=[stage], measure_share=0.0, **own)
     return dataclasses.replace(recipe, tuning=tuning, seed=seed)
 
 

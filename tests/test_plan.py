@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -355,3 +358,11 @@ def test_assumptions_are_said(recipe_path, capsys):
     notes: list[str] = []
     studies, images, real = planning.find_studies(recipe, PlanOptions(), notes)
     assert images == 2600 and not real and len(studies[0].findings_text.split()) == 32 and "32 words" in notes[0]
+
+
+def test_the_peak_of_the_process_where_there_is_no_resource_module(monkeypatch):
+    """As on Windows."""
+    assert planning._peak_of_process() > 10**7
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(peak_wset=7), raising=False)
+    assert planning._peak_of_process() == 7

@@ -77,7 +77,7 @@ from llmcxr.tuning.trainer import load_stage
 from llmcxr.tuning.tunable import TunableModel
 from llmcxr.vocabulary.growing import projected_rows, random_rows, table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
-from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
+from llmcxr.vocabulary.language_model import empty_language_model, load_language_model, load_text_tokenizer
 from llmcxr.vocabulary.reader import reader_rows, word_vectors
 
 _READ_CHUNK = 4096  # images read at once
@@ -174,6 +174,7 @@ class Run:
         self.folder = Path(recipe.runs) / recipe.name
         self.processes = Processes(recipe.device)
         self.device = self.processes.device
+        self.processes.agree_on_precision(recipe.precision)
 
     # --- what stages read
 
@@ -523,15 +524,23 @@ class Run:
         words = word_vectors(names, tokenizer, text_rows)
         return reader_rows(codebook, codes, labels, words, text_rows, self.recipe.seed)
 
-    def _base(self) -> tuple[PreTrainedModel, ImageVocabulary]:
-        """The base model, not yet grown, and its vocabulary with the image tokens."""
+    def _base(self, empty: bool = False) -> tuple[PreTrainedModel, ImageVocabulary]:
+        """The base model (`empty`: without weights), not yet grown, and its vocabulary with the image tokens."""
         vocabulary = ImageVocabulary.grow(load_text_tokenizer(self.recipe.llm), len(self.image_tokenizer.codebook))
-        return load_language_model(self.recipe.llm, torch.bfloat16), vocabulary
+        load = empty_language_model if empty else load_language_model
+        return load(self.recipe.llm, torch.bfloat16), vocabulary
 
-    def tunable(self, after: str | None = None) -> TunableModel:
-        """The model as it is tuned; with what the training `after` saved, which is all that is trained, rows included."""
-        model, vocabulary = self._base()
+    def tunable(self, after: str | None = None, empty: bool = False) -> TunableModel:
+        """The model as it is tuned; with what the training `after` saved, which is all that is trained, rows included.
+
+        `empty`: shapes only, for a process that gets its weights from the main one.
+        """
+        model, vocabulary = self._base(empty)
         text_rows = table_of(model).detach()[: vocabulary.first_id]
+        if empty:
+            with torch.device("meta"):
+                rows = torch.zeros(vocabulary.size, text_rows.shape[1])
+                return TunableModel(model, vocabulary, rows, self.recipe.tuning, self.recipe.seed)
         if after is None and self.start is None:
             return TunableModel(
                 model, vocabulary, self._rows(vocabulary.tokenizer, text_rows), self.recipe.tuning, self.recipe.seed
@@ -587,7 +596,7 @@ class Run:
 
     def _train(self, stage: StageSettings, folder: Path) -> None:
         before = self._trainings()[: self._trainings().index(stage.name)]
-        tunable = self.tunable(before[-1] if before else None)
+        tunable = self.tunable(before[-1] if before else None, empty=self.processes.receives)
         tunable.shrink_adapters(stage.adapters_kept)  # a checkpoint of this stage, if there is one, replaces them
         template = self.template(tunable.vocabulary)
         train, unseen = self.tasks(stage, "train"), self.tasks(stage, "validate")

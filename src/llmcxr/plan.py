@@ -12,7 +12,6 @@ import copy
 import dataclasses
 import itertools
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -490,6 +489,12 @@ def measure_rate(
 
 
 def _peak_of_process() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        from psutil import Process  # comes with accelerate
+
+        return Process().memory_info().peak_wset
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

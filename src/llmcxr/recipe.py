@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from llmcxr.evaluation.settings import EvaluationSettings
+from llmcxr.foundation.devices import Precision
 from llmcxr.foundation.settings import setting
 from llmcxr.image_tokens.classifier import ClinicalFeatureSettings
 from llmcxr.image_tokens.training import ImageTokenizerSettings
@@ -37,6 +38,9 @@ class Recipe:
     about: str = setting("", "one line for people")
     runs: Path = setting(Path("runs"), "folder of all runs")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...")
+    precision: Precision = setting(
+        "auto", "of matrix products: float32, bfloat16, or auto: what is faster here, by a measurement"
+    )
     seed: int = setting(0, "of everything that is drawn at random, but for the phantom's patients")
     llm: str = setting("smollm2-135m-instruct", "base LLM: an asset, a local folder, or a Hugging Face id")
     model: str | None = setting(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,3 +101,15 @@ def test_weights_missing_cut_off_or_whole(tmp_path):
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"w\.safetensors"):
         load_weights(path)
+
+
+def test_a_checkpoint_is_mapped_not_read_whole(tmp_path):
+    """Every process of a machine opens it; each had a copy of all of it."""
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"weights": torch.arange(100_000.0)})
+    state = load_checkpoint(path)
+    assert state is not None
+    if sys.platform == "linux":
+        assert str(path) in Path("/proc/self/maps").read_text()
+    save_checkpoint(path, {"weights": torch.zeros(1)})  # the one before is moved, and stays whole
+    assert torch.equal(state["weights"], torch.arange(100_000.0))

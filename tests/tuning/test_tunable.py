@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -166,7 +167,7 @@ def test_masters_collect_updates_that_bfloat16_would_lose():
 
 def test_optimizer_state_goes_on_exactly():
     whole, first, second = tunable(), tunable(), tunable(seed=9)
-    a, b = MasterAdamW(whole), MasterAdamW(first, 0.01)
+    a, b = MasterAdamW(whole), MasterAdamW(first)
 
     def step(t, optimizer):
         loss_of(t.model).backward()
@@ -222,3 +223,26 @@ def test_weights_updated_in_parts_are_those_updated_at_once(monkeypatch):
 
     whole, parts = updated(2**30), updated(1)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float32_weights_are_their_own_masters(dtype):
+    t = tunable(method="full", dtype=dtype)
+    masters = {m.data_ptr() for m in MasterAdamW(t).state()["masters"]}
+    own = {n: p.data_ptr() in masters for n, p in t.trainable().items()}
+    assert all(own[n] == (p.dtype == torch.float32) for n, p in t.trainable().items())
+    assert all(own.values()) == (dtype == torch.float32)
+
+
+def test_what_was_loaded_leaves_the_checkpoint_alone():
+    """It may be mapped from a file that the next checkpoint replaces."""
+    first, second = tunable(), tunable(seed=1)
+    optimizer = MasterAdamW(first)
+    loss_of(first.model).backward()
+    optimizer.step({"body": 0.01, "rows": 0.02}, 1.0)
+    saved = copy.deepcopy(optimizer.state())
+    again = MasterAdamW(second)
+    again.load_state(saved)
+    loss_of(second.model).backward()
+    again.step({"body": 0.01, "rows": 0.02}, 1.0)
+    torch.testing.assert_close(saved["optimizer"]["state"], optimizer.state()["optimizer"]["state"], rtol=0, atol=0)

@@ -9,6 +9,7 @@ import dataclasses
 import multiprocessing
 import os
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ SETTINGS = TuningSettings(
     tokens_per_batch=300,
     batches_per_step=2,
     checkpoint_minutes=0.0,
+    measure_share=0.0,
     task_loss_weights={"report_to_cxr": 0.5},
     logging="none",
     stages=[STAGE],
@@ -62,18 +64,21 @@ def tasks(pairs):
 
 
 def stage(
-    folder, settings=SETTINGS, pairs=PAIRS, dtype=torch.float32, processes=None, kind="llama", dropout=0.0
+    folder, settings=SETTINGS, pairs=PAIRS, dtype=torch.float32, processes=None, kind="llama", dropout=0.0, before=None
 ) -> Stage:
-    vocabulary = ImageVocabulary.grow(build_tokenizer(), K)
-    model = build_model(kind, vocabulary.first_id, True).to(dtype)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = dropout
-    rows = 0.2 * torch.randn(K, 32, generator=torch.Generator().manual_seed(1))
-    tunable = TunableModel(model, vocabulary, rows, settings)
-    template = build_template("chat", vocabulary.tokenizer)
     processes = processes or Processes("cpu")
-    return Stage(tunable, template, settings, settings.stages[0], tasks(pairs), tasks(PAIRS[:2]), folder, processes, 0)
+    vocabulary = ImageVocabulary.grow(build_tokenizer(), K)
+    with torch.device("meta") if processes.receives else nullcontext():
+        model = build_model(kind, vocabulary.first_id, True).to(dtype)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = dropout
+        rows = 0.2 * torch.randn(K, 32, generator=None if processes.receives else torch.Generator().manual_seed(1))
+        tunable = TunableModel(model, vocabulary, rows, settings)
+    template = build_template("chat", vocabulary.tokenizer)
+    return Stage(
+        tunable, template, settings, settings.stages[0], tasks(pairs), tasks(PAIRS[:2]), folder, processes, 0, before
+    )
 
 
 def set_up(**environment: str) -> None:

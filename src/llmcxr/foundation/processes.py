@@ -7,6 +7,7 @@ holds a part of every weight (FSDP2, where Accelerate's configuration asks for i
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,13 +17,14 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from llmcxr.foundation.devices import core_count, pick_device
+from llmcxr.foundation.devices import Precision, Use, asked_precision, core_count, pick_device, set_precision
 from llmcxr.foundation.errors import UserError
 
 _PATIENCE = timedelta(days=30)  # how long processes wait for a stage that the main process runs alone
@@ -52,8 +54,7 @@ class Processes:
                 "DeepSpeed is not supported; FSDP2 shards weights, gradients and moments as ZeRO-3 does. "
                 "Launch with recipes/accelerate/fsdp2.yaml."
             )
-        constant = DistributedDataParallelKwargs(broadcast_buffers=False)  # buffers of language models never change
-        self._accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[constant])
+        self._accelerator = Accelerator(cpu=device == "cpu")
         self.count, self.rank = self._accelerator.num_processes, self._accelerator.process_index
         self.device = self._accelerator.device
         # Waiting goes over the CPU, without the short time limit that finds a hang in the training itself.
@@ -68,6 +69,14 @@ class Processes:
     def sharded(self) -> bool:
         """Whether each process holds a part of every weight."""
         return self._accelerator is not None and _asked("ACCELERATE_USE_FSDP")
+
+    @property
+    def receives(self) -> bool:
+        """Whether the weights that this process trains come from the main one (`prepare`): it needs the shapes only.
+
+        Such a process builds its model on torch's meta device.
+        """
+        return self.sharded and not self.main
 
     # --- what all do together
 
@@ -113,6 +122,12 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def agree_on_precision(self, setting: Precision) -> dict[Use, torch.dtype]:
+        """All compute in the recipe's precision, or (auto) in what the main process finds to be faster, which is returned."""
+        choice = self.gather(asked_precision(setting, self.device))[0]
+        set_precision(self.device, choice)
+        return choice
+
     def gather(self, value: T) -> list[T]:
         """The `value` of every process, on every process, by rank."""
         values = [value] * self.count
@@ -120,24 +135,24 @@ class Processes:
             dist.all_gather_object(values, value, group=self._waiting)
         return values
 
-    def same(self, tensor: Tensor) -> None:
-        """Give `tensor` (on the CPU) the main process's values, in place."""
-        if self._accelerator is not None:
-            dist.broadcast(tensor, 0, group=self._waiting)
-
     # --- the model
 
     def prepare(self, module: nn.Module, layers: list[str], dtype: torch.dtype) -> nn.Module:
         """Move `module` to the device and join it to those of the other processes. Call it, not the one given.
 
-        `layers` are class names of the layers that are sharded one by one; `dtype` is the precision of the products.
+        All begin with the main process's weights. `layers` are class names of the layers that are sharded one by one; `dtype`
+        is the precision of the products.
         """
-        module = module.to(self.device)
+        gc.collect()  # models of earlier stages are held in circles only
         if self.sharded:
             self._shard(module, layers, dtype)
-        elif self._accelerator is not None:
-            return self._accelerator.prepare_model(module)
-        return module
+            return module
+        module = module.to(self.device)
+        if self._accelerator is None:
+            return module
+        # Buffers of language models never change. (Accelerate's own wrapping would keep the models of all stages.)
+        devices = None if self.device.type == "cpu" else [self.device]
+        return DistributedDataParallel(module, devices, broadcast_buffers=False)
 
     def _shard(self, module: nn.Module, layers: list[str], dtype: torch.dtype) -> None:
         plugin = FullyShardedDataParallelPlugin()  # what Accelerate's configuration says, from the environment
@@ -150,9 +165,11 @@ class Processes:
             faults.append("fsdp_offload_params should be false")
         if faults:
             raise self.fault(f"Accelerate's configuration: {'; '.join(faults)} (see recipes/accelerate/fsdp2.yaml).")
-        for p in module.parameters():
-            if p.requires_grad:
-                p.data = p.data.float()  # the shards are the float32 masters; products are in `dtype`
+        # Sharded before there are weights, so that no device holds more than its part and one weight of the main process.
+        dtypes = {name: p.dtype for name, p in module.named_parameters()}
+        values = dict(module.named_parameters()) if self.main else {}
+        buffers = dict(module.named_buffers())
+        _empty_parameters(module)
         options: dict[str, Any] = {
             "mesh": init_device_mesh(self.device.type, (self.count,)),
             "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
@@ -161,20 +178,42 @@ class Processes:
             if type(part).__name__ in layers:
                 fully_shard(part, reshard_after_forward=cast(bool, plugin.reshard_after_forward), **options)
         fully_shard(module, **options)
+        module.to_empty(device=self.device)
+        with torch.no_grad():
+            for name, p in module.named_parameters():
+                assert isinstance(p, DTensor)
+                value = values.pop(name).detach() if self.main else torch.empty(p.shape, dtype=dtypes[name])
+                p.copy_(distribute_tensor(value.to(self.device), p.device_mesh, p.placements))
+            for name, buffer in module.named_buffers():
+                if self.main:
+                    buffer.copy_(buffers[name])
+                dist.broadcast(buffer, 0)
 
     def accumulate(self, module: nn.Module, last: bool) -> AbstractContextManager:
         """Around forward and backward of one batch: gradients are shared with the `last` batch of a step.
 
         With FSDP2 they are shared with every batch: a whole gradient on each process is what it is there to avoid.
         """
-        if last or self.sharded or self._accelerator is None:
-            return nullcontext()
-        return self._accelerator.no_sync(module)
+        return nullcontext() if last or not isinstance(module, DistributedDataParallel) else module.no_sync()
 
     def close(self) -> None:
         """Leave the others."""
         if self._accelerator is not None:
             dist.destroy_process_group()
+
+
+def _empty_parameters(module: nn.Module) -> None:
+    """Put a parameter without values, in float32 where it is trained, in the place of every one; ties stay.
+
+    The float32 shards of what is trained become the masters; products are in another precision.
+    """
+    empty: dict[nn.Parameter, nn.Parameter] = {}
+    for part in module.modules():
+        for name, p in part.named_parameters(recurse=False):
+            if p not in empty:
+                dtype = torch.float32 if p.requires_grad else p.dtype
+                empty[p] = nn.Parameter(torch.empty_like(p, dtype=dtype, device="meta"), p.requires_grad)
+            part._parameters[name] = empty[p]
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def summed_loss(
     for group in plan_batches(np.array([len(e.ids) for e in examples]), _TOKENS, 0):
         batch = collate([examples[i] for i in group]).to(model.device)
         losses = token_losses(model, batch, vocabulary, "all_rows").losses
-        total, count = total + float(losses.double().sum()), count + len(losses)
+        total, count = total + float(losses.cpu().double().sum()), count + len(losses)
     model.train(was_training)
     return total, count
 

@@ -1,7 +1,8 @@
 """The model while it is tuned: stock LM, image rows as parameters of their own, adapters or everything trainable.
 
-All matrices are bfloat16, so every product runs at the machine's fast rate; what is trained has a float32 master copy in
-the optimizer, since bfloat16 would lose small updates. (Autocast over float32 adapters was four times slower on CPUs.)
+All matrices have one precision, so every product runs at the machine's fast rate. Where that is bfloat16, what is trained has a
+float32 master copy in the optimizer, since bfloat16 would lose small updates; float32 weights are their own masters. (Autocast
+over float32 adapters was four times slower on CPUs.)
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class TunableModel:
         self.image_rows = overlay_image_rows(model, vocabulary)
         for overlay in self.image_rows:
             overlay.requires_grad_(True)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         self._dtypes = {name: p.dtype for name, p in self.trainable().items()}
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -111,6 +114,7 @@ class TunableModel:
         """Fold rows and adapters into the weights: a stock causal LM. 4-bit weights are unpacked, not packed again."""
         fold_image_rows(self.model)
         self._restore_stock()
+        self.model.gradient_checkpointing_disable()
         if self.method == "qlora":
             # PEFT would add the adapters to weights that it then packs again: packed layers are merged by ourselves.
             layers: dict[str, Any] = {n: m for n, m in self.model.named_modules() if isinstance(m, LoraLayer)}
@@ -192,13 +196,13 @@ class MasterAdamW:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        """Load what `state` gave."""
+        """Load a copy of what `state` gave: it may be mapped from a file that is replaced later."""
         for (p, master), saved in zip(self._pairs, state["masters"], strict=True):
             master.copy_(parted_like(saved, master))
             p.copy_(master)
         flat = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments = {
-            index: {k: parted_like(v, flat[index]) if v.ndim else v for k, v in own.items()}
+            index: {k: parted_like(v, flat[index]).clone() if v.ndim else v.clone() for k, v in own.items()}
             for index, own in state["optimizer"]["state"].items()
         }
         self.optimizer.load_state_dict(state["optimizer"] | {"state": moments})

@@ -75,6 +75,12 @@ def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise _problem(name, error) from error
 
 
+def empty_language_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The same model as `load_language_model`, without weights, on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(name), dtype=dtype).eval()
+
+
 def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Causal LM of `name` (the text half of a multimodal one), evaluation mode, on the CPU.
 
