@@ -50,8 +50,7 @@ RECIPE = {
     "image_tokenizer": {
         "architecture": {
             "image_size": 64,
-            "stem_stride": 8,
-            "channels": [32, 64],
+            "channels": [32, 32, 32, 32, 64],
             "blocks": 1,
             "codebook_size": 16,
             "code_dim": 8,
@@ -249,7 +248,7 @@ def test_a_second_run_starts_nothing(copied):
     ("override", "expected"),
     [
         ("evaluation.questions=3", ["evaluation"]),
-        ("evaluation.judge.seed=5", ["judge", "evaluation"]),
+        ("evaluation.judge.learning_rate=1e-3", ["judge", "evaluation"]),
         ("vqa_seed=1", ["vqa", "stage1", "stage2", "model", "evaluation"]),
         ("tuning.decoding={report_guidance: 2}", ["model", "evaluation"]),
         (
