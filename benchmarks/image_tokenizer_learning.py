@@ -16,24 +16,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from llmcxr.image_tokens.networks import ArchitectureSettings
 
 from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.devices import autocast, pick_device, place_network
 from llmcxr.foundation.randomness import stream
-from llmcxr.image_tokens.clinical_features import batch_of
+from llmcxr.image_tokens.architecture import ArchitectureSettings
+from llmcxr.image_tokens.classifier import batch_of
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
-from llmcxr.image_tokens.training import codebook_use
+from llmcxr.image_tokens.training import codebook_use, trainable_quantizer, training_pass
 from llmcxr.studies.radiographs import from_uint8
 from llmcxr.studies.study import read_manifest
 
 
 def architectures(size: int) -> dict[str, ArchitectureSettings]:
     """8 x 8 codes of 64 dimensions from each, at 128 px."""
-    common = {"image_size": size, "codebook_size": 1024, "code_dim": 64, "blocks": 1, "stem_stride": 4}
+    common = {"image_size": size, "codebook_size": 1024, "code_dim": 64, "blocks": 1}
     return {
-        "convolutional, wide": ArchitectureSettings(**common, channels=[128, 192, 256]),
-        "convolutional, narrow": ArchitectureSettings(**common, channels=[64, 128, 256]),
+        "convolutional, wide": ArchitectureSettings(**common, channels=[32, 64, 128, 192, 256]),
+        "convolutional, narrow": ArchitectureSettings(**common, channels=[32, 32, 64, 128, 256]),
         "mixer": ArchitectureSettings(**common, kind="mixer", patch=16),
     }
 
@@ -45,9 +45,9 @@ def learn(
     device = pick_device()
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(a).train()
+    quantizer = trainable_quantizer(tokenizer, decay=0.95)
+    quantizer._codebook.threshold_ema_dead_code = 0.2 * batch_size * a.grid**2 / a.codebook_size
     place_network(tokenizer, device)
-    tokenizer.quantizer._codebook.threshold_ema_dead_code = 0.2 * batch_size * a.grid**2 / a.codebook_size
-    tokenizer.quantizer._codebook.decay = 0.95
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=rate, betas=(0.9, 0.95))
     start, step = time.perf_counter(), 0
     while (progress := (time.perf_counter() - start) / seconds) < 1:
@@ -56,7 +56,7 @@ def learn(
         rows = stream(0, "benchmark", step).choice(len(train), batch_size, replace=False)
         x = batch_of(train, rows, device)
         with autocast(device):
-            y, commitment, _ = tokenizer(x)
+            y, commitment, _ = training_pass(tokenizer, x)
             loss = F.l1_loss(y.float(), x) + commitment
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -35,6 +35,7 @@ from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.recipes import SHIPPED
 from llmcxr.studies.study import label_matrix
+from llmcxr.tasks import cxr_to_report
 from llmcxr.tuning.batches import Batch
 from llmcxr.tuning.settings import LanguageSettings
 from llmcxr.tuning.trainer import Stage, load_stage
@@ -78,7 +79,7 @@ def changed(recipe: Recipe, change: dict[str, Any], seed: int) -> Recipe:
     own = {k: v for k, v in change.items() if k not in _STAGE_KEYS}
     if "alignment" in own:
         own["alignment"] = dataclasses.replace(recipe.tuning.alignment, steps=own["alignment"])
-    tuning = dataclasses.replace(recipe.tuning, stages=[stage], **own)
+    tuning = dataclasses.replace(recipe.tuning, stages=[stage], measure_share=0.0, **own)
     return dataclasses.replace(recipe, tuning=tuning, seed=seed)
 
 
@@ -139,7 +140,7 @@ class TimedStage(Stage):
             p_yes[row] = self.engine.answer_probabilities(prompts, ("Yes.", "No."))[:, 0]
         lists = self._write([(Turn(LIST_QUESTION, codes),) for codes in self.codes], 40)
         named: list[str | None] = [*lists] if self.settings.findings_first else [None] * len(lists)
-        reports = self._write([cxr_to_report.report_turns(c, n) for c, n in zip(self.codes, named, strict=True)], 90)
+        reports = self._write([cxr_to_report.TASK.prompt(c, n) for c, n in zip(self.codes, named, strict=True)], 90)
         point = {
             "minutes": self.used / 60,
             "tokens": tokens,

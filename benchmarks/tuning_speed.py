@@ -147,9 +147,10 @@ def build_stage(plan: Plan, method: str, folder: Path, dtype: Any, examples: int
         batches_per_step=max(1, round(plan.examples_per_step * mean_length(plan) / plan.tokens_per_batch)),
         checkpoint_minutes=1e9,
         logging="none",
+        measure_share=1.0,
         stages=[stage],
     )
-    trainer._EVALUATIONS = examples  # of no example: one record of tokens and seconds a step
+    trainer._POINTS = examples  # of no example: one record of tokens and seconds a step
     model = load_model(plan, dtype)
     tunable = TunableModel(model, vocabulary, image_rows(model), settings)
     return Stage(tunable, template, settings, stage, task_items(), {}, folder, Processes(plan.device), 0)

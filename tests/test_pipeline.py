@@ -307,7 +307,7 @@ def test_a_second_run_starts_nothing(copied):
     ("override", "expected"),
     [
         ("evaluation.questions=3", ["evaluation"]),
-        ("evaluation.judge.seed=5", ["judge", "evaluation"]),
+        ("evaluation.judge.learning_rate=1e-3", ["judge", "evaluation"]),
         ("vqa_seed=1", ["vqa", "stage1", "stage2", "model", "evaluation"]),
         ("tuning.decoding={report_guidance: 2}", ["model", "evaluation"]),
         (

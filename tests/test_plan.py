@@ -260,7 +260,7 @@ def recipe_path(tmp_path) -> Path:
         "llm": str(tmp_path / "llm"),
         "source": {"kind": "table", "table": table},
         "image_tokenizer": {
-            "architecture": {"image_size": 32, "stem_stride": 8, "channels": [32], "codebook_size": K, "code_dim": 8}
+            "architecture": {"image_size": 32, "channels": [32, 32, 32, 32], "codebook_size": K, "code_dim": 8}
         },
         "tuning": {
             "template": "chat",

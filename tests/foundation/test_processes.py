@@ -81,7 +81,7 @@ def save_gradients(processes: Processes, folder, settings) -> None:
     one = stage(folder, settings, processes=processes)
     _, _, batches = next(one.feed.steps(0, 0))
     one.losses.train()
-    one._gradients(0, batches, False)
+    one._gradients(0, batches)
     divisor = one._divisor(batches) / processes.count
     save_file({n: p.grad / divisor for n, p in one.tunable.trainable().items()}, folder / f"{processes.rank}")
 
@@ -96,7 +96,7 @@ def test_the_gradient_of_a_step_over_two_processes(tmp_path):
     _, _, halves = next(stage(tmp_path, split).feed.steps(0, 0))
     assert len(halves) == 2 and sum(h.tokens for h in halves) == batch.tokens
     assert halves[0].supervised.sum() != halves[1].supervised.sum(), "else a mean of means would do"
-    one._gradients(0, [batch], False)
+    one._gradients(0, [batch])
     expected = {n: p.grad / one._divisor([batch]) for n, p in one.tunable.trainable().items()}
     assert together(save_gradients, tmp_path, split) == [(0, ""), (0, "")]
     for rank in "01":

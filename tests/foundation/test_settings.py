@@ -186,7 +186,7 @@ def test_describe_settings_covers_the_whole_recipe_and_explains_each():
         ({"source": {"kind": "tabel"}}, "kind: 'tabel' is not one of phantom, table"),
         ({"image_tokenizer": {"architecture": {"channels": []}}}, "image_tokenizer.architecture.channels"),
         ({"image_tokenizer": {"architecture": {"channels": [0]}}}, "image_tokenizer.architecture.channels"),
-        ({"image_tokenizer": {"architecture": {"stem_stride": 0}}}, "stem_stride: 0 should be 1, 2, 4 or 8"),
+        ({"image_tokenizer": {"architecture": {"channels": [48]}}}, "channels: [48] are not positive multiples of 32"),
         ({"image_tokenizer": {"architecture": {"image_size": 250}}}, "250 is not a multiple of 16"),
         ({"tuning": {"stages": []}}, "tuning.stages"),
         ({"tuning": {"stages": [{"name": "model"}]}}, "tuning.stages: 'model' is the name of another stage"),

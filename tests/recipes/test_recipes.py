@@ -53,7 +53,7 @@ def test_the_paper_recipe_is_the_papers():
     recipe = load_settings(Recipe, SHIPPED["mimic-cxr-paper"])
     assert recipe.llm == "databricks/dolly-v2-3b"
     a = recipe.image_tokenizer.architecture
-    assert (a.image_size, a.grid, a.codebook_size, a.code_dim, a.stem_stride, a.blocks) == (256, 16, 1024, 256, 1, 2)
+    assert (a.image_size, a.grid, a.codebook_size, a.code_dim, a.blocks) == (256, 16, 1024, 256, 2)
     assert a.channels == [128, 128, 256, 256, 512] and recipe.image_tokenizer.perceptual == "download"
     assert a.kind == "convolutional" and recipe.clinical_features.weights.startswith("densenet121-res224")
     t = recipe.tuning

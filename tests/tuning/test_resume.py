@@ -14,8 +14,9 @@ import pytest
 import torch
 from toy_stage import SERVER, SETTINGS, STAGE, set_up, stage
 
+from llmcxr.foundation import loop
+from llmcxr.foundation.checkpoints import load_checkpoint
 from llmcxr.foundation.errors import UserError
-from llmcxr.tuning import trainer
 
 # Dropout everywhere, so that a resumed run must also draw what the uninterrupted one drew.
 DROPOUT = {"kind": "gpt2", "dropout": 0.1}
@@ -25,7 +26,7 @@ SETTINGS_LONG = dataclasses.replace(SETTINGS, stages=[dataclasses.replace(STAGE,
 def train(folder, how: str = "", number: int = 0) -> None:
     """The stage in a process of its own. `how` and `number` say what befalls it at which checkpoint."""
     set_up()
-    one, saves, real, checkpoint = stage(folder, SETTINGS_LONG, **DROPOUT), 0, torch.save, trainer.save_checkpoint
+    one, saves, real, checkpoint = stage(folder, SETTINGS_LONG, **DROPOUT), 0, torch.save, loop.save_checkpoint
 
     def save(state, path):
         nonlocal saves
@@ -44,7 +45,7 @@ def train(folder, how: str = "", number: int = 0) -> None:
         if saves == number and how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    torch.save, trainer.save_checkpoint = save, save_checkpoint
+    torch.save, loop.save_checkpoint = save, save_checkpoint
     try:
         one.run()
     except UserError as error:
@@ -69,6 +70,8 @@ def result(folder):
     summary = json.loads((folder / "summary.json").read_text())
     for record in [*curve, summary]:
         record.pop("seconds")
+    for key in ("measuring_seconds", "measuring_last"):
+        summary.pop(key)
     return (folder / "weights.safetensors").read_bytes(), curve, summary
 
 
@@ -95,7 +98,7 @@ def test_several_kills_at_random_moments(whole, tmp_path):
         process.join()
         if process.exitcode != -signal.SIGKILL:
             break  # finished before the kill
-        steps.append(trainer.load_checkpoint(tmp_path / "checkpoint.pt")["position"]["step"])
+        steps.append(load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"])
     assert len(steps) >= 4 and steps == sorted(steps) and steps[0] > 0, steps
     assert finish(tmp_path) == 0
     assert result(tmp_path) == whole
@@ -105,7 +108,7 @@ def test_several_kills_at_random_moments(whole, tmp_path):
 @pytest.mark.parametrize("how", ["full disk", "half written"])
 def test_the_last_good_checkpoint_is_kept(how, whole, tmp_path):
     assert finish(tmp_path, how, 4) == (2 if how == "full disk" else -signal.SIGKILL)
-    assert trainer.load_checkpoint(tmp_path / "checkpoint.pt")["position"]["step"] == 3
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["progress"]["step"] == 3
     assert finish(tmp_path) == 0
     assert result(tmp_path) == whole
 
@@ -116,6 +119,6 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(whole, tmp_path):
     path.write_bytes(path.read_bytes()[:5000])
     # Killed again while it writes the next one: the one good file must not have made way for it.
     assert finish(tmp_path, "half written", 1) == -signal.SIGKILL
-    assert trainer.load_checkpoint(path)["position"]["step"] == 3
+    assert load_checkpoint(path)["progress"]["step"] == 3
     assert finish(tmp_path) == 0
     assert result(tmp_path) == whole

@@ -61,7 +61,8 @@ def test_killed_and_resumed_equals_uninterrupted(name, kill, tmp_path, monkeypat
     torch.testing.assert_close(again.tunable.state(), whole.tunable.state(), rtol=0, atol=0)
     summaries = [json.loads((tmp_path / n / "summary.json").read_text()) for n in ("whole", "part")]
     for summary in summaries:
-        summary.pop("seconds")
+        for key in ("seconds", "measuring_seconds", "measuring_last"):
+            summary.pop(key)
     assert summaries[0] == summaries[1]
     assert not (tmp_path / "part" / "checkpoint.pt").exists()
     curves = [json.loads((tmp_path / n / "curves.json").read_text()) for n in ("whole", "part")]
@@ -141,7 +142,7 @@ def gradients(one) -> dict[str, torch.Tensor]:
     """Of the mean over the first step, as the optimizer takes it."""
     _, _, batches = next(one.feed.steps(0, 0))
     one.losses.train()
-    one._gradients(0, batches, False)
+    one._gradients(0, batches)
     return {n: p.grad / one._divisor(batches) for n, p in one.tunable.trainable().items()}
 
 
@@ -349,3 +350,56 @@ def test_gradient_checkpointing_changes_memory_alone(method, kind, tmp_path):
     assert found[1][2] < 0.5 * found[0][2], found
     one.tunable.model.eval()
     assert not one.tunable.merge().is_gradient_checkpointing
+
+
+def long_unseen(folder, share, examples=40, before=None):
+    settings = dataclasses.replace(
+        SETTINGS, measure_share=share, tokens_per_batch=200, stages=[dataclasses.replace(STAGE, examples=examples)]
+    )
+    return stage(folder, settings, before=before)
+
+
+def test_unseen_patients_are_measured_on_as_many_batches_as_the_stage_is_worth(tmp_path):
+    few, more, all_ = (long_unseen(tmp_path / str(n), 0.1, n) for n in (40, 400, 100_000))
+    assert len(few.evaluation) == len(STAGE.mixture), "one of each task at least"
+    assert len(few.evaluation) < len(more.evaluation) < len(all_.evaluation)
+    assert all(torch.equal(a.ids, b.ids) for a, b in zip(few.evaluation, all_.evaluation, strict=False))
+    examples = np.mean([len(b.tasks) for b in all_.evaluation])
+    assert 2 * len(more.evaluation) <= 0.5 * 0.1 * 3 * 400 / examples, "the first and the last, in passes forward"
+    assert {t for b in few.evaluation for t in b.tasks} == set(STAGE.mixture)
+
+
+@pytest.mark.parametrize(("share", "points"), [(0.0, 2), (1e9, None)])
+def test_measuring_stays_within_its_share(share, points, tmp_path):
+    one = long_unseen(tmp_path, share)
+    one.run()
+    curve = json.loads((tmp_path / "curves.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(curve) == (points or summary["step"] + 1), "fewer steps than points: each is measured"
+    assert curve[-1]["step"] == summary["step"] and summary["measuring_seconds"] > summary["measuring_last"] > 0
+
+
+def test_the_next_point_waits_until_its_time_is_allowed(tmp_path):
+    one = long_unseen(tmp_path, 0.1)
+    measured = []
+    one._measure = lambda: measured.append(one.at.done)
+    one._show = lambda: None
+    one.measuring = {"seconds": 1.0, "last": 1.0}
+    for done, seconds, due in ((1, 1e9, False), (4, 59.0, False), (4, 60.0, True), (4, 1e9, False), (6, 1e9, True)):
+        one.at.done, one.at.seconds = done, seconds  # half of a tenth of 60 s: the point now, and the last
+        before = len(measured)
+        one.after_step({})
+        assert (len(measured) > before) == due, (done, seconds)
+
+
+def test_a_stage_begins_with_the_losses_that_the_one_before_ended_with(tmp_path):
+    one = long_unseen(tmp_path / "1", 0.0)
+    one.run()
+    last = json.loads((tmp_path / "1" / "curves.json").read_text())[-1]["unseen"]
+    same, other = long_unseen(tmp_path / "2", 0.0, before=tmp_path / "1"), long_unseen(tmp_path / "3", 0.1, 10_000)
+    same.evaluate = other.evaluate = lambda: pytest.fail("measured")
+    same.begin()
+    assert same.at.curve[0]["unseen"] == last and same.measuring["seconds"] == 0
+    other.before = tmp_path / "1"
+    with pytest.raises(pytest.fail.Exception):
+        other.begin()  # on other batches

@@ -49,6 +49,7 @@ SETTINGS = TuningSettings(
     tokens_per_batch=300,
     batches_per_step=2,
     checkpoint_minutes=0.0,
+    measure_share=0.0,
     task_loss_weights={"report_to_cxr": 0.5},
     logging="none",
     stages=[STAGE],
@@ -64,7 +65,7 @@ def tasks(pairs):
 
 
 def stage(
-    folder, settings=SETTINGS, pairs=PAIRS, dtype=torch.float32, processes=None, kind="llama", dropout=0.0
+    folder, settings=SETTINGS, pairs=PAIRS, dtype=torch.float32, processes=None, kind="llama", dropout=0.0, before=None
 ) -> Stage:
     processes = processes or Processes("cpu")
     vocabulary = ImageVocabulary.grow(build_tokenizer(), K)
@@ -76,7 +77,9 @@ def stage(
         rows = 0.2 * torch.randn(K, 32, generator=None if processes.receives else torch.Generator().manual_seed(1))
         tunable = TunableModel(model, vocabulary, rows, settings)
     template = build_template("chat", vocabulary.tokenizer)
-    return Stage(tunable, template, settings, settings.stages[0], tasks(pairs), tasks(PAIRS[:2]), folder, processes, 0)
+    return Stage(
+        tunable, template, settings, settings.stages[0], tasks(pairs), tasks(PAIRS[:2]), folder, processes, 0, before
+    )
 
 
 def set_up(**environment: str) -> None:

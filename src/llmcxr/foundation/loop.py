@@ -213,6 +213,13 @@ def joined(own: Tensor, rows: int, part: slice, processes: Processes) -> Tensor:
     return torch.cat([others[: part.start], own, others[part.stop :]])
 
 
+def agree(tensors: Iterable[Tensor], processes: Processes) -> None:
+    """Give `tensors`, on the device, the main process's values, in place."""
+    if processes.count > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
 def share_layers(network: nn.Module, rows: int, part: slice, processes: Processes) -> None:
     """Let batch norms and dropout of `network` do over the `part`s of all processes what one does over B `rows`."""
     if processes.count == 1:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
@@ -234,9 +233,8 @@ class _Training(loop.Training):
             self.check({"critic": loop.backward(critic * share, self.discriminator.parameters(), processes)}, advice)
             self.critic_optimizer.step()
             terms |= {"generator": generator / share, "critic": critic}
-        if processes.count > 1:  # sums on GPUs end in another order each time: the codebook must not drift apart
-            for buffer in (self.codebook.cluster_size, self.codebook.embed_avg, self.codebook.embed):
-                dist.broadcast(buffer, 0)
+        # Sums on GPUs end in another order each time: the codebook must not drift apart.
+        loop.agree([self.codebook.cluster_size, self.codebook.embed_avg, self.codebook.embed], processes)
         return loop.Step(loop.total_terms(terms, share, processes))
 
     def _of_features(self, x: Tensor, y: Tensor, seen: tuple[list[Tensor], Tensor] | None) -> dict[str, Tensor]:

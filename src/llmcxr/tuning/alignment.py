@@ -84,9 +84,9 @@ class _Training(loop.Training):
         self.seed, self.folder, self.device = seed, folder, processes.device
         self.rows = min(settings.batch_size, len(prompts))
         self.part = loop.share_of(self.rows, processes)
-        for overlay in tunable.image_rows:  # the start of the rows is computed: the last digits may differ by machine
-            processes.same(overlay.rows.data)
         cast(nn.Module, self.model).to(self.device)
+        # The start of the rows is computed: the last digits may differ by machine.
+        loop.agree([p.data for p in tunable.trainable().values()], processes)
         torch.manual_seed(seed)
         self.head = nn.Linear(table_of(self.model).shape[1], labels.shape[1]).to(self.device)
         nn.init.zeros_(self.head.weight)

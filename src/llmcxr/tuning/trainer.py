@@ -120,8 +120,6 @@ class Stage(loop.Training):
         self.measuring = {"seconds": 0.0, "last": 0.0}  # on unseen patients: in all, and the last time
         self.next_point = 1  # of `_POINTS`
         self.evaluation = self._unseen(unseen)
-        for overlay in tunable.image_rows:  # the start of the rows is computed: the last digits may differ by machine
-            processes.same(overlay.rows.data)
         layers = list(getattr(tunable.model, "_no_split_modules", None) or [])
         self.losses = processes.prepare(Losses(tunable, settings, processes.sharded), layers, tunable.model.dtype)
         self.losses.train()
@@ -236,7 +234,7 @@ class Stage(loop.Training):
         return Tracker(self.settings.logging if self.processes.main else "none", self.folder, self.at.step)
 
     @cached_property
-    def _steps(self) -> Iterator[tuple[int, int, list[Batch]]]:
+    def _places(self) -> Iterator[tuple[int, int, list[Batch]]]:
         return self.feed.steps(*self.place)
 
     def begin(self) -> None:
@@ -276,7 +274,7 @@ class Stage(loop.Training):
 
     def step(self) -> loop.Step | None:
         tracker = self._tracker
-        place = next(self._steps, None)
+        place = next(self._places, None)
         if place is None:  # the last examples were left out
             return None
         *now, batches = place
