@@ -140,11 +140,6 @@ class Processes:
             dist.all_gather_object(values, value, group=self._waiting)
         return values
 
-    def same(self, tensor: Tensor) -> None:
-        """Give `tensor` (on the CPU) the main process's values, in place."""
-        if self._accelerator is not None:
-            dist.broadcast(tensor, 0, group=self._waiting)
-
     # --- the model
 
     def prepare(self, module: nn.Module, layers: list[str], dtype: torch.dtype) -> nn.Module:
