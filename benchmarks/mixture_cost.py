@@ -16,7 +16,7 @@ import numpy as np
 from llmcxr.foundation.randomness import stream
 from llmcxr.instructions.example import InstructionExample
 from llmcxr.instructions.mixture import Mixture
-from llmcxr.tasks.cxr_to_report import CxrToReportTask, ImageReport
+from llmcxr.tasks.cxr_to_report import CxrToReportItems, ImageReport
 
 
 class PermutationEach(Mixture):
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=1_850_000, help="of the stage (the paper's: 5 epochs)")
     arguments = parser.parse_args()
     codes = np.zeros(256, np.uint16)
-    task = CxrToReportTask([ImageReport(f"i{k}", codes, "Clear.") for k in range(arguments.items)])
+    task = CxrToReportItems([ImageReport(f"i{k}", codes, "Clear.") for k in range(arguments.items)])
     print(f"{arguments.items:,} items, a stage of {arguments.examples:,} examples")
     for name, kind, count in (("a permutation each", PermutationEach, 100), ("one an epoch", Mixture, 20_000)):
         each = seconds_each(kind({"cxr_to_report": task}, {"cxr_to_report": 1.0}, arguments.examples, 0), count)

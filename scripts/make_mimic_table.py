@@ -30,7 +30,7 @@ ACCESS = (
     "MIMIC-CXR-JPG (images, labels) and MIMIC-CXR (reports) are given to credentialed PhysioNet users who have passed the CITI "
     "training and signed the data use agreement: physionet.org/content/mimic-cxr-jpg and physionet.org/content/mimic-cxr."
 )
-# Column of the CheXpert file -> column of the table, by studies/labels.py where that has the finding.
+# Column of the CheXpert file -> column of the table: the labeller's name (labelling/rules.py) where it has the finding.
 LABELS = {
     "Atelectasis": "atelectasis",
     "Cardiomegaly": "cardiomegaly",
