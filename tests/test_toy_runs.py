@@ -17,28 +17,23 @@ from PIL import Image
 
 from llmcxr.cli import main
 
-pytestmark = pytest.mark.slow
-
 Row = dict[str, str]
 EFFUSION = "FINDINGS: Small left pleural effusion. The heart is enlarged. IMPRESSION: Effusion, cardiomegaly."
 NORMAL = "FINDINGS: No pleural effusion. The heart is normal in size. IMPRESSION: Normal chest."
+CASES = dict.fromkeys(("reconstructions", "reports", "questions", "probabilities", "drawings"), 4)
 RECIPE = {
     "device": "cpu",
     "precision": "float32",
     "source": {
         "kind": "table",
         "table": {
-            "image_column": "file",
-            "report_column": "report",
-            "patient_column": "patient",
-            "split_column": "split",
-            "view_column": "view",
+            "columns": {"image": "file", "report": "report", "patient": "patient", "split": "split", "view": "view"},
             "label_columns": ["Cardiomegaly", "Pleural_Effusion"],
         },
     },
     "clinical_features": {"resolution": 32, "training": {"steps": 1, "batch_size": 4}},
     "image_tokenizer": {
-        "architecture": {"kind": "mixer", "image_size": 32, "patch": 16, "width": 16, "mixers": 1, "codebook_size": 8}
+        "architecture": {"kind": "mixer", "image_size": 32, "patch": 16, "width": 16, "codebook_size": 8}
         | {"code_dim": 4, "clinical_input": True},
         "steps": 2,
         "batch_size": 4,
@@ -51,12 +46,11 @@ RECIPE = {
         "findings_first": ["cxr_to_report", "report_to_cxr"],
         "max_tokens": 256,
         "tokens_per_batch": 512,
-        "alignment": {"steps": 1, "layers": 1, "batch_size": 4},
+        "alignment": {"steps": 1},
         "logging": "none",
         "stages": [{"name": "stage1", "examples": 8}],
     },
-    "evaluation": {"judge": {"steps": 1, "batch_size": 4}, "bootstrap": 5}
-    | dict.fromkeys(("reconstructions", "reports", "questions", "probabilities", "drawings"), 4),
+    "evaluation": {"judge_steps": 1, "cases": CASES},
 }
 
 
@@ -135,8 +129,10 @@ def test_reports_that_nobody_can_label(toy):
 
 
 def test_labels_without_reports(toy):
-    left = toy(table={"report_column": ""})
-    assert "there are no reports" in left["said"] and "report" not in left["summary"]
+    columns = {k: v for k, v in RECIPE["source"]["table"]["columns"].items() if k != "report"}
+    left = toy(table={"columns": columns})
+    assert "there are no reports" in left["said"] and not left["summary"]["report"]
+    assert "no test image has a report text" in left["summary"]["not_measured"]["report.micro_f1"]
     assert left["summary"]["vqa"]["n"] == 4
 
 
@@ -145,7 +141,9 @@ def test_labels_with_odd_names(toy):
         names = ["COVID-19, ARDS", "No Finding", "Pleural_Effusion"]
         return [row | {"finding": names[k % 3]} for k, row in enumerate(table)]
 
-    left = toy(change, table={"label_columns": [], "label_column": "finding"})
+    left = toy(
+        change, table={"label_columns": [], "columns": RECIPE["source"]["table"]["columns"] | {"label": "finding"}}
+    )
     assert set(left["model"]["findings"]) == {"COVID-19", "ARDS", "Pleural_Effusion"}
     assert "the labeller does not know ARDS, COVID-19" in left["said"].replace("COVID-19, ARDS", "ARDS, COVID-19")
     assert "No Finding" not in left["page"].replace("COVID-19, ARDS", "")
@@ -166,6 +164,6 @@ def test_lateral_images_take_no_part_where_the_stage_is_frontal(toy):
         return [row | {"view": "LATERAL" if k % 5 == 0 else "PA"} for k, row in enumerate(table)]
 
     tuning = RECIPE["tuning"] | {"stages": [{"name": "stage1", "examples": 8, "cohort": {"views": ["PA", "AP"]}}]}
-    evaluation = RECIPE["evaluation"] | {"reports": 40}
+    evaluation = RECIPE["evaluation"] | {"cases": CASES | {"reports": 40}}
     left = toy(change, tuning=tuning, evaluation=evaluation)
     assert left["summary"]["report"]["n"] == 8, "two of ten test images are lateral"
