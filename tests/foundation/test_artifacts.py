@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcxr.foundation import artifacts
-from llmcxr.foundation.artifacts import atomic_path, fingerprint, folder_fingerprint, read_json, write_json
+from llmcxr.foundation.artifacts import atomic_path, content_fingerprint, fingerprint, read_json, write_json
 from llmcxr.foundation.errors import UserError
 
 
@@ -108,25 +108,25 @@ def test_a_folder_is_known_by_what_loaders_read(tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(bytes(1000))
-    first = folder_fingerprint(folder, memo)
+    first = content_fingerprint(folder, memo)
     (folder / "README.md").write_text("words")
     (folder / ".lock.json").write_text("{}")
-    assert folder_fingerprint(folder, memo) == first, "no loader reads these"
+    assert content_fingerprint(folder, memo) == first, "no loader reads these"
     shutil.copytree(folder, tmp_path / "copy")
     os.utime(tmp_path / "copy" / "config.json", (1, 1))
-    assert folder_fingerprint(tmp_path / "copy", memo) == first, "the same model elsewhere"
+    assert content_fingerprint(tmp_path / "copy", memo) == first, "the same model elsewhere"
     (folder / "model.safetensors").write_bytes(bytes(999) + b"1")
-    second = folder_fingerprint(folder, memo)
+    second = content_fingerprint(folder, memo)
     (folder / "config.json").rename(folder / "other.json")
-    third = folder_fingerprint(folder, memo)
+    third = content_fingerprint(folder, memo)
     assert len({first, second, third}) == 3
 
 
 def test_weights_that_did_not_change_are_not_read_again(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
-    first = folder_fingerprint(tmp_path, tmp_path / "memo")
+    first = content_fingerprint(tmp_path, tmp_path / "memo")
     reads = []
     real = artifacts.fingerprint
     monkeypatch.setattr(artifacts, "fingerprint", lambda *parts: reads.extend(parts) or real(*parts))
-    assert folder_fingerprint(tmp_path, tmp_path / "memo") == first
+    assert content_fingerprint(tmp_path, tmp_path / "memo") == first
     assert not [part for part in reads if isinstance(part, Path)]

@@ -131,7 +131,7 @@ def test_a_model_is_asked_as_it_was_trained():
             example = replace(example, turns=(replace(example.turns[0], input=""),))
         rendered, response = render(example, template, vocabulary), example.turns[-1].response
         assert rendered.ids[: len(prompt)].tolist() == prompt and rendered.supervised[len(prompt)]
-        assert isinstance(response, str) == (task.grammar == "text") and task.parse(response) is response
+        assert isinstance(response, str) == (task.grammar == "text")
 
 
 def test_chat_alternates():

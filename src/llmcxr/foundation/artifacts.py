@@ -85,24 +85,27 @@ def fingerprint(*parts: Any) -> str:
 _MODEL_FILES = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".jinja"}
 
 
-def folder_fingerprint(folder: Path, memo: Path) -> str:
-    """Twelve hex digits that identify the model in `folder`: names and contents of the files that loaders read.
+def content_fingerprint(path: Path, memo: Path) -> str:
+    """Twelve hex digits that identify a file, or the model in a folder (names and contents of the files that loaders read).
 
-    Weights are many gigabytes, so `memo` (a JSON file, made where missing) keeps each file's hash, and a file whose size and
-    time of change are the same is not read again. Moving or copying the folder does not change the result.
+    "" for what is not there. Weights are many gigabytes, so `memo` (a JSON file, made where missing) keeps each file's hash,
+    and a file whose size and time of change are the same is not read again. Moving or copying does not change the result.
     Raises `UserError` where a file cannot be read.
     """
+    path = path.expanduser()
     known: dict[str, Any] = read_json(memo) if memo.exists() else {}
     now: dict[str, Any] = {}
     try:
-        files = sorted(p for p in folder.iterdir() if p.suffix in _MODEL_FILES and p.name[0] != "." and p.is_file())
-        for path in files:
-            state = path.stat()
-            key, same = str(path.resolve()), [state.st_size, state.st_mtime_ns]
+        files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
+        files = [p for p in files if p == path or (p.suffix in _MODEL_FILES and p.name[0] != "." and p.is_file())]
+        for file in files:
+            state = file.stat()
+            key, same = str(file.resolve()), [state.st_size, state.st_mtime_ns]
             entry = known.get(key)
-            now[key] = entry if entry and entry[:2] == same else [*same, fingerprint(path)]
+            now[key] = entry if entry and entry[:2] == same else [*same, fingerprint(file)]
     except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error}). Check the folder and its permissions.") from error
+        raise UserError(f"{path} cannot be read ({error}). Check it and its permissions.") from error
     if any(known.get(key) != entry for key, entry in now.items()):
         write_json(memo, known | now)
-    return fingerprint([(path.name, now[str(path.resolve())][2]) for path in files])
+    names = [(file.name if path.is_dir() else "", now[str(file.resolve())][2]) for file in files]
+    return fingerprint(names) if files else ""

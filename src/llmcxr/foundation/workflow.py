@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llmcxr.foundation.artifacts import fingerprint, read_json, write_json
+from llmcxr.foundation.artifacts import content_fingerprint, fingerprint, read_json, write_json
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.settings import settings_to_dict
@@ -186,33 +186,3 @@ class Workflow:
                 result.add(current)
                 todo += by_name[current].after
         return result
-
-
-# What loaders of models read; a folder may hold much else (optimizer states, logs, pictures).
-_MODEL_FILES = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".jinja"}
-
-
-def content_fingerprint(path: Path, memo: Path) -> str:
-    """Twelve hex digits that identify a file, or the model in a folder (names and contents of the files that loaders read).
-
-    "" for what is not there. Weights are many gigabytes, so `memo` (a JSON file, made where missing) keeps each file's hash,
-    and a file whose size and time of change are the same is not read again. Moving or copying does not change the result.
-    Raises `UserError` where a file cannot be read.
-    """
-    path = path.expanduser()
-    known: dict[str, Any] = read_json(memo) if memo.exists() else {}
-    now: dict[str, Any] = {}
-    try:
-        files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
-        files = [p for p in files if p == path or (p.suffix in _MODEL_FILES and p.name[0] != "." and p.is_file())]
-        for file in files:
-            state = file.stat()
-            key, same = str(file.resolve()), [state.st_size, state.st_mtime_ns]
-            entry = known.get(key)
-            now[key] = entry if entry and entry[:2] == same else [*same, fingerprint(file)]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}). Check it and its permissions.") from error
-    if any(known.get(key) != entry for key, entry in now.items()):
-        write_json(memo, known | now)
-    names = [(file.name if path.is_dir() else "", now[str(file.resolve())][2]) for file in files]
-    return fingerprint(names) if files else ""

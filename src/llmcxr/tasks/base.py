@@ -1,4 +1,4 @@
-"""What a task is: its items, how the model is asked, and how a response is read. One file a task.
+"""What a task is: its items, and how the model is asked. One file a task.
 
 Training, `LlmCxr` and evaluation all go through the same `Task`, so the way a model is asked can never differ from the way
 it was trained. A module of this package that defines `TASK` is found by `tasks()`; nothing else lists tasks.
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llmcxr.instructions.example import Content, Grammar, Turn
+from llmcxr.instructions.example import Grammar, Turn
 from llmcxr.instructions.mixture import TaskItems
 from llmcxr.instructions.questions import QuestionAnswer
 from llmcxr.labelling.base import Labeller
@@ -64,10 +64,6 @@ class Task(Protocol):
     @property
     def prompt(self) -> Callable[..., tuple[Turn, ...]]:
         """The turns that ask for a response (None: to be generated), as in training; what it takes is the task's own."""
-
-    def parse(self, response: Content) -> Any:
-        """What a response says, for who asked. Never raises."""
-        return response
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import functools
 import importlib
 import io
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
@@ -211,7 +212,7 @@ class Cases:
         return {name: float(v) for name, v in zip(self.findings, values, strict=True) if not np.isnan(v)}
 
 
-class Measurement:
+class Measurement(ABC):
     """How one task (or the image tokenizer) is measured."""
 
     name: ClassVar[str]  # of the task, in predictions
@@ -219,18 +220,18 @@ class Measurement:
     place: ClassVar[int]  # of its scores in the table
     scores: ClassVar[tuple[Score, ...]]
 
+    @abstractmethod
     def asks(self, cases: Cases) -> list[list[Ask]]:
         """What the model is asked, in the groups in which it answers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, model: Examinee, group: Sequence[Ask], seed: int) -> list[Prediction]:
         """Answers to one group, one for each. `seed` is the group's own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, predictions: Sequence[Prediction], cases: Cases) -> dict[str, Any] | NotMeasured:
         """The group's values by name: numbers, NaN where they cannot be had, or a `NotMeasured` that says why. Without any
         answers, or without what all need, only why. `per_finding` may hold AUROCs by finding: route -> finding -> number."""
-        raise NotImplementedError
 
     def notes(self, values: Mapping[str, Any]) -> list[str]:
         """What falls short beyond what a comparison with baseline and ceiling says, a sentence each."""
