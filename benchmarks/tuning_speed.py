@@ -145,7 +145,6 @@ def build_stage(plan: Plan, method: str, folder: Path, dtype: Any, examples: int
         image_softmax=cast(Any, plan.image_softmax),
         tokens_per_batch=plan.tokens_per_batch,
         batches_per_step=max(1, round(plan.examples_per_step * mean_length(plan) / plan.tokens_per_batch)),
-        checkpoint_minutes=1e9,
         logging="none",
         measure_share=1.0,
         stages=[stage],

@@ -14,6 +14,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.model.folder import load_info
 from llmcxr.model.packed import pack
 from llmcxr.pipeline import Run
+from llmcxr.tuning.alignment import BATCH, LAYERS
 
 
 def _tuned_rows(folder: Path, stages: Sequence[str], rank: int) -> list[tuple[str, str]]:
@@ -55,8 +56,7 @@ def pack_run(run: Run, folder: Path) -> None:
     training = rows_before(recipe.start)
     training.append(("image tokenizer", f"{tokenizer.steps:,} steps of {tokenizer.batch_size} images"))
     if steps := tuning.alignment.steps:
-        images, layers = tuning.alignment.batch_size, tuning.alignment.layers
-        training.append(("alignment", f"{steps:,} steps of {images} images, {layers} layers"))
+        training.append(("alignment", f"{steps:,} steps of {BATCH} images, {LAYERS} layers"))
     if texts := tuning.language.replay_texts:
         training.append(("replay", f"{texts:,} texts of the base model itself, among the language examples"))
     training += _tuned_rows(own, [stage.name for stage in tuning.stages], tuning.lora_rank)

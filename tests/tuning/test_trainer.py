@@ -278,7 +278,7 @@ def test_a_gradient_that_is_not_finite_updates_nothing(tmp_path, monkeypatch):
 
 
 def test_curves_are_shown_in_tensorboard_without_what_a_kill_made_void(tmp_path, monkeypatch):
-    settings = dataclasses.replace(SETTINGS, logging="tensorboard", checkpoint_minutes=1e9)
+    settings = dataclasses.replace(SETTINGS, logging="tensorboard")
     real, calls = trainer.token_losses, 0
 
     def dies(model, *rest):

@@ -48,7 +48,6 @@ SETTINGS = TuningSettings(
     max_tokens=180,
     tokens_per_batch=300,
     batches_per_step=2,
-    checkpoint_minutes=0.0,
     measure_share=0.0,
     task_loss_weights={"report_to_cxr": 0.5},
     logging="none",

@@ -6,29 +6,40 @@ from dataclasses import dataclass
 
 from llmcxr.foundation.settings import setting
 from llmcxr.image_tokens.classifier import ClassifierSettings
-from llmcxr.studies.cohort import CohortSettings
 from llmcxr.tasks.measurement import UnknownLabels
+
+CASES = {"reconstructions": 400, "reports": 200, "questions": 800, "probabilities": 200, "drawings": 96}
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
     """How much is measured, all on patients and report texts that no part of the model was trained on."""
 
-    judge: ClassifierSettings = setting(ClassifierSettings(steps=600), "the independent classifier of findings")
-    cohort: CohortSettings | None = setting(None, "which test images take part; null: those of the last stage's views")
+    cases: dict[str, int] = setting(
+        CASES,
+        "how many test cases, at most: images through the image tokenizer (reconstructions), images that are reported (reports), "
+        "questions that are answered, images that are asked about every finding (probabilities), reports that are drawn (drawings)",
+    )
+    views: list[str] | None = setting(None, "views that take part, [] for all; null: those of the last stage")
     unknown_labels: UnknownLabels = setting(
         "left_out",
         "labels that the data does not give: left_out of the scores, or negative (absent, as some published protocols count them). "
         "Uncertain ones take no part in either",
     )
-    reconstructions: int = setting(400, "test images through the image tokenizer")
-    reports: int = setting(200, "test images that are reported")
-    questions: int = setting(800, "test questions that are answered")
-    probabilities: int = setting(200, "test images that are asked about every finding, for p(yes)")
-    drawings: int = setting(96, "test reports that are drawn")
-    bootstrap: int = setting(500, "resamples of patients for each 95 % interval")
+    judge_steps: int = setting(600, "training of the independent classifier of findings, in steps of 32 images")
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many of each are asked."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, int) and name != "bootstrap"}
+        """How many of each are asked, those included that are not named."""
+        return CASES | self.cases
+
+    @property
+    def judge(self) -> ClassifierSettings:
+        """Training of the judge."""
+        return ClassifierSettings(self.judge_steps, batch_size=32, learning_rate=2e-3)
+
+    def faults(self) -> list[str]:
+        """Impossible values."""
+        faults = [f"cases.{k}: no such case; they are {', '.join(CASES)}" for k in self.cases if k not in CASES]
+        faults += [f"cases.{k}: {n} should be at least 0" for k, n in self.cases.items() if n < 0]
+        return faults + ([] if self.judge_steps >= 1 else [f"judge_steps: {self.judge_steps} should be at least 1"])

@@ -29,13 +29,11 @@ class ArchitectureSettings:
     channels: list[int] = setting(
         [128, 128, 256, 256, 512], "convolutional: width of each resolution; each but the last halves it"
     )
-    blocks: int = setting(2, "convolutional: residual blocks at each resolution")
     codebook_size: int = setting(1024, "K_img: number of image tokens")
     code_dim: int = setting(256, "dimension of a code vector (codes are compared by cosine)")
     kind: Literal["convolutional", "mixer"] = setting("convolutional", "as in the paper, or mixer (fast on CPUs)")
     patch: int = setting(16, "mixer: pixels along one side of a code")
     width: int = setting(384, "mixer: channels")
-    mixers: int = setting(3, "mixer: blocks on each side of the quantizer")
     clinical_input: bool = setting(
         False, "the encoder also sees the clinical network's last feature map (ours; false as in the paper)"
     )
@@ -54,8 +52,8 @@ class ArchitectureSettings:
         if self.kind == "mixer":
             if self.patch < 2 or self.patch % 2 or self.image_size < 1 or self.image_size % self.patch:
                 faults.append(f"patch: {self.patch} should be even and divide image_size ({self.image_size})")
-            if self.width < 1 or self.mixers < 0:
-                faults.append(f"width, mixers: {self.width}, {self.mixers} should be at least 1 and 0")
+            if self.width < 1:
+                faults.append(f"width: {self.width} should be at least 1")
         elif self.image_size < 1 or self.image_size % reduction:
             faults.append(f"image_size: {self.image_size} is not a multiple of {reduction} (halvings by channels)")
         if self.kind == "convolutional" and (bad := [c for c in self.channels if c < 1 or c % 32]):

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from llmcxr.image_tokens.architecture import ArchitectureSettings, EncoderParts
 
+BLOCKS = 2  # residual blocks at each resolution, as in the paper
+
 
 def build_encoder(a: ArchitectureSettings) -> EncoderParts:
     """Residual blocks; each resolution but the last halves the side."""
@@ -15,7 +17,7 @@ def build_encoder(a: ArchitectureSettings) -> EncoderParts:
         out_channels=a.channels[-1],
         down_block_types=("DownEncoderBlock2D",) * len(a.channels),
         block_out_channels=tuple(a.channels),
-        layers_per_block=a.blocks,
+        layers_per_block=BLOCKS,
         double_z=False,
     )
     stem = nn.Sequential(nn.Identity(), encoder)  # at place 1: the name under which weights are saved
@@ -33,7 +35,7 @@ class Decoder(nn.Module):
             out_channels=1,
             up_block_types=("UpDecoderBlock2D",) * len(a.channels),
             block_out_channels=tuple(a.channels),
-            layers_per_block=a.blocks,
+            layers_per_block=BLOCKS,
         )
 
     @property

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from llmcxr.image_tokens.architecture import ArchitectureSettings, EncoderParts
 
+BLOCKS = 3  # on each side of the quantizer
+
 
 class PlaceMixer(nn.Module):
     """One block of MLP-Mixer (Tolstikhin et al., 2021) over the code grid, with a learned vector for each place."""
@@ -65,7 +67,7 @@ class LappedPatches(nn.Module):
 def build_encoder(a: ArchitectureSettings) -> EncoderParts:
     """Overlapping patches, then blocks that know places."""
     stem = nn.Conv2d(1, a.width, 2 * a.patch, stride=a.patch, padding=a.patch // 2)
-    blocks = [PlaceMixer(a.width, a.grid) for _ in range(a.mixers)]
+    blocks = [PlaceMixer(a.width, a.grid) for _ in range(BLOCKS)]
     return EncoderParts(
         stem, nn.Sequential(*blocks, _NormChannels(a.width), nn.Conv2d(a.width, a.code_dim, 1)), a.width
     )
@@ -78,7 +80,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(a.code_dim, a.width, 1),
-            *[PlaceMixer(a.width, a.grid) for _ in range(a.mixers)],
+            *[PlaceMixer(a.width, a.grid) for _ in range(BLOCKS)],
             _NormChannels(a.width),
         )
         self.patches = LappedPatches(a.width, a.patch)

@@ -37,6 +37,9 @@ from llmcxr.studies.pixel_store import Images
 if TYPE_CHECKING:
     from llmcxr.foundation.processes import Processes
 
+# Weight of the perceptual term: of LPIPS as in VQ-GAN, and of the clinical maps, whose channels have equal weights.
+_PERCEPTUAL = {False: 1.0, True: 0.1}
+
 
 @dataclass(frozen=True)
 class ImageTokenizerSettings:
@@ -50,9 +53,6 @@ class ImageTokenizerSettings:
     perceptual: str = setting(
         "clinical",
         "'clinical' (maps of the clinical network), 'download' (LPIPS) or the path of VGG-16 weights (LPIPS)",
-    )
-    perceptual_weight: float = setting(
-        1.0, "1 for LPIPS as in VQ-GAN; about 0.1 for clinical, whose channels have equal weights"
     )
     clinical_weight: float = setting(0.1, "clinical feature loss; 0 for the paper's ablation")
     reading_weight: float = setting(
@@ -206,7 +206,7 @@ class _Training(loop.Training):
             y = y.float()
             reconstruction = l1 = F.l1_loss(y, x)
             if rise > 0 and (features := self._of_features(x, y, seen)):
-                weights = {"perceptual": s.perceptual_weight, "clinical": s.clinical_weight}
+                weights = {"perceptual": _PERCEPTUAL[s.perceptual == "clinical"], "clinical": s.clinical_weight}
                 reconstruction = reconstruction + rise * sum(weights[k] * term for k, term in features.items())
                 terms |= features
             reconstruction = reconstruction * share

@@ -19,7 +19,7 @@ import pandas as pd
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import setting, settings_to_dict
-from llmcxr.studies.cohort import DEFAULT_FRACTIONS, assign_splits, check_splits, fraction_faults
+from llmcxr.studies.cohort import DEFAULT_FRACTIONS, assign_splits, check_splits
 from llmcxr.studies.findings import LabelSet, is_finding, normal_form
 from llmcxr.studies.report_sections import clean_text, parse_report
 from llmcxr.studies.study import SPLITS, Split, Study
@@ -33,50 +33,54 @@ _SPLIT_NAMES = {
 }
 
 
+ROLES = {
+    "image": "the file's name (its suffix may be missing)",
+    "report": "the whole report, whose sections are found by their headings",
+    "findings": "that section alone",
+    "impression": "that section alone",
+    "patient": "who it is; else each image is a patient of its own",
+    "study": "which study; else each image is one",
+    "view": "PA, AP, LATERAL, ...",
+    "order": "what sorts a patient's studies in time: a number or an ISO date",
+    "label": "the image's class, or several apart by commas or |; the other classes count as absent",
+    "split": "train, validate, test (split_names); else, or where empty, patients are split by hash",
+}
+_SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".dcm")  # of images, where their names lack one
+
+
 @dataclass(frozen=True)
 class TableSettings:
     path: Path = setting(Path(), "the table: .csv, .tsv, .jsonl or .parquet, one row an image")
     images: Path | None = setting(None, "folder that image names are relative to; the table's folder where not set")
-    image_suffix: str = setting("", "added to each image name, e.g. .png where the table holds bare ids")
-    image_column: str = setting("image", "column with the image's file name")
-    report_column: str = setting("", "column with the whole report; its sections are found by their headings")
-    findings_column: str = setting("", "column with the findings section")
-    impression_column: str = setting("", "column with the impression section")
-    report_from_label: dict[str, str] = setting(
-        {}, "for data without reports: value of label_column -> one-line report"
+    columns: dict[str, str] = setting(
+        {}, "what: its column. " + "; ".join(f"{k}: {about}" for k, about in ROLES.items())
     )
-    patient_column: str = setting("", "column with the patient; without it each image is a patient of its own")
-    study_column: str = setting("", "column with the study; without it each image is a study of its own")
-    view_column: str = setting("", "column with the view (PA, AP, LATERAL, ...)")
-    order_column: str = setting("", "column that sorts a patient's studies in time: a number or an ISO date")
     label_columns: list[str] = setting([], "columns with labels: 1 present, 0 absent, -1 uncertain, empty unknown")
-    label_column: str = setting(
-        "", "one column with the image's class, or several apart by commas or |; the other classes count as absent"
+    report_from_label: dict[str, str] = setting(
+        {}, "for data without reports: value of the column of labels -> one line"
     )
-    label_values: list[str] = setting([], "the classes in label_column; those that occur where empty")
-    split_column: str = setting("", "column with the split; without it (or where empty) patients are split by hash")
-    split_names: dict[str, str] = setting(_SPLIT_NAMES, "value in split_column -> train, validate or test")
-    fractions: dict[str, float] = setting(
-        DEFAULT_FRACTIONS, "parts of the patients in each split, where none is stated"
-    )
+    split_names: dict[str, str] = setting(_SPLIT_NAMES, "value in the column of splits -> train, validate or test")
 
     def build(self, seed: int, access: str) -> TableSource:
         """The source that reads this table."""
         return TableSource(self, seed, access)
 
+    def column(self, role: str) -> str:
+        """The column of one of `ROLES`; "" where there is none."""
+        return self.columns.get(role, "image" if role == "image" else "")
+
     def faults(self) -> list[str]:
-        faults = fraction_faults(self.fractions)
+        faults = [
+            f"columns.{k}: no such part of a row; {_near(k, list(ROLES))}" for k in self.columns if k not in ROLES
+        ]
         if self.path == Path():
             faults.append("path: is required (the table)")
-        if not self.image_column:
-            faults.append("image_column: is required")
-        if self.report_column and (self.findings_column or self.impression_column):
-            faults.append("report_column: give it or findings_column and impression_column, not both")
-        if (self.report_from_label or self.label_values) and not self.label_column:
-            faults.append("label_column: report_from_label and label_values need it")
-        classes = LabelSet(self.label_values)
-        if classes and (unknown := [k for k in self.report_from_label if classes.missing(_parts(k, classes))]):
-            faults.append(f"report_from_label: {unknown} are not in label_values")
+        if not self.column("image"):
+            faults.append("columns.image: is required")
+        if self.column("report") and (self.column("findings") or self.column("impression")):
+            faults.append("columns: give report, or findings and impression, not both")
+        if self.report_from_label and not self.column("label"):
+            faults.append("columns.label: report_from_label needs it")
         if len(LabelSet(self.label_columns)) < len(self.label_columns):
             faults.append("label_columns: two of them name one finding (case, spaces, _ and - do not count)")
         for name, split in self.split_names.items():
@@ -219,20 +223,21 @@ def _parts(cell: str, whole: LabelSet) -> list[str]:
 
 
 def _classes(rows: list[dict[str, Any]], settings: TableSettings) -> _Classes:
-    given = LabelSet(settings.label_values)
-    found = Counter(part for row in rows for part in _parts(_cell(row, settings.label_column), given))
-    names = given or LabelSet(sorted(found, key=lambda name: (normal_form(name), -found[name])))
-    if unknown := sorted(names.missing(found)):
+    """The classes of the column of labels: those of `report_from_label` where it is given, else those that occur."""
+    column, lines = settings.column("label"), settings.report_from_label
+    given = LabelSet(part for key in lines for part in _parts(key, LabelSet()))
+    found = Counter(part for row in rows for part in _parts(_cell(row, column), given))
+    names = LabelSet(sorted(found, key=lambda name: (normal_form(name), -found[name])))
+    if given and (unknown := sorted(given.missing(found))):
         raise UserError(
-            f"{settings.path}, column {settings.label_column!r}: {unknown[0]!r} ({found[unknown[0]]} rows) is not in "
-            f"label_values; {_near(unknown[0], list(names))}. Add it there or correct the table."
+            f"{settings.path}, column {column!r}: {unknown[0]!r} ({found[unknown[0]]} rows) has no line in "
+            f"report_from_label; {_near(unknown[0], list(given))}. Add it there or correct the table."
         )
-    if missing := [key for key in settings.report_from_label if names.missing(_parts(key, names))]:
+    if missing := [key for key in lines if names.missing(_parts(key, names))]:
         raise UserError(
-            f"report_from_label: {missing[0]!r} does not occur in column {settings.label_column!r}; "
-            f"{_near(missing[0], list(names))}."
+            f"report_from_label: {missing[0]!r} does not occur in column {column!r}; {_near(missing[0], list(names))}."
         )
-    return _Classes(names, {normal_form(key): line for key, line in settings.report_from_label.items()})
+    return _Classes(given or names, {normal_form(key): line for key, line in lines.items()})
 
 
 class TableSource:
@@ -264,7 +269,7 @@ class TableSource:
     @property
     def findings(self) -> list[str]:
         """Label columns and classes that the settings name."""
-        return [name for name in [*self.settings.label_columns, *self.settings.label_values] if is_finding(name)]
+        return [name for name in [*self.settings.label_columns, *self.settings.report_from_label] if is_finding(name)]
 
     def check(self) -> None:
         """`UserError` where the table or the folder of the images is missing."""
@@ -307,8 +312,8 @@ class TableSource:
         kept: list[tuple[str, Path, dict[str, Any], tuple[str, str], str]] = []
         seen: set[Path] = set()
         for number, row in enumerate(rows, 2 if self.path.suffix.lower() in (".csv", ".tsv") else 1):
-            name = _cell(row, settings.image_column).replace("\\", "/")
-            image = self.images / (name + settings.image_suffix)
+            name = _cell(row, settings.column("image")).replace("\\", "/")
+            image = self._file(name)
             if not name:
                 self.left_out["no image named"] += 1
             elif not image.is_file():
@@ -324,15 +329,15 @@ class TableSource:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.left_out.most_common())
             raise UserError(
                 f"no row of {path} can be used ({reasons}). "
-                f"Image names are looked up in {self.images}; set source `images` or `image_suffix` if that is wrong."
+                f"Image names are looked up in {self.images}; set source `images` if that is wrong."
             )
         studies: list[Study] = []
         times: dict[tuple[str, str], str] = {}
         for image_id, (_, image, row, report, where) in zip(_image_ids([k[0] for k in kept]), kept, strict=True):
-            patient = _cell(row, settings.patient_column) or image_id  # an empty cell says nothing of who it is
-            study_id = _cell(row, settings.study_column) or image_id
+            patient = _cell(row, settings.column("patient")) or image_id  # an empty cell says nothing of who it is
+            study_id = _cell(row, settings.column("study")) or image_id
             times[patient, study_id] = min(
-                _cell(row, settings.order_column), times.get((patient, study_id), "\U0010ffff")
+                _cell(row, settings.column("order")), times.get((patient, study_id), "\U0010ffff")
             )
             studies.append(
                 Study(
@@ -341,28 +346,33 @@ class TableSource:
                     study_id=study_id,
                     image_path=str(image),
                     split=self._split(row, where),
-                    view=_cell(row, settings.view_column).upper(),
+                    view=_cell(row, settings.column("view")).upper(),
                     findings_text=report[0],
                     impression_text=report[1],
                     labels=self._labels(row, classes, where),
                 )
             )
-        if settings.order_column:
+        if settings.column("order"):
             if unknown := [f"{patient}/{study}" for (patient, study), time in times.items() if not time]:
                 raise UserError(
-                    f"{path}, column {settings.order_column!r}: empty for {len(unknown)} studies, "
-                    f"e.g. {unknown[0]}. Fill it in or leave `order_column` out."
+                    f"{path}, column {settings.column('order')!r}: empty for {len(unknown)} studies, "
+                    f"e.g. {unknown[0]}. Fill it in or leave `columns.order` out."
                 )
             ranks = _orders(times)
             studies = [replace(study, order=ranks[study.patient_id, study.study_id]) for study in studies]
-        studies = assign_splits(studies, self.seed, settings.fractions)
+        studies = assign_splits(studies, self.seed, DEFAULT_FRACTIONS)
         check_splits(studies)
         return studies
+
+    def _file(self, name: str) -> Path:
+        """The image of that name, whose suffix may be missing."""
+        tried = [self.images / (name + suffix) for suffix in _SUFFIXES]
+        return next((path for path in tried if path.is_file()), tried[0])
 
     def _check_columns(self, rows: list[dict[str, Any]]) -> None:
         settings = self.settings
         columns = list(dict.fromkeys(str(name) for row in rows for name in row))
-        named = {f: getattr(settings, f) for f in vars(settings) if f.endswith("_column") and getattr(settings, f)}
+        named = {f"columns.{role}": name for role in ROLES if (name := settings.column(role))}
         named |= {f"label_columns[{i}]": name for i, name in enumerate(settings.label_columns)}
         if absent := [
             f"{key}: no column {name!r}, {_near(name, columns)}" for key, name in named.items() if name not in columns
@@ -372,18 +382,18 @@ class TableSource:
     @property
     def _wants_report(self) -> bool:
         s = self.settings
-        return bool(s.report_column or s.findings_column or s.impression_column or s.report_from_label)
+        return bool(s.column("report") or s.column("findings") or s.column("impression") or s.report_from_label)
 
     def _report(self, row: Mapping[str, Any], classes: _Classes) -> tuple[str, str]:
-        settings, sections = self.settings, parse_report(_cell(row, self.settings.report_column))
-        findings = sections.findings or clean_text(_cell(row, settings.findings_column))
-        impression = sections.impression or clean_text(_cell(row, settings.impression_column))
+        settings, sections = self.settings, parse_report(_cell(row, self.settings.column("report")))
+        findings = sections.findings or clean_text(_cell(row, settings.column("findings")))
+        impression = sections.impression or clean_text(_cell(row, settings.column("impression")))
         if not findings and not impression:
-            impression = classes.report(_cell(row, settings.label_column))
+            impression = classes.report(_cell(row, settings.column("label")))
         return findings, impression
 
     def _split(self, row: Mapping[str, Any], where: str) -> Split:
-        cell, names = _cell(row, self.settings.split_column), self.settings.split_names
+        cell, names = _cell(row, self.settings.column("split")), self.settings.split_names
         split = names.get(cell, names.get(cell.lower(), cell.lower()))
         if split and split not in SPLITS:
             raise UserError(f"{where}: the split {cell!r} is not known. Add it to source `split_names`.")
@@ -398,6 +408,6 @@ class TableSource:
             labels = {
                 name: 0 for name in columns if is_finding(name) and not normal_form(name).startswith("support device")
             } | labels
-        if present := LabelSet(classes.named(_cell(row, self.settings.label_column))):
+        if present := LabelSet(classes.named(_cell(row, self.settings.column("label")))):
             labels |= {name: int(name in present) for name in classes.names if is_finding(name)}
         return labels

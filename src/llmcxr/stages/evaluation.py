@@ -66,12 +66,13 @@ def judge_stage(context: Context) -> Stage:
 def cases_of(context: Context, split: Split) -> Cases:
     """What the model is measured on: the patients of a split that are of the evaluation's cohort."""
     settings, info = context.recipe.evaluation, context.info
-    cohort = settings.cohort or CohortSettings(views=list(info.views), earliest_only=info.earliest_only)
+    views = list(info.views) if settings.views is None else settings.views
+    cohort = CohortSettings(views=views, earliest_only=info.earliest_only)
     held_out = select_cohort([s for s in context.studies if s.split == split], cohort)
     if not held_out.studies:
         raise context.processes.fault(
             f"the data has no patients of the evaluation's cohort in the split {split}, so nothing can be measured. Give some "
-            f"patients the split {split}, or set evaluation.cohort."
+            f"patients the split {split}, or set evaluation.views."
         )
     rows = {study.image_id: i for i, study in enumerate(context.studies)}
     return Cases(
@@ -83,10 +84,9 @@ def cases_of(context: Context, split: Split) -> Cases:
         lambda ids: context.pixels[[rows[i] for i in ids]],
         context.questions,
         settings.counts,
-        settings.bootstrap,
-        context.recipe.seed,
-        settings.unknown_labels,
-        held_out.dropped,
+        seed=context.recipe.seed,
+        unknown_labels=settings.unknown_labels,
+        left_out=held_out.dropped,
     )
 
 

@@ -66,7 +66,6 @@ def without_clinical(settings: ImageTokenizerSettings) -> ImageTokenizerSettings
         architecture=architecture,
         clinical_weight=0.0,
         reading_weight=0.0,
-        perceptual_weight=settings.perceptual_weight if settings.perceptual != "clinical" else 0.0,
     )
 
 

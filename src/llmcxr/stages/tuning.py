@@ -110,7 +110,6 @@ def _shared(context: Context) -> TuningSettings:
         language=language,
         stages=[],
         logging="none",
-        checkpoint_minutes=0.0,
         measure_share=0.0,
         gradient_checkpointing=False,
     )
@@ -165,8 +164,7 @@ def replay_stage(context: Context) -> list[Stage]:
 
     def run() -> None:
         model, vocabulary = context.base()
-        count, tokens = language.replay_texts, language.replay_tokens
-        texts = write_texts(model.to(context.device), vocabulary, count, tokens, recipe.seed)  # type: ignore[arg-type]
+        texts = write_texts(model.to(context.device), vocabulary, language.replay_texts, recipe.seed)  # type: ignore[arg-type]
         save_texts(context.folder / "replay.jsonl", texts)
         print(f"    {len(texts)} texts; {language.replay_texts - len(texts)} left out: empty")
 
@@ -175,7 +173,7 @@ def replay_stage(context: Context) -> list[Stage]:
             "replay",
             "the base model writes texts of its own, by which it is kept while it is tuned",
             run,
-            settings=(recipe.llm, language.replay_texts, language.replay_tokens, recipe.seed),
+            settings=(recipe.llm, language.replay_texts, recipe.seed),
             outputs=("replay.jsonl",),
             reads=_llm(context),
         )

@@ -35,6 +35,7 @@ from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 from llmcxr.vocabulary.growing import table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
+LAYERS, BATCH = 6, 16  # first layers of the LLM that take part; images a step
 _HEAD_RATE = 3e-3  # of the linear map, which is thrown away
 _WARMUP = 0.05  # share of the steps over which the rates rise
 _ADVICE = "Lower tuning.alignment.learning_rate"
@@ -82,7 +83,7 @@ class _Training(loop.Training):
         self.tunable, self.model, self.settings = tunable, tunable.model, settings
         self.ids, self.target = torch.from_numpy(prompts), torch.from_numpy(labels)
         self.seed, self.folder, self.device = seed, folder, processes.device
-        self.rows = min(settings.batch_size, len(prompts))
+        self.rows = min(BATCH, len(prompts))
         self.part = loop.share_of(self.rows, processes)
         cast(nn.Module, self.model).to(self.device)
         # The start of the rows is computed: the last digits may differ by machine.
@@ -90,7 +91,7 @@ class _Training(loop.Training):
         torch.manual_seed(seed)
         self.head = nn.Linear(table_of(self.model).shape[1], labels.shape[1]).to(self.device)
         nn.init.zeros_(self.head.weight)
-        with first_layers(self.model, settings.layers):
+        with first_layers(self.model, LAYERS):
             self.optimizer = MasterAdamW(tunable)  # sees the first layers only
             self.trained = list(tunable.trainable().values())
         self.head_optimizer = torch.optim.AdamW(self.head.parameters(), lr=_HEAD_RATE, weight_decay=0.0)
@@ -103,7 +104,7 @@ class _Training(loop.Training):
         torch.manual_seed(int(stream(self.seed, "alignment dropout", step).integers(2**62)) + self.processes.rank)
         target = self.target[rows].to(self.device)
         known, own = ~target.isnan(), rows[self.part]
-        with first_layers(self.model, settings.layers):
+        with first_layers(self.model, LAYERS):
             logits = findings_logits(self.model, self.head, self.ids[own].to(self.device))
         losses = F.binary_cross_entropy_with_logits(logits, target[self.part].nan_to_num(), reduction="none")
         loss = (losses * known[self.part]).sum() / known.sum().clamp(min=1)

@@ -48,7 +48,9 @@ def first_words(vocabulary: ImageVocabulary) -> list[int]:
 
 
 @torch.inference_mode()
-def write_texts(model: PreTrainedModel, vocabulary: ImageVocabulary, count: int, tokens: int, seed: int) -> list[str]:
+def write_texts(
+    model: PreTrainedModel, vocabulary: ImageVocabulary, count: int, seed: int, tokens: int = 96
+) -> list[str]:
     """`count` texts of at most `tokens` tokens, sampled from the base `model`, each after a first word drawn at random.
 
     Those that are empty are left out.

@@ -45,7 +45,7 @@ class StageSettings:
     )
     rows_learning_rate: float = setting(2e-3, "the same for the new image rows")
     task_loss_weights: dict[str, float] = setting(
-        {}, "weight of a task's supervised tokens in this stage; tuning.task_loss_weights for tasks not named here"
+        {}, "weight of a task's supervised tokens in the loss (1 where not named)"
     )
     rare_findings: float = setting(
         0.0,
@@ -91,15 +91,12 @@ class LanguageSettings:
         0,
         "texts that the base model writes before tuning, further items of the language task; for loss: base_model (ours)",
     )
-    replay_tokens: int = setting(96, "most tokens of each")
 
     def faults(self) -> list[str]:
         """Impossible values."""
         faults = []
         if self.replay_texts < 0:
             faults.append(f"replay_texts: {self.replay_texts} should be at least 0")
-        if self.replay_tokens < 2:
-            faults.append(f"replay_tokens: {self.replay_tokens} should be at least 2")
         if self.replay_texts > 0 and self.loss != "base_model":
             faults.append("replay_texts: the base model's own texts are for loss: base_model (lora or qlora)")
         return faults
@@ -109,14 +106,8 @@ class LanguageSettings:
 class AlignmentSettings:
     """How the first layers are aligned with the codes."""
 
-    steps: int = setting(0, "optimiser steps; 0 goes straight to tuning, as in the paper")
-    layers: int = setting(6, "first layers of the LLM that take part")
-    batch_size: int = setting(16, "images a step")
+    steps: int = setting(0, "optimiser steps of 16 images; 0 goes straight to tuning, as in the paper")
     learning_rate: float = setting(1e-3, "of these layers; twice that of the image rows")
-
-    def faults(self) -> list[str]:
-        """Impossible combinations."""
-        return [] if self.layers >= 1 else [f"layers: {self.layers} should be at least 1"]
 
 
 @dataclass(frozen=True)
@@ -138,9 +129,6 @@ class TuningSettings:
     system_prompt: str | None = setting(None, "of the chat template; null keeps the model's default")
     image_softmax: ImageSoftmax = setting(
         "image_rows", "softmax inside an image: image_rows, or all_rows as in the paper"
-    )
-    task_loss_weights: dict[str, float] = setting(
-        {}, "weight of a task's supervised tokens in the loss (1 where not named)"
     )
     read_image_weight: float = setting(
         0.0,
@@ -179,7 +167,6 @@ class TuningSettings:
     measure_share: float = setting(
         0.1, "most of a stage's time that goes to losses on unseen patients and to language, beyond the least of both"
     )
-    checkpoint_minutes: float = setting(5.0, "time between checkpoints")
     logging: TrackerName = setting(
         "none",
         "where curves are also shown: tensorboard (in STAGE/logs), wandb, mlflow, trackio (if installed), or none",
@@ -194,14 +181,9 @@ class TuningSettings:
         """Impossible combinations."""
         names = [stage.name for stage in self.stages]
         faults = [] if names and len(set(names)) == len(names) else [f"stages: need different names, have {names}"]
-        faults += unknown_tasks("task_loss_weights", self.task_loss_weights)
         language = self.language
         if language.replay_texts and not any(s.mixture.get("language", 0) > 0 for s in self.stages):
             faults.append("language.replay_texts: no stage takes the texts; give one a mixture.language above 0")
-        if language.replay_texts and language.replay_tokens >= self.max_tokens:
-            faults.append(
-                f"language.replay_tokens: {language.replay_tokens} leaves no text that fits in max_tokens ({self.max_tokens})"
-            )
         if language.loss == "base_model" and self.method == "full":
             faults.append(
                 "language.loss: base_model needs method: lora or qlora (the base model is the model without its adapters)"

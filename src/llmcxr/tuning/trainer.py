@@ -78,6 +78,7 @@ class Stage(loop.Training):
     """One stage over one tunable model."""
 
     unit = "example"
+    save_minutes = loop.SAVE_MINUTES  # between checkpoints
 
     def __init__(
         self,
@@ -163,7 +164,7 @@ class Stage(loop.Training):
         return {"body": self.stage.learning_rate * factor, "rows": self.stage.rows_learning_rate * factor}
 
     def _task_weights(self, batch: Batch) -> Tensor:
-        weights = {**self.settings.task_loss_weights, **self.stage.task_loss_weights}
+        weights = self.stage.task_loss_weights
         return torch.tensor([weights.get(task, 1.0) for task in batch.tasks])
 
     def _divisor(self, batches: Sequence[Batch]) -> float:
@@ -325,7 +326,7 @@ class Stage(loop.Training):
     def run(self) -> None:
         """Train to the end of the stage, from the last checkpoint where there is one, and save weights and curves."""
         self.optimizer = MasterAdamW(self.tunable)
-        loop.run(self, self.folder, self.settings.checkpoint_minutes)
+        loop.run(self, self.folder, self.save_minutes)
 
     def finish(self) -> None:
         if self.at.curve[-1]["step"] < self.at.step:
