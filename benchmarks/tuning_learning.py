@@ -21,19 +21,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from llmcxr.inference.engine import Engine
 
 from llmcxr.foundation.artifacts import atomic_path, write_json
 from llmcxr.foundation.settings import load_settings
 from llmcxr.inference.backend import Sampling
+from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.questions import LIST_QUESTION, presence_question
 from llmcxr.instructions.rendering import render_prompt
 from llmcxr.labelling.rules import RuleLabeller
 from llmcxr.metrics.scores import best_constant_prediction, mean_auroc, micro_macro_f1
-from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.recipes import SHIPPED
+from llmcxr.stages.context import Context
+from llmcxr.stages.tuning import align_model, task_items, tunable_model
 from llmcxr.studies.study import label_matrix
 from llmcxr.tasks import cxr_to_report
 from llmcxr.tuning.batches import Batch
@@ -86,18 +87,17 @@ def changed(recipe: Recipe, change: dict[str, Any], seed: int) -> Recipe:
 class TimedStage(Stage):
     """A stage that ends when its time is up, whose rates follow the time, and which is measured at equal times."""
 
-    def prepare(self, run: Run, seconds: float, used: float, points: int, images: int) -> None:
+    def prepare(self, context: Context, seconds: float, used: float, points: int, images: int) -> None:
         """Measure `points` times within `seconds`, of which `used` are over, on `images` unseen images."""
         self.seconds, self.used, self.points = seconds, used, points
         self._all_steps, self.feed.steps = self.feed.steps, self._steps  # type: ignore[method-assign]
         self.measured: list[dict[str, Any]] = []
-        self.cases = [s for s in run.studies if s.split == "test"][:images]
-        self.codes = [run.codes[s.image_id] for s in self.cases]
-        self.findings, self.part = run.findings, self.stage.cohort.sections
-        train = [s for s in run.studies if s.split == "train"]
-        self.truth = label_matrix(self.cases, run.findings)
-        self.constant = best_constant_prediction(label_matrix(train, run.findings), self.truth).test_micro_f1
-        self.engine = Engine(self.tunable.model, self.tunable.vocabulary, self.template, len(self.codes[0]))
+        self.cases = [s for s in context.studies if s.split == "test"][:images]
+        self.codes = [context.codes[s.image_id] for s in self.cases]
+        self.findings, self.part = context.findings, self.stage.cohort.sections
+        train = [s for s in context.studies if s.split == "train"]
+        self.truth = label_matrix(self.cases, context.findings)
+        self.constant = best_constant_prediction(label_matrix(train, context.findings), self.truth).test_micro_f1
 
     def _rates(self, progress: float) -> dict[str, float]:
         return super()._rates(min(1.0, self.used / self.seconds))
@@ -120,7 +120,7 @@ class TimedStage(Stage):
         prompts = [render_prompt(turns, self.template, self.tunable.vocabulary) for turns in conversations]
         responses = []
         for first in range(0, len(prompts), 50):
-            responses += self.engine.generate(prompts[first : first + 50], "text", Sampling(max_new_tokens=limit))
+            responses += self.backend.generate(prompts[first : first + 50], "text", Sampling(max_new_tokens=limit))
         return [r.text for r in responses]
 
     def _f1(self, texts: list[str]) -> float:
@@ -133,11 +133,13 @@ class TimedStage(Stage):
         """Add a point to the curve."""
         losses = self.evaluate()
         self.losses.eval()
+        model, vocabulary = self.tunable.model, self.tunable.vocabulary
+        self.backend = TransformersBackend(model, vocabulary, self.template, len(self.codes[0]))
         p_yes = np.zeros(self.truth.shape)
         for row, codes in enumerate(self.codes):
             turns = [Turn(presence_question(name), codes) for name in self.findings]
             prompts = [render_prompt((turn,), self.template, self.tunable.vocabulary) for turn in turns]
-            p_yes[row] = self.engine.answer_probabilities(prompts, ("Yes.", "No."))[:, 0]
+            p_yes[row] = self.backend.answer_probabilities(prompts, ("Yes.", "No."))[:, 0]
         lists = self._write([(Turn(LIST_QUESTION, codes),) for codes in self.codes], 40)
         named: list[str | None] = [*lists] if self.settings.findings_first else [None] * len(lists)
         reports = self._write([cxr_to_report.TASK.prompt(c, n) for c, n in zip(self.codes, named, strict=True)], 90)
@@ -158,22 +160,23 @@ class TimedStage(Stage):
 def learn(base: Recipe, change: dict[str, Any], seed: int, seconds: float, points: int, images: int) -> dict[str, Any]:
     """Curve of one variant of `base`, whose run has codes and questions."""
     recipe = changed(base, change, seed)
-    run = Run(recipe)
+    context = Context(recipe)
     stage = recipe.tuning.stages[0]
     with tempfile.TemporaryDirectory() as scratch:
-        tunable, used = run.tunable(), 0.0
-        template = run.template(tunable.vocabulary)
+        tunable, used = tunable_model(context), 0.0
+        template = context.template(tunable.vocabulary)
         if recipe.tuning.alignment.steps:
             start = time.perf_counter()
-            run.align(tunable, Path(scratch))
+            align_model(context, tunable, Path(scratch))
             used = time.perf_counter() - start
             load_stage(tunable, Path(scratch))
         own = Path(scratch) / "learning"
         own.mkdir()
+        train, unseen = (task_items(context, stage, split)[0] for split in ("train", "validate"))
         timed = TimedStage(
-            tunable, template, recipe.tuning, stage, run.tasks(stage, "train"), run.tasks(stage, "validate"), own, run.processes, recipe.seed
+            tunable, template, recipe.tuning, stage, train, unseen, own, context.processes, recipe.seed
         )  # fmt: skip
-        timed.prepare(run, seconds, used, points, images)
+        timed.prepare(context, seconds, used, points, images)
         timed.run()
     return {"curve": timed.measured, "constant_f1": timed.constant, "images": len(timed.cases), "minutes": seconds / 60}
 
