@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,31 +22,32 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from llmcxr import speed
 from llmcxr.foundation.assets import ASSETS
-from llmcxr.foundation.devices import pick_device
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.inference.engine import Engine
+from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.mixture import Mixture
 from llmcxr.instructions.questions import questions_of
 from llmcxr.instructions.rendering import RenderedExample, fit, supervise_all
 from llmcxr.instructions.templates import Template, build_template
-from llmcxr.pipeline import Run, tasks_of
+from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
-from llmcxr.sources import table
+from llmcxr.sources.base import Source
+from llmcxr.stages.context import Context
+from llmcxr.stages.tuning import task_items
 from llmcxr.studies.findings import Finding
-from llmcxr.studies.labels import PHANTOM_FINDINGS
 from llmcxr.studies.study import Study
-from llmcxr.tuning.alignment import alignment_prompt
+from llmcxr.tasks.report_to_cxr import DRAWN_AGAIN
+from llmcxr.tuning.alignment import BATCH, LAYERS, alignment_prompt
 from llmcxr.tuning.batches import plan_batches
 from llmcxr.tuning.cost import Counts, Memory, ModelSize, build_tunable, cost_of, counts_of, device_memory, size_of
+from llmcxr.tuning.feed import WINDOW
+from llmcxr.tuning.keep_language import REPLAY_TOKENS
 from llmcxr.tuning.settings import StageSettings
-from llmcxr.tuning.trainer import WINDOW
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_config, load_text_tokenizer
 
 GIB = 2**30
 PAPER_IMAGES, PAPER_EPOCHS, PAPER_LANGUAGE = 377_000, 5, 0.2  # section 2.4.2 and the published settings
-MEASURE_SHARE = 0.1  # of a stage's time, that losses on unseen patients and language take
 STAND_IN = "smollm2-135m-instruct"  # its tokenizer counts text where the model's own is not at hand
 # Configurations of the recipes' models, so that they can be planned where the hub is out of reach.
 SHAPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "vocabulary" / "shapes.json").read_text())
@@ -78,7 +79,7 @@ class StagePlan:
     epochs: dict[str, float] = field(default_factory=dict)  # how often each item is seen, where items are on disk
     cut: int = 0  # examples whose report is cut, as they are longer than `max_tokens`
     left_out: int = 0  # examples that are longer than that and cannot be cut
-    share: float = 1.0  # of the layers; below 1 for alignment, which runs on one device
+    share: float = 1.0  # of the layers; below 1 for alignment
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,6 @@ class Plan:
     others: dict[str, float]  # hours of what is not tuning, where it is known
     memory: dict[str, Memory]  # by how the devices share it
     disk: dict[str, int]
-    host_bytes: int
     paper: tuple[float, float | None]  # tokens and hours of the paper's first stage
     speed: str
     notes: list[str]
@@ -127,37 +127,44 @@ def find_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, bool]:
 # --- the data
 
 
-def find_studies(recipe: Recipe, options: PlanOptions, notes: list[str]) -> tuple[list[Study], int, bool]:
-    """Studies of the run or of its table, else assumed ones; the number of images; whether the studies are real."""
-    run, settings, phantom = Run(recipe), recipe.source.table, recipe.source.phantom
-    if run.has("studies"):
-        return run.studies, len(run.studies), True
-    simulated = recipe.source.kind == "phantom"
-    if not simulated and settings is not None and settings.path.expanduser().is_file():
-        studies = table.collect(settings, run.folder).studies
-        return studies, len(studies), True
-    words, images = options.words or ((32, 11) if simulated else (50, 20)), options.images
-    names, lines = list(PHANTOM_FINDINGS), list[str]()
-    if simulated:
-        images = phantom.train + phantom.validate + phantom.test
-    else:
-        assert settings is not None  # Recipe.faults
-        names, lines = settings.label_columns or settings.label_values, list(settings.report_from_label.values())
-        notes.append(f"{settings.path} is not there: assumed {images:,} images, each stage's cohort large enough.")
-    if not lines:
-        notes.append(f"Reports are not on disk: assumed {words[0]} words of findings and {words[1]} of impression.")
+def find_data(context: Context, done: bool, options: PlanOptions, notes: list[str]) -> tuple[int, bool]:
+    """Put studies, codes, questions and texts into the context: those of the run (`done`) or of what is on disk, else
+    assumed ones. The number of images, and whether they are real."""
+    source, language = context.source, context.recipe.tuning.language
+    images, real = options.images, done or source.on_disk
+    if not real:
+        words = options.words or source.assumed_words
+        if source.assumed_images is None:
+            notes.append(f"The data are not there: assumed {images:,} images, each stage's cohort large enough.")
+        images = source.assumed_images or images
+        if not source.assumed_reports:
+            notes.append(f"Reports are not on disk: assumed {words[0]} words of findings and {words[1]} of impression.")
+        context.studies = _assumed_studies(source, words)
+    elif not done:
+        context.studies = list(source.studies(context.folder, context.image_size))
+    studies, grid = context.studies, context.recipe.image_tokenizer.architecture.grid
+    context.codes = dict.fromkeys((s.image_id for s in studies), np.zeros(grid**2, dtype=np.uint16))
+    context.questions = questions_of([s for s in studies if s.split == "train"], context.recipe.seed)
+    context.replay = [" the" * REPLAY_TOKENS] * language.replay_texts
+    if language.replay_texts:
+        notes.append("The texts of the base model are taken as long as they can be.")
+    return len(studies) if real else images, real
+
+
+def _assumed_studies(source: Source, words: tuple[int, int], count: int = 2000) -> list[Study]:
+    """Training studies with reports of the assumed length and random findings."""
     sentence = "There is no consolidation, effusion or pneumothorax, and the heart is normal in size."
     texts = [" ".join(itertools.islice(itertools.cycle(sentence.split()), n)) for n in words]
     blank = Study(image_id="", patient_id="", study_id="", image_path="", split="train", view="PA")
-    studies = []
-    for i in range(2000):
+    studies, lines = [], source.assumed_reports
+    for i in range(count):
         rng, name = stream("plan", i), f"assumed-{i}"
         findings, impression = ("", lines[i % len(lines)]) if lines else texts
-        labels = {finding: int(rng.random() < 0.2) for finding in names}
-        truth = tuple(Finding(n, "left", "mild") for n, v in labels.items() if v) if simulated else ()
+        labels = {finding: int(rng.random() < 0.2) for finding in source.findings}
+        truth = tuple(Finding(n, "left", "mild") for n, v in labels.items() if v) if source.simulated else ()
         ids, said = {"image_id": name, "patient_id": name}, {"findings_text": findings, "impression_text": impression}
         studies.append(dataclasses.replace(blank, **ids, **said, labels=labels, truth=truth))  # type: ignore[arg-type]
-    return studies, images, False
+    return studies
 
 
 def _windows(total: int, sample: int) -> Iterable[range]:
@@ -200,7 +207,7 @@ def _draw(
         left_out += len(window) - len(kept)
         if kept:
             lengths = np.array([len(r.ids) for r in kept])
-            groups = plan_batches(lengths, tuning.tokens_per_batch, tuning.seed_of(stage) + window.start)
+            groups = plan_batches(lengths, tuning.tokens_per_batch, tuning.seed_of(stage, recipe.seed) + window.start)
             batches += [[kept[i] for i in group] for group in groups]
     if not batches:
         raise UserError(
@@ -224,32 +231,37 @@ def _hours(options: PlanOptions, rate: float | None) -> Callable[[float, float, 
 
 def _responses(recipe: Recipe, last: _Sample) -> float:
     """Tokens that are generated in a run: by the evaluation as its settings say, and texts of the base model."""
-    e, decoding, replay = recipe.evaluation, recipe.tuning.decoding, recipe.tuning.replay
-    reports = e.reports * last.answer("cxr_to_report") * decoding.report_candidates
-    drawings = (e.drawings * decoding.drawing_candidates + e.drawn_again) * last.answer("report_to_cxr")
-    questions = e.questions * last.answer("cxr_vqa") / recipe.tuning.questions_per_image
+    cases, decoding = recipe.evaluation.counts, recipe.tuning.decoding
+    reports = cases["reports"] * last.answer("cxr_to_report") * decoding.report_candidates
+    again = min(cases["drawings"], DRAWN_AGAIN)
+    drawings = (cases["drawings"] + again) * decoding.drawing_candidates * last.answer("report_to_cxr")
+    questions = cases["questions"] * last.answer("cxr_vqa") / recipe.tuning.questions_per_image
     guided = reports * (decoding.report_guidance != 1) + drawings * (decoding.drawing_guidance != 1)
-    return reports + drawings + questions + guided + replay.texts * replay.tokens
+    return reports + drawings + questions + guided + recipe.tuning.language.replay_texts * REPLAY_TOKENS
 
 
 def _measure(
-    recipe: Recipe, config: PreTrainedConfig, vocabulary: ImageVocabulary, template: Template, prompt: list[int],
-    samples: Sequence[_Sample], studies: Sequence[Study], images: int,
+    context: Context, config: PreTrainedConfig, vocabulary: ImageVocabulary, template: Template, prompt: list[int],
+    samples: Sequence[_Sample], images: int,
 ) -> tuple[float, str, dict[str, float]]:  # fmt: skip
     """Tokens a second of tuning on this device, the same in words, and hours of the other stages by name."""
-    device = pick_device(recipe.device)
+    recipe, device = context.recipe, context.device
     tunable = build_tunable(config, vocabulary, recipe.tuning, device)
     rate = speed.tuning_rate(tunable, recipe.tuning, samples[0].kept)
     peak = speed.peak_bytes(device)
     said = f"measured here ({device.type}): {rate:,.0f} tokens/s, no padding counted"
     if peak is not None:
         said += f"; peak of {'the process' if device.type == 'cpu' else 'the device'} {peak / GIB:.1f} GiB"
-    engine = Engine(tunable.model.eval(), vocabulary, template, recipe.image_tokenizer.architecture.grid**2)
-    names = sorted({name for s in studies for name in s.labels})
-    seconds = _responses(recipe, samples[-1]) / speed.generation_rate(engine, [prompt] * 32)
-    seconds += recipe.evaluation.probabilities * len(names) * len(prompt) / (3 * rate)  # read, not learned: a third
-    del tunable, engine
-    stages = {**speed.image_stages(recipe, names, images, device), "evaluation": seconds}
+    backend = TransformersBackend(
+        tunable.model.eval(), vocabulary, template, recipe.image_tokenizer.architecture.grid**2
+    )
+    names = list(context.findings)
+    seconds = _responses(recipe, samples[-1]) / speed.generation_rate(backend, [prompt] * 32)
+    seconds += (
+        recipe.evaluation.counts["probabilities"] * len(names) * len(prompt) / (3 * rate)
+    )  # read, not learned: a third
+    del tunable, backend
+    stages = {**speed.image_stages(recipe, names, images, context.processes), "evaluation": seconds}
     return rate, said, {name: value / 3600 for name, value in stages.items()}
 
 
@@ -281,41 +293,43 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     size, cost = size_of(meta, quantised=tuning.method == "qlora"), cost_of(meta, config, tuning)
     template = build_template(tuning.template, vocabulary.tokenizer, tuning.system_prompt)
 
-    language, drawn_from = tuning.language_instructions, recipe
-    if language is not None and not language.is_file():
+    language, run = tuning.language.instructions, Run(recipe)
+    if missing := language is not None and not language.expanduser().is_file():
         notes.append(f"{language} is not there: language is taken as long as in the shipped instructions.")
-        drawn_from = dataclasses.replace(recipe, tuning=dataclasses.replace(tuning, language_instructions=None))
-    studies, images, real = find_studies(recipe, options, notes)
-    codes = dict.fromkeys((s.image_id for s in studies), np.zeros(grid, dtype=np.uint16))
-    questions = questions_of([s for s in studies if s.split == "train"], recipe.vqa_seed)
-    replay = [" the" * tuning.replay.tokens] * tuning.replay.texts
-    if replay:
-        notes.append("The texts of tuning.replay are taken as long as they can be.")
+        shipped = dataclasses.replace(tuning.language, instructions=None)
+        run = Run(dataclasses.replace(recipe, tuning=dataclasses.replace(tuning, language=shipped)))
+    context = run.context
+    images, real = find_data(context, run.workflow.has("studies"), options, notes)
     samples = []
     for stage in tuning.stages:
-        tasks, _ = tasks_of(drawn_from, stage, "train", studies, codes, questions, replay if stage.replay else ())
-        mixture = Mixture(tasks, cast(Any, stage.mixture), stage.examples, tuning.seed_of(stage))
-        known = {t: len(items) for t, items in tasks.items() if (drawn_from is recipe if t == "language" else real)}
-        samples.append(_draw(stage, mixture, cast(Any, known), recipe, template, vocabulary, sample))
+        items, _ = task_items(context, stage, "train")
+        if not items:
+            raise UserError(f"{stage.name}: the data has nothing for any task of its mixture. Set other weights.")
+        weights = {task: stage.mixture[task] for task in items}
+        mixture = Mixture(items, weights, stage.examples, tuning.seed_of(stage, recipe.seed))
+        known = {t: len(own) for t, own in items.items() if (not missing if t == "language" else real)}
+        samples.append(_draw(stage, mixture, known, recipe, template, vocabulary, sample))
 
-    prompt = alignment_prompt(next(iter(codes.values())), template, vocabulary)
+    prompt = alignment_prompt(np.zeros(grid, dtype=np.uint16), template, vocabulary)
     rate, said, others = options.rate, "", dict[str, float]()
     if options.measure:
-        rate, said, others = _measure(recipe, config, vocabulary, template, prompt, samples, studies, images)
+        rate, said, others = _measure(context, config, vocabulary, template, prompt, samples, images)
     elif rate is not None:
         said = f"as given: {rate:,.0f} tokens/s on each device, no padding counted"
     elif options.tflops is not None:
         said = f"as given: {options.utilisation:.0%} of {options.tflops:,.1f} TFLOP/s on each device"
     hours = _hours(options, rate)
 
-    train = sum(s.split == "train" for s in studies) if real else images
+    train = sum(s.split == "train" for s in context.studies) if real else images
     stages, align, aligned = list[StagePlan](), tuning.alignment, 0.0
     if align.steps:
-        per_step, share = min(align.batch_size, train), min(align.layers, size.layers) / size.layers
+        per_step, share = min(BATCH, train), min(LAYERS, size.layers) / size.layers
         n, T, aligned = align.steps * per_step, len(prompt), per_step * len(prompt) * share
         counts = Counts(n, n * T, n * T**2, n * T, n * grid, 0, 0, 0, 0, 0)
         flops = share * cost.operations(counts)
-        stages.append(StagePlan("alignment", counts, align.steps, flops, hours(n * T * share, flops, 1), share=share))
+        stages.append(
+            StagePlan("alignment", counts, align.steps, flops, hours(n * T * share, flops, devices), share=share)
+        )
     largest = np.zeros(len(Counts._fields))
     for s in samples:
         each = np.array([counts_of(batch, vocabulary, tuning) for batch in s.batches])
@@ -326,19 +340,19 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
         flops, steps = cost.operations(counts), math.ceil(len(each) * scale / tuning.batches_per_step)
         time = hours(counts.tokens, flops, devices)
         epochs = {task: count / s.items[task] for task, count in drawn.items() if task in s.items}
-        cut, left_out = round(sum(r.cut for r in s.kept) * scale), round(s.left_out * scale)
+        cut, left_out = round(sum(r.cut is not None for r in s.kept) * scale), round(s.left_out * scale)
         stages.append(StagePlan(s.stage.name, counts, steps, flops, time, drawn, epochs, cut, left_out))
     first = next(s for s in stages if s.share == 1)
     if first.hours is not None:
-        others["measuring while tuning, at most"] = MEASURE_SHARE * sum(s.hours or 0 for s in stages if s.share == 1)
+        others["measuring while tuning, at most"] = tuning.measure_share * sum(
+            s.hours or 0 for s in stages if s.share == 1
+        )
     paper = PAPER_IMAGES * PAPER_EPOCHS / (1 - PAPER_LANGUAGE) / first.counts.examples  # times the first stage
     memory = device_memory(size, tuning.tokens_per_batch, cost.kept, Counts(*largest))
     memory = dataclasses.replace(memory, activations=max(memory.activations, round(aligned * cost.kept)))
     kinds = {"each holds all" if devices > 1 else "": memory}
     if devices > 1 and tuning.method != "qlora":
         kinds["sharded (FSDP2)"] = device_memory(size, tuning.tokens_per_batch, cost.kept, Counts(*largest), devices)
-    if aligned and devices > 1:
-        notes.append("Alignment runs on one device, which holds all weights meanwhile.")
     pixels = architecture.image_size**2
     disk = {
         "pixels": images * pixels,
@@ -349,7 +363,7 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     }
     llm = f"{recipe.llm} ({config.model_type}, {origin})"
     theirs = (paper * first.counts.tokens, hours(paper * first.counts.tokens, paper * first.flops, devices))
-    return Plan(recipe, options, llm, size, stages, others, kinds, disk, train * pixels, theirs, said, notes)
+    return Plan(recipe, options, llm, size, stages, others, kinds, disk, theirs, said, notes)
 
 
 # --- for people
@@ -400,7 +414,7 @@ def plan_text(plan: Plan) -> str:
             for task, count in s.tasks.items()
         ]
         if s.share < 1:
-            parts.append(f"through {s.share:.0%} of the layers, on one device")
+            parts.append(f"through {s.share:.0%} of the layers")
         too_long = [f"{_count(n)} {what}" for n, what in ((s.cut, "cut"), (s.left_out, "left out")) if n]
         lines.append(f"  {s.name}: {', '.join(parts)}" + (f"; too long: {', '.join(too_long)}" if too_long else ""))
     how = "for the time: --rate TOKENS_PER_SECOND, --measure, or --tflops TFLOPS"
@@ -416,7 +430,7 @@ def plan_text(plan: Plan) -> str:
         values = (m.weights, m.optimizer, max(m.gradients, m.step_gradients), m.activations, m.peak)
         rows.append([name, *(f"{v / GIB:.1f}" for v in values)])
     lines.append("\nMemory of a device, GiB (bfloat16, float32 masters and moments; gradients at the optimiser's step)")
-    lines += [*_columns(rows), f"  memory of the host for training images: {plan.host_bytes / GIB:.1f} GiB"]
+    lines += [*_columns(rows)]
     lines += ["\nDisk, GiB", *_columns([[name, f"{value / GIB:.2f}"] for name, value in plan.disk.items()])]
     return "\n".join(lines) + (
         f"\n\nThe paper's stage 1 at this recipe's stage 1 examples: {PAPER_IMAGES:,} images x {PAPER_EPOCHS} epochs and 20 % language: "

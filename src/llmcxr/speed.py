@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 from llmcxr.evaluation.judge import Judge
-from llmcxr.image_tokens.clinical_features import ClinicalFeatures, train_classifier
+from llmcxr.foundation.processes import Processes
+from llmcxr.image_tokens.classifier import train_classifier
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.codes import encode_images
 from llmcxr.image_tokens.training import train_image_tokenizer
 from llmcxr.inference.backend import Sampling
-from llmcxr.inference.engine import Engine
+from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.rendering import RenderedExample
 from llmcxr.recipe import Recipe
 from llmcxr.tuning.batches import collate, plan_batches
@@ -55,7 +57,7 @@ def tuning_rate(
     losses_of = Losses(tunable, settings).train()
     plan = plan_batches(np.array([len(r.ids) for r in rendered]), settings.tokens_per_batch, 0)
     batches = itertools.cycle([collate([rendered[i] for i in group]).to(device) for group in plan])
-    optimizer = MasterAdamW(tunable, settings.weight_decay)
+    optimizer = MasterAdamW(tunable)
 
     def step() -> int:
         tokens, weight = 0, 0
@@ -75,12 +77,12 @@ def tuning_rate(
     return tokens / spent
 
 
-def generation_rate(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int = 16) -> float:
+def generation_rate(backend: TransformersBackend, prompts: Sequence[Sequence[int]], tokens: int = 16) -> float:
     """Tokens a second over responses of `tokens` tokens to the prompts together; their reading counts."""
     sampling = Sampling(temperature=1.0, max_new_tokens=tokens)  # among all tokens the end hardly ever comes up
     begin = time.monotonic()
-    engine.generate(prompts, "text", sampling)
-    _wait(engine.device)
+    backend.generate(prompts, "text", sampling)
+    _wait(backend.device)
     return len(prompts) * tokens / (time.monotonic() - begin)
 
 
@@ -97,9 +99,10 @@ def _seconds_a_step(train: Callable[[int], object], device: torch.device, second
 
 
 def image_stages(
-    recipe: Recipe, findings: Sequence[str], images: int, device: torch.device, seconds: float = 5.0
+    recipe: Recipe, findings: Sequence[str], images: int, processes: Processes, seconds: float = 5.0
 ) -> dict[str, float]:
     """Seconds of each stage that learns from images or encodes all `images`, by its name."""
+    device, seed = processes.device, recipe.seed
     tokenizer, names = recipe.image_tokenizer, tuple(findings) or ("a finding",)
     S, rng = tokenizer.architecture.image_size, np.random.default_rng(0)
     noise = rng.integers(0, 256, (64, S, S), dtype=np.uint8)
@@ -112,7 +115,9 @@ def image_stages(
         def classifier(steps: int) -> None:
             settings = dataclasses.replace(own, steps=steps)
             features = ClinicalFeatures(names, recipe.clinical_features.resolution)
-            train_classifier(features, noise, labels, settings, device, folder / "checkpoint.pt", "clinical network")
+            train_classifier(
+                features, noise, labels, settings, seed, folder / "clinical", "clinical network", processes
+            )
 
         if recipe.clinical_features.weights == "train":
             result["clinical_features"] = own.steps * _seconds_a_step(classifier, device, seconds)
@@ -120,7 +125,7 @@ def image_stages(
 
         def image_tokenizer(steps: int) -> None:
             settings = dataclasses.replace(tokenizer, steps=steps, perceptual="clinical")
-            made.append(train_image_tokenizer(settings, features, noise, folder / "image_tokenizer", device))
+            made.append(train_image_tokenizer(settings, features, noise, seed, folder / "image_tokenizer", processes))
 
         step = _seconds_a_step(image_tokenizer, device, seconds)
         if tokenizer.pretrained is None:
@@ -132,7 +137,7 @@ def image_stages(
 
         def train_judge(steps: int) -> None:
             settings = dataclasses.replace(judge, steps=steps)
-            Judge.train_on(noise, labels, names, settings, folder / "judge", device)
+            Judge.train_on(noise, labels, names, settings, seed, folder / "judge", processes)
 
         result["judge"] = judge.steps * _seconds_a_step(train_judge, device, seconds)
     return result

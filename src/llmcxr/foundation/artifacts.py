@@ -88,7 +88,7 @@ _MODEL_FILES = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".ji
 def content_fingerprint(path: Path, memo: Path) -> str:
     """Twelve hex digits that identify a file, or the model in a folder (names and contents of the files that loaders read).
 
-    "" for what is not there. Weights are many gigabytes, so `memo` (a JSON file, made where missing) keeps each file's hash,
+    "" for what is not there. Weights are many gigabytes, so `memo` (a JSON file, in a folder that is there) keeps each file's hash,
     and a file whose size and time of change are the same is not read again. Moving or copying does not change the result.
     Raises `UserError` where a file cannot be read.
     """
@@ -105,7 +105,7 @@ def content_fingerprint(path: Path, memo: Path) -> str:
             now[key] = entry if entry and entry[:2] == same else [*same, fingerprint(file)]
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}). Check it and its permissions.") from error
-    if any(known.get(key) != entry for key, entry in now.items()):
+    if memo.parent.is_dir() and any(known.get(key) != entry for key, entry in now.items()):
         write_json(memo, known | now)
     names = [(file.name if path.is_dir() else "", now[str(file.resolve())][2]) for file in files]
     return fingerprint(names) if files else ""

@@ -119,7 +119,7 @@ TASK = ReportToCxr()
 
 # ----------------------------------------------------------------------------------------------------- how it is measured
 
-_AGAIN = 64  # reports that are drawn a second time, for how much drawings of one vary
+DRAWN_AGAIN = 64  # reports that are drawn a second time, for how much drawings of one vary
 
 
 class DrawingMeasurement(Measurement):
@@ -171,7 +171,9 @@ class DrawingMeasurement(Measurement):
         """Reports of test images."""
         told = [(s, text) for s in cases.shuffled if (text := report_text(s, cases.part))][: cases.counts["drawings"]]
         shown = to_show([study for study, _ in told], 8)
-        asks = [Ask(s, cases.part, text, shown=k in shown, repeated=k < _AGAIN) for k, (s, text) in enumerate(told)]
+        asks = [
+            Ask(s, cases.part, text, shown=k in shown, repeated=k < DRAWN_AGAIN) for k, (s, text) in enumerate(told)
+        ]
         return in_groups(asks)
 
     def answer(self, model: Examinee, group: Sequence[Ask], seed: int) -> list[Prediction]:

@@ -94,8 +94,8 @@ class Cost:
     """What the layers and the head take, counted by torch."""
 
     step: tuple[float, float]  # operations of a training step for each token, and for each T^2 of an example
-    base: tuple[float, float]  # the same of the base model's own pass (language_loss: base_model)
-    kept: float  # bytes that the layers keep for the backward pass, for each token; no gradient checkpointing
+    base: tuple[float, float]  # the same of the base model's own pass (language.loss: base_model)
+    kept: float  # bytes that the layers keep for the backward pass, for each token
     head: tuple[float, float, float]  # operations for each learned token outside, inside, and of the base model
 
     def operations(self, c: Counts) -> float:
@@ -108,12 +108,12 @@ class Cost:
 def build_tunable(
     config: PreTrainedConfig, vocabulary: ImageVocabulary, settings: TuningSettings, device: torch.device
 ) -> TunableModel:
-    """The model as it is tuned, in bfloat16 with random (on the meta device: no) weights.
+    """The model as it is tuned, in bfloat16 with random (on the meta device: no) weights, without checkpointing.
 
     There are no weights to pack on the meta device: QLoRA is LoRA there, and `size_of` counts its 4 bits.
     """
-    if device.type == "meta" and settings.method == "qlora":
-        settings = dataclasses.replace(settings, method="lora")
+    method = "lora" if device.type == "meta" and settings.method == "qlora" else settings.method
+    settings = dataclasses.replace(settings, method=method, gradient_checkpointing=False)
     with device:
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16)
         width = model.get_input_embeddings().weight.shape[1]
@@ -185,7 +185,7 @@ def cost_of(tunable: TunableModel, config: PreTrainedConfig, settings: TuningSet
                     if counting:
                         hidden.sum().backward()
                 with FlopCounterMode(display=False) as base:
-                    if counting and settings.language_loss == "base_model":
+                    if counting and settings.language.loss == "base_model":
                         small.base_states(ids)
             bytes_kept = sum(t.untyped_storage().nbytes() for t in kept.values()) // T
             return step.get_total_flops(), base.get_total_flops(), bytes_kept
@@ -202,7 +202,10 @@ def cost_of(tunable: TunableModel, config: PreTrainedConfig, settings: TuningSet
 
     width, first_id = cast(Any, tunable.model).get_input_embeddings().weight.shape[1], tunable.vocabulary.first_id
     one, two = passes(1), passes(2)
-    short, long, plain = one + (two - one) * (config.get_text_config().num_hidden_layers - 1)
+    depth = config.get_text_config().num_hidden_layers
+    short, long, plain = one + (two - one) * (depth - 1)
+    if settings.gradient_checkpointing:  # what goes into each layer, and all of the one that is computed again
+        plain = one[2] + 2 * width * (depth - 1)
     half = (long / 64 - short / 32) / 64  # of the square; the causal half is what is needed
     linear = short / 32 - 64 * half
     return Cost(
@@ -237,7 +240,7 @@ def counts_of(examples: Sequence[RenderedExample], vocabulary: ImageVocabulary, 
     batch, T = collate(examples), np.array([len(e.ids) for e in examples], dtype=float)
     rows, _, inside = learned_tokens(batch, vocabulary, settings.image_softmax, settings.read_image_weight > 0)
     image = (batch.ids >= vocabulary.first_id) & (batch.ids < vocabulary.first_id + vocabulary.size)
-    language = np.array([e.task == "language" for e in examples]) & (settings.language_loss == "base_model")
+    language = np.array([e.task == "language" for e in examples]) & (settings.language.loss == "base_model")
     return Counts(
         examples=len(examples),
         tokens=batch.tokens,

@@ -33,6 +33,7 @@ from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 _AT_ONCE = 64  # texts written together
 _TOKENS = 1024  # padded tokens at once: their logits over a table of 150,000 rows take 0.6 GB
 _INSTRUCTIONS = 32  # most that are measured
+REPLAY_TOKENS = 96  # most of a text that the base model writes
 _ROUND = 8  # texts, and instructions, that are measured before the clock is looked at: the least of both
 
 
@@ -49,7 +50,7 @@ def first_words(vocabulary: ImageVocabulary) -> list[int]:
 
 @torch.inference_mode()
 def write_texts(
-    model: PreTrainedModel, vocabulary: ImageVocabulary, count: int, seed: int, tokens: int = 96
+    model: PreTrainedModel, vocabulary: ImageVocabulary, count: int, seed: int, tokens: int = REPLAY_TOKENS
 ) -> list[str]:
     """`count` texts of at most `tokens` tokens, sampled from the base `model`, each after a first word drawn at random.
 
