@@ -30,7 +30,7 @@ from llmcxr.studies.study import read_manifest
 
 def architectures(size: int) -> dict[str, ArchitectureSettings]:
     """8 x 8 codes of 64 dimensions from each, at 128 px."""
-    common = {"image_size": size, "codebook_size": 1024, "code_dim": 64, "blocks": 1}
+    common = {"image_size": size, "codebook_size": 1024, "code_dim": 64}
     return {
         "convolutional, wide": ArchitectureSettings(**common, channels=[32, 64, 128, 192, 256]),
         "convolutional, narrow": ArchitectureSettings(**common, channels=[32, 32, 64, 128, 256]),

@@ -69,7 +69,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "mixture": {"language": 0.2, "report_to_cxr": 0.25, "cxr_to_report": 0.25, "cxr_vqa": 0.3},
     },
 }  # fmt: skip
-_STAGE_KEYS = ("learning_rate", "rows_learning_rate", "mixture")
+_STAGE_KEYS = ("learning_rate", "rows_learning_rate", "mixture", "task_loss_weights")
 
 
 def changed(recipe: Recipe, change: dict[str, Any], seed: int) -> Recipe:
