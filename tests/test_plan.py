@@ -19,13 +19,12 @@ from llmcxr.cli import main
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.settings import build_settings, load_settings
-from llmcxr.instructions.questions import questions_of
 from llmcxr.instructions.rendering import RenderedExample
 from llmcxr.instructions.templates import build_template
-from llmcxr.pipeline import tasks_of
+from llmcxr.pipeline import Run
 from llmcxr.plan import PlanOptions, plan
 from llmcxr.recipe import Recipe
-from llmcxr.sources.table import collect
+from llmcxr.stages.tuning import task_items
 from llmcxr.tuning.alignment import alignment_prompt
 from llmcxr.tuning.cost import (
     Cost,
@@ -38,7 +37,7 @@ from llmcxr.tuning.cost import (
     device_memory,
     size_of,
 )
-from llmcxr.tuning.settings import TuningSettings
+from llmcxr.tuning.settings import LanguageSettings, TuningSettings
 from llmcxr.tuning.trainer import Stage
 from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -95,7 +94,7 @@ def test_counts_are_those_of_the_real_model_and_optimizer(kind, tied, method, to
     trainable = list(real.trainable().values())
     assert size.trained == sum(p.numel() for p in trainable)
     assert size.weight_bytes == sum(p.nbytes for p in {id(p): p for p in real.model.parameters()}.values())
-    optimizer = MasterAdamW(real, 0.0)
+    optimizer = MasterAdamW(real)
     ids = torch.tensor([[1, 2, toy_vocabulary.first_id, toy_vocabulary.first_id + 3]])
     real.model(input_ids=ids, use_cache=False).logits.float().square().mean().backward()
     assert size.gradient_bytes == sum(cast(torch.Tensor, p.grad).nbytes for p in trainable)
@@ -123,7 +122,7 @@ def test_operations_by_hand(toy_vocabulary):
     full = cost(method="full")
     assert full.step == (6 * body, 6 * pair) and full.base == (0, 0)
     assert full.head[:2] == (6 * 64 * V, 6 * 64 * K)
-    lora = cost(method="lora", language_loss="base_model")
+    lora = cost(method="lora", language=LanguageSettings(loss="base_model"))
     assert lora.step == (4 * (body + adapters) + 2 * adapters, 6 * pair) and lora.base == (2 * body, 2 * pair)
     frozen = V - K  # text rows of the head: no gradient of their own
     assert lora.head == (4 * 64 * frozen + 6 * 64 * K, 6 * 64 * K, 2 * 64 * first)
@@ -180,14 +179,10 @@ def test_memory_by_hand():
 def test_counts_of_a_batch_by_hand(toy_vocabulary):
     """Three codes that are drawn, three that are read, and an answer of two tokens in an example of language."""
     a, b, c = (toy_vocabulary.first_id + k for k in range(3))
-    drawn = RenderedExample(
-        np.array([1, 2, a, b, c, 3]), np.array([0, 0, 1, 1, 1, 1], bool), "report_to_cxr", "x", False
-    )
-    read = RenderedExample(
-        np.array([1, a, b, c, 2, 3]), np.array([0, 0, 0, 0, 0, 1], bool), "cxr_to_report", "x", False
-    )
-    said = RenderedExample(np.array([1, 2, 3, 3]), np.array([0, 0, 1, 1], bool), "language", "", False)
-    settings = TuningSettings(language_loss="base_model", read_image_weight=0.1)
+    drawn = RenderedExample(np.array([1, 2, a, b, c, 3]), np.array([0, 0, 1, 1, 1, 1], bool), "report_to_cxr", "x")
+    read = RenderedExample(np.array([1, a, b, c, 2, 3]), np.array([0, 0, 0, 0, 0, 1], bool), "cxr_to_report", "x")
+    said = RenderedExample(np.array([1, 2, 3, 3]), np.array([0, 0, 1, 1], bool), "language")
+    settings = TuningSettings(language=LanguageSettings(loss="base_model"), read_image_weight=0.1)
     counts = counts_of([drawn, read, said], toy_vocabulary, settings)
     assert counts == Counts(3, 16, 36 + 36 + 16, 18, 6, 2 + 2, 2 + 1 + 2, 4, 16, 2) and counts.learned == 9
     plain = counts_of([drawn, read, said], toy_vocabulary, TuningSettings(image_softmax="all_rows"))
@@ -247,9 +242,7 @@ def recipe_path(tmp_path) -> Path:
     build_tokenizer().save_pretrained(tmp_path / "llm")
     table = {
         "path": str(folder / "t.csv"),
-        "image_column": "file",
-        "split_column": "split",
-        "impression_column": "impression",
+        "columns": {"image": "file", "split": "split", "impression": "impression"},
         "label_columns": ["effusion"],
     }
     stage = {"conversations": {"presence": 1}, "cohort": {"sections": "impression"}}
@@ -283,18 +276,16 @@ def recipe_path(tmp_path) -> Path:
 def test_tokens_and_steps_are_the_trainers(loss, recipe_path, tmp_path):
     recipe = load_settings(Recipe, recipe_path, [f"tuning.loss={loss}"])
     planned = plan(recipe).stages[0]
-    assert recipe.source.table is not None
-    studies = collect(recipe.source.table, tmp_path).studies
-    codes = {s.image_id: np.arange(16, dtype=np.uint16) for s in studies}
     vocabulary = ImageVocabulary.grow(build_tokenizer(), K)
     model = build_model("llama", 340, True)
     tunable = TunableModel(model, vocabulary, torch.zeros(K, 32), recipe.tuning)
     stage = recipe.tuning.stages[0]
-    questions = questions_of([s for s in studies if s.split == "train"], recipe.vqa_seed)
-    items, _ = tasks_of(recipe, stage, "train", studies, codes, questions)
+    context = Run(recipe).context
+    planning.find_data(context, False, PlanOptions(), [])
+    items, _ = task_items(context, stage, "train")
     template = build_template("chat", vocabulary.tokenizer, "")
-    trainer = Stage(tunable, template, recipe.tuning, stage, items, {}, tmp_path / "one", Processes("cpu"))
-    batches = [batch for _, _, batch in trainer._batches(0, 0)]
+    trainer = Stage(tunable, template, recipe.tuning, stage, items, {}, tmp_path / "one", Processes("cpu"), 0)
+    batches = [batch for _, _, batch in trainer.feed.batches(0, 0)]
     assert planned.counts.tokens == sum(b.tokens for b in batches)
     assert planned.counts.padded == sum(b.ids.numel() for b in batches)
     assert planned.counts.learned == sum(int(b.supervised.sum()) for b in batches)
@@ -302,14 +293,16 @@ def test_tokens_and_steps_are_the_trainers(loss, recipe_path, tmp_path):
     assert planned.counts.image == sum(int(((b.ids >= first) & (b.ids < first + K)).sum()) for b in batches)
     assert planned.steps == -(-len(batches) // 2)
     for count, what in ((planned.cut, "cut"), (planned.left_out, "left out")):
-        assert count == sum(n for key, n in trainer.too_long.items() if key.endswith(what)) > 0
+        assert count == sum(n for key, n in trainer.feed.too_long.items() if key.endswith(what)) > 0
     assert planned.tasks == trainer.mixture.counts() and sum(planned.tasks.values()) == 300
     assert planned.epochs["cxr_to_report"] == planned.tasks["cxr_to_report"] / 16
 
 
-def test_alignment_is_planned(recipe_path, capsys):
-    """Prompts of one length, through one of the two layers, on one device."""
-    overrides = ["tuning.alignment={steps: 50, layers: 1, batch_size: 20}"]
+def test_alignment_is_planned(recipe_path, capsys, monkeypatch):
+    """Prompts of one length, through one of the two layers."""
+    overrides = ["tuning.alignment={steps: 50}"]
+    monkeypatch.setattr(planning, "LAYERS", 1)
+    monkeypatch.setattr(planning, "BATCH", 20)
     recipe = load_settings(Recipe, recipe_path, overrides)
     without = plan(load_settings(Recipe, recipe_path), PlanOptions(tflops=1e-6, utilisation=1.0, devices=2))
     planned = plan(recipe, PlanOptions(tflops=1e-6, utilisation=1.0, devices=2))
@@ -323,16 +316,15 @@ def test_alignment_is_planned(recipe_path, capsys):
     config, _ = planning.find_config(recipe.llm)
     cost = cost_of(build_tunable(config, vocabulary, recipe.tuning, META), config, recipe.tuning)
     flops = 800 * (T * cost.step[0] + T**2 * cost.step[1]) / 2
-    assert first.flops == pytest.approx(flops) and first.hours == pytest.approx(flops / 1e6 / 3600)
-    assert "Alignment runs on one device, which holds all weights meanwhile." in planned.notes
+    assert first.flops == pytest.approx(flops) and first.hours == pytest.approx(flops / 1e6 / 2 / 3600)
     assert planned.memory == without.memory, "a step of alignment is smaller"
-    larger = load_settings(
-        Recipe, recipe_path, ["tuning.alignment={steps: 1, layers: 9}", "tuning.tokens_per_batch=320"]
-    )
+    monkeypatch.setattr(planning, "LAYERS", 9)
+    larger = load_settings(Recipe, recipe_path, ["tuning.alignment={steps: 1}", "tuning.tokens_per_batch=320"])
     usual = load_settings(Recipe, recipe_path)
     assert plan(larger).memory[""].activations > plan(usual).memory[""].activations
+    monkeypatch.setattr(planning, "LAYERS", 1)
     assert main(["plan", str(recipe_path), *overrides]) == 0
-    assert "alignment: through 50% of the layers, on one device" in capsys.readouterr().out
+    assert "alignment: through 50% of the layers" in capsys.readouterr().out
 
 
 def test_a_sample_foretells_the_whole(recipe_path):
@@ -361,7 +353,7 @@ def test_hours(recipe_path):
 
 
 def test_the_command_line(recipe_path, capsys):
-    assert main(["plan", str(recipe_path), "--rate", "50", "tuning.seed=3"]) == 0
+    assert main(["plan", str(recipe_path), "--rate", "50", "seed=3"]) == 0
     text = capsys.readouterr().out
     for words in ("Plan of toy, on 1 device", "one", "two", "as given: 50 tokens/s", "377,000 images x 5 epochs"):
         assert words in text
@@ -379,7 +371,7 @@ def test_measured_here(recipe_path, capsys, monkeypatch):
     for name in ("tuning_rate", "image_stages"):
         real = getattr(speed, name)
         monkeypatch.setattr(speed, name, lambda *arguments, real=real: real(*arguments, seconds=0.2))
-    assert main(["plan", str(recipe_path), "--measure", "tuning.language_loss=base_model"]) == 0
+    assert main(["plan", str(recipe_path), "--measure", "tuning.language.loss=base_model"]) == 0
     text = capsys.readouterr().out
     assert "measured here (cpu): " in text and "the run, without making or reading the radiographs: " in text
     others = text.split("Other time\n")[1].split("\n  the run")[0].splitlines()
@@ -396,13 +388,31 @@ def test_the_real_step_is_timed_in_full_tuning_too(toy_vocabulary):
 
 
 def test_assumptions_are_said(recipe_path, capsys):
-    overrides = ["source.table.path=no.csv", "tuning.language_instructions=no.jsonl"]
+    overrides = ["source.table.path=no.csv", "tuning.language.instructions=no.jsonl"]
     assert main(["plan", str(recipe_path), *overrides, "--words", "10", "40", "--images", "1000"]) == 0
     text = capsys.readouterr().out
-    assert "no.csv is not there: assumed 1,000 images" in text and "no.jsonl is not there" in text
+    assert "The data are not there: assumed 1,000 images" in text and "no.jsonl is not there" in text
     assert "assumed 10 words of findings and 40 of impression" in text
     recipe = build_settings(Recipe, yaml.safe_load(recipe_path.read_text()))
     recipe = dataclasses.replace(recipe, source=build_settings(type(recipe.source), {"kind": "phantom"}))
     notes: list[str] = []
-    studies, images, real = planning.find_studies(recipe, PlanOptions(), notes)
-    assert images == 2600 and not real and len(studies[0].findings_text.split()) == 32 and "32 words" in notes[0]
+    context = Run(recipe).context
+    images, real = planning.find_data(context, False, PlanOptions(), notes)
+    assert (
+        images == 2600 and not real and len(context.studies[0].findings_text.split()) == 32 and "32 words" in notes[0]
+    )
+
+
+def test_gradient_checkpointing_keeps_what_goes_into_layers(toy_vocabulary):
+    config = _deeper(build_model("llama", 340).config)
+    kept = []
+    for checkpointing in (False, True):
+        settings = TuningSettings(lora_rank=3, max_tokens=256, gradient_checkpointing=checkpointing)
+        kept.append(cost_of(build_tunable(config, toy_vocabulary, settings, META), config, settings).kept)
+    assert kept[1] < 0.3 * kept[0]
+
+
+def test_planning_leaves_nothing(recipe_path, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    plan(load_settings(Recipe, recipe_path))
+    assert sorted(tmp_path.rglob("*")) == before
