@@ -24,23 +24,30 @@ from conftest import build_model, build_tokenizer, load_script
 from PIL import Image
 from safetensors.torch import load_file
 
-from llmcxr import pipeline
 from llmcxr.cli import main
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.settings import load_settings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
+from llmcxr.inference.backend import Sampling
 from llmcxr.inference.llm_cxr import LlmCxr
+from llmcxr.instructions.example import Turn
 from llmcxr.model.find import find_model
 from llmcxr.model.folder import load_info
 from llmcxr.model.patients import patient_hash, seen_patients
+from llmcxr.packing import rows_before
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.recipes import FOLDER
 from llmcxr.sources.phantom import PhantomSource
-from llmcxr.studies.cohort import CohortSettings
+from llmcxr.stages import tuning
+from llmcxr.stages.context import Context
+from llmcxr.stages.evaluation import cases_of, under_test
 from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.study import read_manifest, write_manifest
 from llmcxr.tasks.cxr_to_report import ReportMeasurement
+from llmcxr.tasks.cxr_vqa import TASK
+from llmcxr.tuning.trainer import Stage as TuningStage
 from llmcxr.vocabulary.language_model import load_language_model
 
 RECIPE = {
@@ -54,7 +61,6 @@ RECIPE = {
             "kind": "mixer",
             "patch": 16,
             "width": 32,
-            "mixers": 1,
             "codebook_size": 16,
             "code_dim": 8,
             "clinical_input": True,
@@ -68,7 +74,7 @@ RECIPE = {
         "system_prompt": "",
         "findings_first": ["cxr_to_report", "report_to_cxr"],
         "questions_per_image": 2,
-        "language": {"loss": "base_model", "replay_texts": 3, "replay_tokens": 6},
+        "language": {"loss": "base_model", "replay_texts": 3},
         "max_tokens": 640,
         "tokens_per_batch": 1280,
         "stages": [
@@ -84,13 +90,8 @@ RECIPE = {
         ],
     },
     "evaluation": {
-        "judge": {"steps": 2, "batch_size": 8},
-        "reconstructions": 40,
-        "reports": 3,
-        "questions": 4,
-        "probabilities": 40,
-        "drawings": 40,
-        "bootstrap": 20,
+        "judge_steps": 2,
+        "cases": {"reconstructions": 40, "reports": 3, "questions": 4, "probabilities": 40, "drawings": 40},
     },
 }
 STAGES = [
@@ -106,6 +107,7 @@ STAGES = [
     "judge",
     "evaluation",
 ]
+RATE = "image_tokenizer.learning_rate=3e-4"
 REQUIRED = {
     "report": {"micro_f1", "macro_f1", "baseline_micro_f1", "n"},
     "vqa": {"accuracy", "majority_accuracy", "auroc", "auroc_low", "auroc_high", "n"},
@@ -132,13 +134,15 @@ def copied(tiny, tmp_path):
     """A copy of the run, and a function that runs it with overrides and returns the stages that started."""
     shutil.copytree(tiny / "runs", tmp_path / "runs")
 
-    def run(*overrides: str, stage: str | None = None, fail_in: str = "") -> list[str]:
+    def run(*overrides: str, stage: str | None = None, fail_in: str = "", idle: bool = False) -> list[str]:
         started: list[str] = []
         one = Run(load_settings(Recipe, tiny / "recipe.yaml", [f"runs={tmp_path / 'runs'}", *overrides]))
-        original = one._start
+        original = one.workflow._start
 
         def start(what, wanted):
             started.append(what.name)
+            if idle:  # which stages run is decided before they do anything
+                what = dataclasses.replace(what, run=lambda: None)
             if what.name == fail_in:
                 real = what.run
 
@@ -146,10 +150,10 @@ def copied(tiny, tmp_path):
                     real()
                     raise KeyboardInterrupt
 
-                object.__setattr__(what, "run", killed)
+                what = dataclasses.replace(what, run=killed)
             return original(what, wanted)
 
-        one._start = start  # type: ignore[method-assign]
+        one.workflow._start = start  # type: ignore[method-assign]
         try:
             one.run(stage)
         except KeyboardInterrupt:
@@ -205,8 +209,7 @@ def test_scores_and_page_are_made_anew_without_the_model(copied, capsys):
     (copied.folder / "model" / "model.safetensors").unlink()
     assert main(["evaluate", str(copied.folder), "--rescore"]) == 0
     assert json.loads((folder / "summary.json").read_text()) == before
-    again = (folder / "report.html").read_text(encoding="utf-8")
-    assert again.partition("<dt>Minutes")[0] == page.partition("<dt>Minutes")[0] and (folder / "glance.png").exists()
+    assert (folder / "report.html").read_text(encoding="utf-8") == page and (folder / "glance.png").exists()
     assert "Results page: " in capsys.readouterr().out
     assert main(["evaluate", str(copied.folder), "--rescore", "evaluation.unknown_labels=negative"]) == 0
     assert json.loads((folder / "summary.json").read_text())["protocol"]["unknown_labels"] == "negative"
@@ -216,25 +219,25 @@ def test_scores_and_page_are_made_anew_without_the_model(copied, capsys):
 
 def test_evaluation_takes_the_views_of_the_last_stage(copied):
     settings = load_settings(Recipe, copied.folder / "recipe.yaml")
-    last = dataclasses.replace(settings.tuning.stages[-1], cohort=CohortSettings(views=["PA"], sections="impression"))
-    tuning = dataclasses.replace(settings.tuning, stages=[*settings.tuning.stages[:-1], last])
 
     def measured(evaluation):
-        run = Run(dataclasses.replace(settings, runs=copied.folder.parent, tuning=tuning, evaluation=evaluation))
-        run.studies = [dataclasses.replace(s, view=("PA", "LATERAL")[i % 2]) for i, s in enumerate(run.studies)]
-        return {s.view for s in run.cases("test").test}
+        context = Context(dataclasses.replace(settings, runs=copied.folder.parent, evaluation=evaluation))
+        context.info = dataclasses.replace(context.info, views=("PA",))
+        context.studies = [dataclasses.replace(s, view=("PA", "LATERAL")[i % 2]) for i, s in enumerate(context.studies)]
+        return {s.view for s in cases_of(context, "test").test}
 
     assert measured(settings.evaluation) == {"PA"}
-    assert measured(dataclasses.replace(settings.evaluation, cohort=CohortSettings())) == {"PA", "LATERAL"}
-    with pytest.raises(UserError, match="set evaluation.cohort"):
-        measured(dataclasses.replace(settings.evaluation, cohort=CohortSettings(views=["AP"])))
+    assert measured(dataclasses.replace(settings.evaluation, views=[])) == {"PA", "LATERAL"}
+    with pytest.raises(UserError, match="set evaluation.views"):
+        measured(dataclasses.replace(settings.evaluation, views=["AP"]))
 
 
 def test_a_task_of_ones_own_can_be_asked(tiny):
-    run = Run(load_settings(Recipe, tiny / "recipe.yaml"))
-    model = run.under_test(run.cases("test"))
-    codes = model.codes([run.cases("test").test[0].image_id])[0]
-    said = model.generate([(Turn("Is there a nodule?", codes),), (Turn("Hello."),)], 4)
+    context = Context(load_settings(Recipe, tiny / "recipe.yaml"))
+    cases = cases_of(context, "test")
+    model = under_test(context, cases)
+    codes = model.codes([cases.test[0].image_id])[0]
+    said = model.generate([TASK.prompt(codes, "Is there a nodule?"), (Turn(("Hello.",), None),)], 4)
     assert said[0] == model.model.answers(codes[None], ["Is there a nodule?"], Sampling(max_new_tokens=4))[0]
     assert len(said) == 2
 
@@ -267,7 +270,7 @@ def test_language_is_measured_before_between_and_after_the_stages(tiny, copied, 
     record.write_text(json.dumps(json.loads(record.read_text()) | {"finished": False}))
     summary = copied.folder / "stage2" / "summary.json"
     summary.write_text(json.dumps({k: v for k, v in two.items() if k != "language"}))
-    monkeypatch.setattr(pipeline.TuningStage, "run", None)
+    monkeypatch.setattr(TuningStage, "run", None)
     assert copied(stage="stage2") == ["stage2"]
     assert json.loads(summary.read_text()) == two
 
@@ -287,15 +290,15 @@ def test_a_stage_begins_with_less_of_the_adapters_and_more_of_rare_findings(tiny
     def run(self):
         begun.update(self.tunable.state())
 
-    monkeypatch.setattr(pipeline.TuningStage, "run", run)
-    one_run = Run(load_settings(Recipe, tiny / "recipe.yaml"))
-    stage = one_run.recipe.tuning.stages[1]
-    one_run._train(stage, tmp_path)
-    one = load_file(one_run.folder / "stage1" / "weights.safetensors")
+    monkeypatch.setattr(TuningStage, "run", run)
+    context = Context(load_settings(Recipe, tiny / "recipe.yaml"))
+    stage = context.recipe.tuning.stages[1]
+    tuning._train(context, stage, tmp_path)
+    one = load_file(context.folder / "stage1" / "weights.safetensors")
     for name, weight in one.items():
         assert torch.equal(begun[name], 0.5 * weight if "lora_B" in name else weight), name
     all_once = dataclasses.replace(stage, rare_findings=0.0)
-    drawings, once = (len(one_run.tasks(s, "train")["report_to_cxr"]) for s in (stage, all_once))
+    drawings, once = (len(tuning.task_items(context, s, "train")[0]["report_to_cxr"]) for s in (stage, all_once))
     assert drawings > once
 
 
@@ -306,33 +309,30 @@ def test_a_second_run_starts_nothing(copied):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("evaluation.questions=3", ["evaluation"]),
-        ("evaluation.judge.learning_rate=1e-3", ["judge", "evaluation"]),
-        ("vqa_seed=1", ["vqa", "stage1", "stage2", "model", "evaluation"]),
+        ("evaluation.cases={questions: 3}", ["evaluation"]),
+        ("evaluation.judge_steps=3", ["judge", "evaluation"]),
         ("tuning.decoding={report_guidance: 2}", ["model", "evaluation"]),
         (
-            "tuning.language={loss: base_model, replay_texts: 4, replay_tokens: 6}",
+            "tuning.language={loss: base_model, replay_texts: 4}",
             ["replay", "stage2", "model", "evaluation"],
         ),
-        ("seed=1", ["replay", "stage1", "stage2", "model", "evaluation"]),
-        ("image_tokenizer.seed=1", ["image_tokenizer", "codes", "stage1", "stage2", "model", "evaluation"]),
+        ("tuning.lora_rank=3", ["stage1", "stage2", "model", "evaluation"]),
+        (RATE, ["image_tokenizer", "codes", "stage1", "stage2", "model", "evaluation"]),
+        ("labeller=none", ["studies", *STAGES[1:5], *STAGES[6:]]),
+        ("seed=1", STAGES[1:]),
         ("about=other words", []),
         ("device=auto", []),
     ],
 )
-def test_a_changed_setting_starts_what_depends_on_it(copied, override, expected, monkeypatch):
-    for name in STAGES:  # which stages run is decided before they do anything
-        monkeypatch.setattr(Run, f"_{name}" if hasattr(Run, f"_{name}") else "_tune", lambda *_: None)
-    assert copied(override) == expected
+def test_a_changed_setting_starts_what_depends_on_it(copied, override, expected):
+    assert copied(override, idle=True) == expected
 
 
-def test_changed_contents_of_model_folders_are_noticed(copied, tiny, tmp_path, monkeypatch):
-    for name in STAGES:
-        monkeypatch.setattr(Run, f"_{name}" if hasattr(Run, f"_{name}") else "_tune", lambda *_: None)
+def test_changed_contents_of_model_folders_are_noticed(copied, tiny, tmp_path):
     llm, images = tmp_path / "llm", tmp_path / "image_tokenizer"
     shutil.copytree(tiny / "llm", llm)
     shutil.copytree(copied.folder / "image_tokenizer", images)
-    run = partial(copied, f"llm={llm}", f"image_tokenizer.pretrained={images}")
+    run = partial(copied, f"llm={llm}", f"image_tokenizer.pretrained={images}", idle=True)
     run()  # the stages do nothing, but their records are written
     for stage in ("image_tokenizer", "codes", "stage1", "stage2", "model", "evaluation"):
         (copied.folder / stage).mkdir(exist_ok=True)
@@ -369,10 +369,10 @@ def test_what_qlora_needs_is_said_before_anything_runs(tiny, tmp_path, capsys, m
     def missing():
         raise UserError("bitsandbytes is missing")
 
-    monkeypatch.setattr(pipeline, "bitsandbytes", missing)
+    monkeypatch.setattr(tuning, "bitsandbytes", missing)
     assert main(command) == 2 and "bitsandbytes is missing" in capsys.readouterr().err
-    monkeypatch.setattr(pipeline, "bitsandbytes", lambda: None)
-    monkeypatch.setattr(pipeline.Processes, "sharded", True)
+    monkeypatch.setattr(tuning, "bitsandbytes", lambda: None)
+    monkeypatch.setattr(Processes, "sharded", True)
     assert main(command) == 2 and "recipes/accelerate/ddp.yaml" in capsys.readouterr().err
     assert not (tmp_path / "tiny" / "recipe.yaml").exists()
 
@@ -385,10 +385,10 @@ def test_a_lost_output_is_made_again(copied):
 
 def test_killed_in_a_stage_and_run_again(copied, tiny):
     """After new settings and a kill inside `codes`, what was finished stays and the end is that of a run without kill."""
-    assert copied("image_tokenizer.seed=1", fail_in="codes") == ["image_tokenizer", "codes"]
+    assert copied(RATE, fail_in="codes") == ["image_tokenizer", "codes"]
     assert not json.loads((copied.folder / ".stages" / "codes.json").read_text())["finished"]
-    assert copied("image_tokenizer.seed=1") == ["codes", "stage1", "stage2", "model", "evaluation"]
-    assert copied("image_tokenizer.seed=1") == []
+    assert copied(RATE) == ["codes", "stage1", "stage2", "model", "evaluation"]
+    assert copied(RATE) == []
     check_summary(copied.folder)
     # Back to the first settings: the same files as ever.
     assert "image_tokenizer" in copied()
@@ -408,14 +408,14 @@ def test_a_kill_on_the_command_line_exits_130(tiny, tmp_path, monkeypatch, capsy
 def test_several_processes_share_tuning_and_the_main_one_does_the_rest(copied, tiny):
     """`accelerate launch` with the shipped configuration on two CPU processes, against one process."""
     shipped = FOLDER / "accelerate" / "fsdp2.yaml"
-    overrides = ["vqa_seed=1", "tuning.batches_per_step=2", "tuning.alignment={steps: 2, layers: 1}"]
+    overrides = ["tuning.batches_per_step=2", "tuning.alignment={steps: 2}"]
     command = ["-m", "accelerate.commands.launch", "--config_file", str(shipped), "--num_processes", "2"]
     recipe = ["-m", "llmcxr", "run", str(tiny / "recipe.yaml"), f"runs={copied.folder.parent}", *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, *command, *recipe], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     starts = [line for line in result.stdout.splitlines() if line.startswith("[") and "(done)" not in line]
-    expected = ["5/12] vqa", "6/12] alignment", "8/12] stage1", "9/12] stage2", "10/12] model", "12/12] evaluation"]
+    expected = ["6/12] alignment", "8/12] stage1", "9/12] stage2", "10/12] model", "12/12] evaluation"]
     assert [line.split(":")[0] for line in starts] == ["[" + name for name in expected], "each said once"
     check_summary(copied.folder)
     trace = json.loads((copied.folder / "evaluation" / "summary.json").read_text())["language"]["trace"]
@@ -439,14 +439,11 @@ def smollm(tiny, tmp_path_factory, smollm_tokenizer) -> Path:
     smollm_tokenizer.save_pretrained(home / "llm")
     shutil.copytree(tiny / "runs" / "tiny", home / "runs" / "tiny")
     stages = "tuning.stages=[{name: stage1, examples: 4}]"
-    few = [f"evaluation.{k}=2" for k in ("reports", "questions")]
     arguments = [
         f"runs={home / 'runs'}",
         f"llm={home / 'llm'}",
         stages,
-        *few,
-        "evaluation.drawings=12",
-        "evaluation.probabilities=12",
+        "evaluation.cases={reconstructions: 40, reports: 2, questions: 2, drawings: 12, probabilities: 12}",
     ]
     records = {n: (home / "runs" / "tiny" / ".stages" / f"{n}.json").read_text() for n in STAGES}
     assert main(["run", str(tiny / "recipe.yaml"), *arguments]) == 0
@@ -539,7 +536,7 @@ def test_a_packed_model_is_the_model(smollm, packed, tmp_path, monkeypatch):
     images = sorted((smollm / "images").glob("*.png"))[:8]
     assert (whole.encode(images) == half.encode(images)).mean() > 0.9  # in half precision some codes are next best
     codes = whole.encode(images[:1])
-    np.testing.assert_allclose(whole.decode(codes), half.decode(codes), atol=0.02)
+    np.testing.assert_allclose(whole.decode(codes), half.decode(codes), atol=0.03)
     assert half.answers(codes, ["Is there a nodule?"]) == whole.answers(codes, ["Is there a nodule?"])
 
 
@@ -584,28 +581,30 @@ def test_training_goes_on_from_a_run_or_a_packed_model(smollm, packed, tmp_path,
     run = Run(frozen)
     for name in ("studies", "clinical_features", "image_tokenizer", "codes", "vqa"):
         run.run(name)
+    context = run.context
     begun = ImageTokenizer.from_pretrained(smollm / "image_tokenizer")
     for part in ("encoder", "decoder"):
-        one, two = (getattr(t, part).state_dict() for t in (begun, run.image_tokenizer))
+        one, two = (getattr(t, part).state_dict() for t in (begun, context.image_tokenizer))
         torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
     last = load_file(smollm / base.tuning.stages[-1].name / "weights.safetensors")
     for start in (smollm, packed):
-        state = Run(dataclasses.replace(frozen, start=str(start))).tunable().state()
+        state = tuning.tunable_model(Context(dataclasses.replace(frozen, start=str(start)))).state()
         assert state.keys() == last.keys()
         wrong = [n for n in last if not torch.equal(state[n].bfloat16(), last[n].bfloat16())]  # as they are packed
         assert not wrong
-    fresh = Run(dataclasses.replace(frozen, start=None)).tunable().state()
+    fresh = tuning.tunable_model(Context(dataclasses.replace(frozen, start=None))).state()
     assert not all(torch.equal(fresh[name], last[name]) for name in last)
     # What depends on the start is done again with another, and only that.
-    prints = [Run(dataclasses.replace(frozen, start=s))._fingerprints() for s in (str(smollm), str(packed), None)]
-    assert prints[0] == Run(frozen)._fingerprints()
+    starts = (str(smollm), str(packed), None)
+    prints = [Run(dataclasses.replace(frozen, start=s)).workflow.fingerprints() for s in starts]
+    assert prints[0] == Run(frozen).workflow.fingerprints()
     for other in prints[1:]:
         same = {name for name in other if other[name] == prints[0][name]}
         assert same == {"studies", "vqa", "judge"} | ({"replay"} if "replay" in other else set())
-    rows = pipeline._rows_before(str(smollm))
+    rows = rows_before(str(smollm))
     assert [what for what, _ in rows] == ["image tokenizer, in the run tiny before", "stage1, in the run tiny before"]
     assert rows[0][1] == "3 steps of 8 images" and rows[1][1].startswith("LoRA of rank 2, ")
-    assert pipeline._rows_before(str(packed)) == [("start", "trains on from the packed model packed-tiny-1")]
+    assert rows_before(str(packed)) == [("start", "trains on from the packed model packed-tiny-1")]
     for start, said in [
         ("nowhere", "is no folder"),
         (str(tmp_path), "holds no model"),
@@ -630,7 +629,7 @@ def test_a_finished_model_is_measured_on_other_data(packed, tmp_path, monkeypatc
     source = {"phantom": {"train": 24, "validate": 0, "test": 2}}
     recipe = {"name": "other", "runs": str(tmp_path), "device": "cpu", "model": str(packed), "source": source}
     few = dict.fromkeys(("reports", "questions", "probabilities", "drawings"), 2)
-    recipe["evaluation"] = few | {"bootstrap": 5}
+    recipe["evaluation"] = {"cases": few}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["run", str(tmp_path / "recipe.yaml")]) == 0
     folder = tmp_path / "other"
@@ -689,7 +688,7 @@ def test_a_model_with_another_image_tokenizer_is_refused(copied, capsys):
 def test_learning_is_measured_at_equal_times(tiny, tmp_path):
     """benchmarks/tuning_learning.py, with and without alignment, on the codes of a finished run."""
     benchmark = load_script("benchmarks/tuning_learning.py")
-    base = load_settings(Recipe, tiny / "recipe.yaml", ["tuning.logging=none", "tuning.alignment.layers=1"])
+    base = load_settings(Recipe, tiny / "recipe.yaml", ["tuning.logging=none"])
     before = {p: p.stat().st_mtime_ns for p in (tiny / "runs").rglob("*") if p.is_file()}
     results = {}
     for steps in (0, 1):

@@ -14,7 +14,7 @@ from llmcxr.image_tokens.mixer import LappedPatches
     ("size", "channels", "grid"), [(32, [32, 32, 64], 8), (32, [32, 32, 32, 64], 4), (16, [32], 16)]
 )
 def test_shapes(size, channels, grid):
-    a = ArchitectureSettings(size, channels, blocks=1, codebook_size=16, code_dim=8)
+    a = ArchitectureSettings(size, channels, codebook_size=16, code_dim=8)
     assert a.faults() == [] and a.grid == grid
     encoder, decoder = ImageEncoder(a), build_decoder(a)
     x = torch.randn(2, 1, size, size)
@@ -39,9 +39,7 @@ def test_the_papers_layout_has_16_by_16_codes():
 
 
 def mixer(**changes):
-    return ArchitectureSettings(
-        image_size=32, kind="mixer", patch=8, width=24, mixers=2, codebook_size=16, code_dim=8, **changes
-    )
+    return ArchitectureSettings(image_size=32, kind="mixer", patch=8, width=24, codebook_size=16, code_dim=8, **changes)
 
 
 def test_shapes_of_the_mixer():
@@ -59,7 +57,7 @@ def test_shapes_of_the_mixer():
 
 
 @pytest.mark.parametrize(
-    "a", [mixer(clinical_input=True), ArchitectureSettings(32, [32, 32, 32, 64], 1, 16, 8, clinical_input=True)]
+    "a", [mixer(clinical_input=True), ArchitectureSettings(32, [32, 32, 32, 64], 16, 8, clinical_input=True)]
 )
 @pytest.mark.parametrize("side", [1, 2, 7])
 def test_the_clinical_map_reaches_the_places_that_it_covers(a, side):
@@ -99,7 +97,7 @@ def test_lapped_patches_leave_a_constant_constant():
 def test_impossible_mixers_are_said():
     faults = ArchitectureSettings(image_size=32, kind="mixer", patch=12, width=0).faults()
     assert faults[0] == "patch: 12 should be even and divide image_size (32)"
-    assert faults[1].startswith("width, mixers: 0, 3 should be")
+    assert faults[1].startswith("width: 0 should be")
 
 
 def test_discriminator_gives_a_logit_a_patch():

@@ -25,13 +25,12 @@ from llmcxr.image_tokens.training import (
 
 ONE = Processes("cpu")
 SETTINGS = ImageTokenizerSettings(
-    architecture=ArchitectureSettings(32, [32, 32, 32, 64], blocks=1, codebook_size=16, code_dim=8),
+    architecture=ArchitectureSettings(32, [32, 32, 32, 64], codebook_size=16, code_dim=8),
     steps=30,
     batch_size=8,
     learning_rate=2e-3,
     adversarial_start=0.6,
-    perceptual_weight=0.1,  # the clinical network here is random: what it asks for does not lower the pixels' error
-    clinical_weight=0.01,
+    clinical_weight=0.01,  # the clinical network here is random: what it asks for does not lower the pixels' error
 )
 
 
@@ -114,7 +113,7 @@ def test_the_clinical_weight_matters(images, tmp_path):
 def test_codes_learn_to_be_read(images, tmp_path, monkeypatch):
     """The term falls, and resumes with its linear map."""
     architecture = ArchitectureSettings(
-        32, kind="mixer", patch=8, width=24, mixers=1, codebook_size=16, code_dim=8, clinical_input=True
+        32, kind="mixer", patch=8, width=24, codebook_size=16, code_dim=8, clinical_input=True
     )
     settings = dataclasses.replace(SETTINGS, architecture=architecture, reading_weight=0.1, adversarial_weight=0.0)
     whole = train_image_tokenizer(settings, features(), images, 0, tmp_path / "whole", ONE)
@@ -155,7 +154,7 @@ def test_frozen_features_stay_frozen(images, tmp_path):
 def test_wrong_size_and_divergence_are_said(images, tmp_path):
     with pytest.raises(UserError, match=r"image_size is 32, but the images are \(16, 16\)"):
         train_image_tokenizer(SETTINGS, features(), images[:, :16, :16], 0, tmp_path, ONE)
-    broken = dataclasses.replace(SETTINGS, perceptual_weight=float("nan"))
+    broken = dataclasses.replace(SETTINGS, clinical_weight=float("nan"))
     with pytest.raises(UserError, match="the loss is nan at step 0"):
         train_image_tokenizer(broken, features(), images, 0, tmp_path, ONE)
 

@@ -20,7 +20,7 @@ from llmcxr.image_tokens.codes import encode_images, read_codes, write_codes
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import codebook_use, reconstruct, trainable_quantizer, training_pass
 
-SMALL = ArchitectureSettings(32, [32, 32, 32, 64], blocks=1, codebook_size=16, code_dim=8)  # a grid of 4 x 4
+SMALL = ArchitectureSettings(32, [32, 32, 32, 64], codebook_size=16, code_dim=8)  # a grid of 4 x 4
 CPU = torch.device("cpu")
 
 

@@ -92,7 +92,7 @@ def test_a_fifth_task_is_one_new_file(fifth, tmp_path):
     model = build_model("llama", vocabulary.first_id, True).float()
     tunable = TunableModel(model, vocabulary, torch.zeros(8, 32), settings)
     template = build_template("chat", vocabulary.tokenizer)
-    trainer = Stage(tunable, template, settings, stage, items, items, tmp_path, Processes("cpu"))
+    trainer = Stage(tunable, template, settings, stage, items, items, tmp_path, Processes("cpu"), 0)
     trainer.run()
     assert trainer.curve[-1]["step"] >= 2 and {"view", "cxr_to_report"} == set(trainer.curve[-1]["unseen"])
     assert trainer.curve[-1]["unseen"]["view"] < trainer.curve[0]["unseen"]["view"]

@@ -20,7 +20,7 @@ from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 ONE = Processes("cpu")
 K, L = 8, 4
-SETTINGS = AlignmentSettings(steps=60, layers=1, batch_size=16, learning_rate=1e-2)
+SETTINGS = AlignmentSettings(steps=60, learning_rate=1e-2)
 
 
 def tunable(kind="llama", tied=True, dtype=torch.bfloat16):

@@ -15,7 +15,7 @@ from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.rendering import fit, render
 from llmcxr.instructions.templates import build_template
 from llmcxr.recipe import Recipe
-from llmcxr.tasks.language import LanguageTask
+from llmcxr.tasks.language import LanguageItems
 from llmcxr.tuning import keep_language
 from llmcxr.tuning.keep_language import (
     LanguageCheck,
@@ -116,15 +116,15 @@ def test_the_base_model_writes_texts_of_its_own():
     name = "smollm2-135m-instruct"
     model, vocabulary = load_language_model(name, torch.bfloat16), ImageVocabulary.grow(load_text_tokenizer(name), 16)
     state = torch.get_rng_state()
-    texts = write_texts(model, vocabulary, 5, 8, 0)
+    texts = write_texts(model, vocabulary, 5, 0, 8)
     assert torch.equal(state, torch.get_rng_state())
-    assert texts == write_texts(model, vocabulary, 5, 8, 0)
+    assert texts == write_texts(model, vocabulary, 5, 0, 8)
     assert len(set(texts)) == 5 and all(text[0].isupper() for text in texts)
     assert all(2 <= len(vocabulary.encode_text(text)) <= 10 for text in texts)  # spelled anew it may take a token more
-    assert texts != write_texts(model, vocabulary, 5, 8, 1)
+    assert texts != write_texts(model, vocabulary, 5, 1, 8)
     # A checkpoint that asks for penalties or cuts has no say: these are samples of the model's own distribution.
     model.generation_config.repetition_penalty, model.generation_config.min_p = 5.0, 0.9
-    assert texts == write_texts(model, vocabulary, 5, 8, 0)
+    assert texts == write_texts(model, vocabulary, 5, 0, 8)
 
 
 def test_a_begin_token_comes_first_where_the_tokenizer_puts_one():
@@ -134,14 +134,14 @@ def test_a_begin_token_comes_first_where_the_tokenizer_puts_one():
     vocabulary.begin_ids = [1]
     rendered = render(InstructionExample("language", (), plain="The heart"), TEMPLATE, vocabulary)
     assert rendered.ids.tolist() == [1, *vocabulary.encode_text("The heart")] and not rendered.supervised[0]
-    assert len(write_texts(build_model("llama", 340, True), vocabulary, 4, 2, 0)) == 4
+    assert len(write_texts(build_model("llama", 340, True), vocabulary, 4, 0, 2)) == 4
 
 
 def test_first_words_are_whole_or_else_any_text():
     vocabulary = ImageVocabulary.grow(build_tokenizer(), 16)
     words = [str(vocabulary.tokenizer.decode([i])) for i in first_words(vocabulary)]
     assert "The" in words and all(word[0].isupper() and word.isalpha() and len(word) > 1 for word in words)
-    texts = write_texts(build_model("llama", 340, True), vocabulary, 70, 3, 0)
+    texts = write_texts(build_model("llama", 340, True), vocabulary, 70, 0, 3)
     assert len(texts) == 70 > len(words), "where there are fewer words than texts they come again"
     lower = ImageVocabulary.grow(build_tokenizer(), 16)
     lower.tokenizer.batch_decode = lambda rows: ["x"] * len(rows)
@@ -149,7 +149,7 @@ def test_first_words_are_whole_or_else_any_text():
 
 
 def test_a_plain_text_is_learned_whole_without_a_template():
-    task = LanguageTask([Turn("Say yes.", "", "Yes.")], ["The heart is normal.", "<VQ0003> in text"])
+    task = LanguageItems([Turn("Say yes.", "", "Yes.")], ["The heart is normal.", "<VQ0003> in text"])
     assert len(task) == 3
     for item, text in ((1, "The heart is normal."), (2, "<VQ0003> in text")):
         rendered = render(task.example(item, np.random.default_rng(0)), TEMPLATE, VOCABULARY)
@@ -174,12 +174,10 @@ def test_saved_texts_come_back(tmp_path):
     [
         ("tuning.language={replay_texts: 5}", "loss: base_model"),
         ("tuning.language={replay_texts: -1}", "at least 0"),
-        ("tuning.language={replay_tokens: 1}", "at least 2"),
         (
             "tuning={language: {loss: base_model, replay_texts: 5}, stages: [{mixture: {cxr_vqa: 1}}]}",
             "no stage takes the texts",
         ),
-        ("tuning={language: {loss: base_model, replay_texts: 5, replay_tokens: 2000}}", "no text that fits"),
         ("tuning={method: full, language: {loss: base_model}}", "needs method: lora or qlora"),
         (
             "tuning={findings_first: [cxr_vqa]}",

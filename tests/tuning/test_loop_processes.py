@@ -32,7 +32,7 @@ LABELS[::5, 1] = np.nan
 FEW = ClassifierSettings(steps=4, batch_size=7, learning_rate=1e-3)  # 3 and 4 rows
 TOKENIZER = ImageTokenizerSettings(
     architecture=ArchitectureSettings(
-        32, kind="mixer", patch=8, width=24, mixers=1, codebook_size=16, code_dim=8, clinical_input=True
+        32, kind="mixer", patch=8, width=24, codebook_size=16, code_dim=8, clinical_input=True
     ),
     steps=6,
     batch_size=7,

@@ -41,6 +41,7 @@ STAGE = StageSettings(
     mixture={"language": 0.2, "report_to_cxr": 0.4, "cxr_to_report": 0.4},
     learning_rate=3e-3,
     rows_learning_rate=3e-3,
+    task_loss_weights={"report_to_cxr": 0.5},
 )
 SETTINGS = TuningSettings(
     lora_rank=4,
@@ -49,7 +50,6 @@ SETTINGS = TuningSettings(
     tokens_per_batch=300,
     batches_per_step=2,
     measure_share=0.0,
-    task_loss_weights={"report_to_cxr": 0.5},
     logging="none",
     stages=[STAGE],
 )
@@ -76,9 +76,11 @@ def stage(
         rows = 0.2 * torch.randn(K, 32, generator=None if processes.receives else torch.Generator().manual_seed(1))
         tunable = TunableModel(model, vocabulary, rows, settings)
     template = build_template("chat", vocabulary.tokenizer)
-    return Stage(
+    toy = Stage(
         tunable, template, settings, settings.stages[0], tasks(pairs), tasks(PAIRS[:2]), folder, processes, 0, before
     )
+    toy.save_minutes = 0.0
+    return toy
 
 
 def set_up(**environment: str) -> None:

@@ -136,10 +136,9 @@ def rescore(context: Context) -> None:
 def _facts(context: Context, summary: Mapping[str, Any], tuning: str) -> dict[str, str]:
     recipe, info = context.recipe, context.info
     counts = read_json(context.folder / "studies.json")["studies"]
-    records = context.folder / RECORDS
-    seconds = {
-        p.stem: read_json(p).get("seconds", 0) for p in sorted(records.glob("*.json"), key=lambda p: p.stat().st_mtime)
-    }
+    # Of the stages before: what this one takes is known only when the page is written.
+    records = [p for p in (context.folder / RECORDS).glob("*.json") if p.stem not in ("evaluation", "owner")]
+    seconds = {p.stem: read_json(p).get("seconds", 0) for p in sorted(records, key=lambda p: p.stat().st_mtime)}
     facts = {
         "Recipe": recipe.name,
         "Model": "trained in this run" if recipe.model is None else recipe.model,
