@@ -237,7 +237,7 @@ def test_a_task_of_ones_own_can_be_asked(tiny):
     cases = cases_of(context, "test")
     model = under_test(context, cases)
     codes = model.codes([cases.test[0].image_id])[0]
-    said = model.generate([TASK.prompt(codes, "Is there a nodule?"), (Turn(("Hello.",), None),)], 4)
+    said = model.generate([TASK.prompt(codes, "Is there a nodule?"), (Turn("Hello."),)], 4)
     assert said[0] == model.model.answers(codes[None], ["Is there a nodule?"], Sampling(max_new_tokens=4))[0]
     assert len(said) == 2
 

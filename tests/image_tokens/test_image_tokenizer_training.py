@@ -112,6 +112,7 @@ def test_the_clinical_weight_matters(images, tmp_path):
 
 def test_codes_learn_to_be_read(images, tmp_path, monkeypatch):
     """The term falls, and resumes with its linear map."""
+    monkeypatch.setattr(mixer, "BLOCKS", 1)
     architecture = ArchitectureSettings(
         32, kind="mixer", patch=8, width=24, codebook_size=16, code_dim=8, clinical_input=True
     )

@@ -43,7 +43,8 @@ def data(vocabulary):
 
 
 @pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("gpt2", True), ("neox", False)])
-def test_findings_are_learned_by_the_first_layers_only(kind, tied, tmp_path):
+def test_findings_are_learned_by_the_first_layers_only(kind, tied, tmp_path, monkeypatch):
+    monkeypatch.setattr(alignment, "LAYERS", 1)  # of two
     model = tunable(kind, tied)
     before = model.state()
     depth = model.model.config.num_hidden_layers

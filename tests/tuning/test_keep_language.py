@@ -181,7 +181,7 @@ def test_saved_texts_come_back(tmp_path):
         ("tuning={method: full, language: {loss: base_model}}", "needs method: lora or qlora"),
         (
             "tuning={findings_first: [cxr_vqa]}",
-            "findings_first: 'cxr_vqa' should be one of cxr_to_report, report_to_cxr",
+            "findings_first: 'cxr_vqa' should be one of report_to_cxr, cxr_to_report",
         ),
         (
             "tuning={findings_first: [cxr_to_report], decoding: {drawing_candidates: 2}}",

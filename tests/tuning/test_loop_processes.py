@@ -94,12 +94,13 @@ def image_tokenizer(processes: Processes, folder) -> None:
 def alignment(processes: Processes, folder) -> None:
     from test_alignment import data, tunable
 
-    from llmcxr.tuning.alignment import align
+    from llmcxr.tuning import alignment
     from llmcxr.tuning.settings import AlignmentSettings
 
+    alignment.LAYERS, alignment.BATCH = 1, 7
     model = tunable(dtype=torch.float32)
-    settings = AlignmentSettings(steps=6, layers=1, batch_size=7, learning_rate=1e-3)
-    record(folder, processes, lambda: align(model, *data(model.vocabulary), settings, 0, folder, processes))
+    settings = AlignmentSettings(steps=6, learning_rate=1e-3)
+    record(folder, processes, lambda: alignment.align(model, *data(model.vocabulary), settings, 0, folder, processes))
 
 
 @pytest.mark.parametrize("train", [clinical, judge, image_tokenizer, alignment])
