@@ -197,6 +197,30 @@ def test_damaged_folders_name_the_file(folder, tmp_path):
         ImageTokenizer.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "earlier", "fault"),
+    [
+        ("convolutional", {"stem_stride": 1, "blocks": 2, "mixers": 9}, ""),
+        ("convolutional", {"stem_stride": 4}, "stem_stride other than 1"),
+        ("convolutional", {"blocks": 1}, "blocks other than 2"),
+        ("mixer", {"mixers": 3, "blocks": 1, "stem_stride": 4}, ""),
+        ("mixer", {"mixers": 2}, "mixers other than 3"),
+    ],
+)
+def test_earlier_tokenizers_are_read_where_they_are_what_is_left(kind, earlier, fault, tmp_path):
+    """Settings that are constants now are in their configs: used ones must agree, unused ones do not count."""
+    architecture = dataclasses.replace(SMALL, kind=kind, patch=8, width=24)
+    ImageTokenizer(architecture).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architecture"] |= earlier
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if fault:
+        with pytest.raises(UserError, match=rf"config\.json: {fault} is not read any more\. Train it anew"):
+            ImageTokenizer.from_pretrained(tmp_path)
+    else:
+        assert ImageTokenizer.from_pretrained(tmp_path).architecture == architecture
+
+
 def test_the_code_store_returns_what_was_written_and_refuses_another_tokenizer(tokenizer, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (70, 32, 32), dtype=np.uint8)  # more than a batch
     codes = encode_images(tokenizer, pixels, CPU)

@@ -263,6 +263,31 @@ def test_a_column_without_a_name_is_no_setting(folder, text):
     ]
 
 
+def test_the_suffix_of_an_image_may_be_missing(folder):
+    """Also where dots in the name look like one, as in the identifiers of DICOM."""
+    picture = Image.fromarray(np.eye(4, dtype=np.uint8))
+    for name in ("1.2.840.jpg", "g.jpeg", "h.png", "h.jpg"):
+        picture.save(folder / "pictures" / name)
+    (folder / "pictures" / "f.dcm").touch()
+    (folder / "b.csv").write_text("name\na\na.png\nf\ng\nh\n1.2.840\nnone\n")
+    values = {"path": folder / "b.csv", "images": folder / "pictures", "columns": {"image": "name"}}
+    studies, left_out = collect(build_settings(TableSettings, values))
+    assert [Path(s.image_path).name for s in studies] == ["a.png", "f.dcm", "g.jpeg", "h.png", "1.2.840.jpg"]
+    assert left_out == {"image repeated": 1, "image file missing": 1}
+
+
+def test_an_unknown_part_of_a_row_is_refused():
+    values = {"path": "t.csv", "columns": {"image": "file", "patients": "id"}}
+    with pytest.raises(UserError, match=r"columns\.patients: no such part of a row; nearest: patient"):
+        build_settings(TableSettings, values)
+
+
+def test_a_line_for_two_labels_names_two_findings(folder):
+    lines = {"Mass, Edema": "Both.", "edema": "Edema.", "No Finding": "Normal."}
+    block = {"path": folder / "t.csv", "columns": {"label": "kind"}, "report_from_label": lines}
+    assert TableSource(build_settings(TableSettings, block), 0).findings == ["Mass", "Edema"]
+
+
 def test_home_folders(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("USERPROFILE", str(folder))

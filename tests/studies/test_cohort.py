@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.studies.cohort import CohortSettings, assign_splits, check_splits, fraction_faults, select_cohort, split_of
+from llmcxr.studies.cohort import CohortSettings, assign_splits, check_splits, select_cohort, split_of
 from llmcxr.studies.study import Study
 
 
@@ -79,11 +79,3 @@ def test_a_patient_in_two_splits_is_an_error():
         check_splits([study("1", "a"), study("2", "a", split="test"), study("3", "b")])
     with pytest.raises(UserError, match="'dev'"):
         check_splits([dataclasses.replace(study("1", "a"), split="dev")])
-
-
-def test_fraction_faults():
-    assert fraction_faults(FRACTIONS) == []
-    assert len(fraction_faults({"train": 0.5, "dev": 0.5})) == 1
-    assert len(fraction_faults({"train": 1.5, "test": -0.5})) == 1
-    with pytest.raises(UserError, match="sum to 1"):
-        assign_splits([study("1", "a", split="")], 0, {"train": 0.5})

@@ -23,8 +23,8 @@ from llmcxr.foundation.settings import build_settings
 from llmcxr.image_tokens.architecture import ArchitectureSettings, ImageEncoder, build_decoder
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 
-# Settings that earlier tokenizers name, and the values of those that are still read.
-_GONE = {"stem_stride": 1, "blocks": 2, "mixers": 3}
+# Settings that earlier tokenizers of each kind used, and the values of those that are still read.
+_GONE = {"convolutional": {"stem_stride": 1, "blocks": 2}, "mixer": {"mixers": 3}}
 
 
 class Codebook(nn.Module):
@@ -161,14 +161,13 @@ class ImageTokenizer(nn.Module):
         config = read_json(folder / "config.json")
         if not isinstance(config, dict) or "architecture" not in config:
             raise UserError(f"{folder} is not an image tokenizer: its config.json has no architecture.")
-        given = config["architecture"]
-        if other := [
-            k for k, v in _GONE.items() if given.get(k, v) != v and not (k == "mixers" and given.get("kind") != "mixer")
-        ]:
-            raise UserError(
-                f"{folder / 'config.json'}: {other[0]}: {given[other[0]]} is not read any more. Train it anew."
-            )
-        given = {k: v for k, v in given.items() if k not in _GONE}
+        given = dict(config["architecture"])
+        for kind, gone in _GONE.items():
+            for name, value in gone.items():
+                if given.pop(name, value) != value and given.get("kind", "convolutional") == kind:
+                    raise UserError(
+                        f"{folder / 'config.json'}: {name} other than {value} is not read any more. Train it anew."
+                    )
         architecture = build_settings(ArchitectureSettings, given, str(folder / "config.json"))
         clinical = None
         if architecture.clinical_input:

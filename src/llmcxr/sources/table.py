@@ -202,38 +202,38 @@ def _image_ids(names: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Classes:
-    """How cells of `label_column` are read: the classes, and the report line of each cell or class that has one."""
+    """How cells of the column of labels are read: the classes, and the report line of each cell or class that has one."""
 
     names: LabelSet
     lines: dict[str, str]  # by normal form
 
     def named(self, cell: str) -> list[str]:
         """The classes that a cell names."""
-        return [self.names.spelling(name) for name in _parts(cell, self.names)]
+        return [self.names.spelling(name) for name in _parts(cell)]
 
     def report(self, cell: str) -> str:
         """The line of the whole cell, else those of its classes, one after the other."""
-        own = [cell] if normal_form(cell) in self.lines else _parts(cell, self.names)
+        own = [cell] if normal_form(cell) in self.lines else _parts(cell)
         return clean_text(" ".join(self.lines.get(normal_form(name), "") for name in own))
 
 
-def _parts(cell: str, whole: LabelSet) -> list[str]:
-    """The labels in a cell, apart by commas or "|"; a cell that is one of `whole` is one label."""
-    return [cell] if cell in whole else [part for text in re.split(r"[,|]", cell) if (part := text.strip())]
+def _parts(cell: str) -> list[str]:
+    """The labels in a cell, apart by commas or "|"."""
+    return [part for text in re.split(r"[,|]", cell) if (part := text.strip())]
 
 
 def _classes(rows: list[dict[str, Any]], settings: TableSettings) -> _Classes:
     """The classes of the column of labels: those of `report_from_label` where it is given, else those that occur."""
     column, lines = settings.column("label"), settings.report_from_label
-    given = LabelSet(part for key in lines for part in _parts(key, LabelSet()))
-    found = Counter(part for row in rows for part in _parts(_cell(row, column), given))
+    given = LabelSet(part for key in lines for part in _parts(key))
+    found = Counter(part for row in rows for part in _parts(_cell(row, column)))
     names = LabelSet(sorted(found, key=lambda name: (normal_form(name), -found[name])))
     if given and (unknown := sorted(given.missing(found))):
         raise UserError(
             f"{settings.path}, column {column!r}: {unknown[0]!r} ({found[unknown[0]]} rows) has no line in "
             f"report_from_label; {_near(unknown[0], list(given))}. Add it there or correct the table."
         )
-    if missing := [key for key in lines if names.missing(_parts(key, names))]:
+    if missing := [key for key in lines if names.missing(_parts(key))]:
         raise UserError(
             f"report_from_label: {missing[0]!r} does not occur in column {column!r}; {_near(missing[0], list(names))}."
         )
@@ -269,7 +269,8 @@ class TableSource:
     @property
     def findings(self) -> list[str]:
         """Label columns and classes that the settings name."""
-        return [name for name in [*self.settings.label_columns, *self.settings.report_from_label] if is_finding(name)]
+        classes = [part for key in self.settings.report_from_label for part in _parts(key)]
+        return [name for name in LabelSet([*self.settings.label_columns, *classes]) if is_finding(name)]
 
     def check(self) -> None:
         """`UserError` where the table or the folder of the images is missing."""
