@@ -28,7 +28,7 @@ ELSEWHERE = """
 import llmcxr
 from llmcxr.cli import main
 from llmcxr.foundation.settings import load_settings
-from llmcxr.model.packed import find_start
+from llmcxr.model.find import find_start
 from llmcxr.recipe import Recipe
 from llmcxr.recipes import find_recipe
 from llmcxr.tasks.language import SHIPPED, load_instructions

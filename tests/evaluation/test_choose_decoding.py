@@ -15,6 +15,23 @@ from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.folder import ModelInfo
 
 
+@dataclasses.dataclass
+class Asked:
+    info: ModelInfo
+
+
+@dataclasses.dataclass
+class Held:
+    """The parts of an `LlmCxr` that decoding is chosen with."""
+
+    asker: Asked
+    image_tokenizer: SimpleNamespace
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.asker.info
+
+
 class Guided(ToyModel):
     """States a nodule everywhere unless it is guided, best of all at 2; counts its ways of writing."""
 
@@ -22,7 +39,7 @@ class Guided(ToyModel):
         super().__init__(cases)
         info = ModelInfo("llm", 16, 2, 192, "", "chat", None, ("nodule",), "impression", "0", findings_first=True)
         clinical = SimpleNamespace(clinical=object())
-        self.model = SimpleNamespace(info=dataclasses.replace(info, **changes), image_tokenizer=clinical)
+        self.model = Held(Asked(dataclasses.replace(info, **changes)), clinical)
         self.ways = 0
 
     def reports(self, image_ids, most_tokens):

@@ -239,7 +239,7 @@ def test_next_steps_fit_the_data():
     }
     steps = next_steps(summary, ("COVID-19, ARDS", "TB"), "a.png", "runs/x", "llmcxr")
     assert steps[0] == "llmcxr report a.png --model runs/x"
-    assert 'draw "There is a TB."' in steps[1] and '"Is there a TB?"' in steps[2]
+    assert 'draw "There is TB."' in steps[1] and '"Is there TB?"' in steps[2]
     assert not any("cardiomegaly" in step for step in steps)
     assert next_steps({}, (), "a.png", "runs/x", "llmcxr") == []
 

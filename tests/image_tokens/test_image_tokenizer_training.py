@@ -11,7 +11,7 @@ import torch
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
-from llmcxr.image_tokens import training
+from llmcxr.image_tokens import mixer, training
 from llmcxr.image_tokens.architecture import ArchitectureSettings
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.tokenizer import ImageTokenizer

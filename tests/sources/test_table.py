@@ -32,15 +32,22 @@ ROWS = [
 ]
 COLUMNS = ["file", "report", "patient", "study", "split", "view", "date", "effusion"]
 SETTINGS = {
-    "image_column": "file",
-    "report_column": "report",
-    "patient_column": "patient",
-    "study_column": "study",
-    "split_column": "split",
-    "view_column": "view",
-    "order_column": "date",
+    "columns": {
+        "image": "file",
+        "report": "report",
+        "patient": "patient",
+        "study": "study",
+        "split": "split",
+        "view": "view",
+        "order": "date",
+    },
     "label_columns": ["effusion"],
 }
+
+
+def columns(**changes: str) -> dict[str, str]:
+    """The columns above, some of them others; "" for none."""
+    return SETTINGS["columns"] | changes  # type: ignore[operator,return-value]
 
 
 @pytest.fixture
@@ -98,23 +105,25 @@ def test_images_can_be_loaded(folder):
 def test_sections_in_two_columns_and_bare_ids(tmp_path):
     Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "1.png")
     (tmp_path / "t.csv").write_text('id,f,i\n1,"Wrapped\nline",\n2,x,y\n')
-    values = {"path": tmp_path / "t.csv", "image_column": "id", "image_suffix": ".png", "findings_column": "f"}
-    studies, left_out = collect(build_settings(TableSettings, values | {"impression_column": "i"}))
+    values = {"path": tmp_path / "t.csv", "columns": {"image": "id", "findings": "f", "impression": "i"}}
+    studies, left_out = collect(build_settings(TableSettings, values))
     assert [(s.image_id, s.findings_text, s.impression_text) for s in studies] == [("1", "Wrapped line", "")]
     assert left_out == {"image file missing": 1}
 
 
 def test_splits_are_made_by_patient_and_do_not_depend_on_the_rows(folder):
-    made = collect(settings(folder, split_column="", fractions={"train": 0.5, "test": 0.5}))[0]
+    unsplit = settings(folder, columns=columns(split=""))
+    made = collect(unsplit)[0]
     assert made[0].split == made[1].split
-    seeds = [tuple(s.split for s in collect(settings(folder, split_column=""), seed)[0]) for seed in range(9)]
+    seeds = [tuple(s.split for s in collect(unsplit, seed)[0]) for seed in range(9)]
     assert len(set(seeds)) > 1
 
 
 def test_classes_and_reports_from_a_label(folder):
     (folder / "c.csv").write_text("file,kind\na.png,covid\nb.png,none\nc.png,\nd.png,other\n")
-    only = {"path": folder / "c.csv", "images": folder / "pictures", "image_column": "file", "label_column": "kind"}
-    reports = {"covid": "COVID-19 pneumonia.", "none": "No acute disease."}
+    named = {"image": "file", "label": "kind"}
+    only = {"path": folder / "c.csv", "images": folder / "pictures", "columns": named}
+    reports = {"covid": "COVID-19 pneumonia.", "none": "No acute disease.", "other": ""}
     studies, left_out = collect(build_settings(TableSettings, only | {"report_from_label": reports}))
     assert [(s.impression_text, s.labels) for s in studies] == [
         ("COVID-19 pneumonia.", {"covid": 1, "other": 0}),
@@ -123,17 +132,17 @@ def test_classes_and_reports_from_a_label(folder):
     assert left_out == {"empty report": 2}
     kept, _ = collect(build_settings(TableSettings, only))  # no reports are asked for: all rows stay
     assert [s.labels for s in kept][2:] == [{}, {"covid": 0, "other": 1}]
-    with pytest.raises(UserError, match="'other' .*label_values"):
-        collect(build_settings(TableSettings, only | {"label_values": ["covid", "none"]}))
+    with pytest.raises(UserError, match="'other' .1 rows. has no line in report_from_label"):
+        collect(build_settings(TableSettings, only | {"report_from_label": {"covid": "x", "none": "y"}}))
     with pytest.raises(UserError, match="'covd' does not occur.*nearest: covid"):
-        collect(build_settings(TableSettings, only | {"report_from_label": {"covd": "x"}}))
+        collect(build_settings(TableSettings, only | {"report_from_label": reports | {"covd": "x"}}))
 
 
 def test_same_stem_in_two_folders_gets_two_ids(folder):
     (folder / "pictures" / "more").mkdir()
     (folder / "pictures" / "a.png").rename(folder / "pictures" / "more" / "b.png")
     (folder / "s.csv").write_text("file\nb.png\nmore/b.png\n./b.png\n")
-    values = {"path": folder / "s.csv", "images": folder / "pictures", "image_column": "file"}
+    values = {"path": folder / "s.csv", "images": folder / "pictures", "columns": {"image": "file"}}
     studies, left_out = collect(build_settings(TableSettings, values))
     assert [s.image_id for s in studies] == ["b.png", "more-b.png"] and left_out == {"image repeated": 1}
 
@@ -141,18 +150,18 @@ def test_same_stem_in_two_folders_gets_two_ids(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"report_column": "reprot"}, "report_column: no column 'reprot', nearest: report"),
+        ({"columns": columns(report="reprot")}, "columns.report: no column 'reprot', nearest: report"),
         ({"label_columns": ["Efusion"]}, r"label_columns\[0\]: no column 'Efusion', nearest: effusion"),
         ({"label_columns": ["study"]}, "row 2, column 'study': the label 's1' is not 1, 0, -1 or empty"),
         ({"images": Path("not/there")}, "not/there does not exist. Set source `images`"),
         ({"path": Path("nowhere.csv")}, "nowhere.csv does not exist. Set source `path`"),
         ({"split_names": {}}, "row 4: the split 'val' is not known"),
-        ({"image_suffix": ".png"}, "no row of .*image file missing: 7.*image_suffix"),
-        ({"patient_column": "view", "split_column": "split"}, "more than one split"),
+        ({"images": Path()}, "no row of .*image file missing: 7.*set source `images`"),
+        ({"columns": columns(patient="view")}, "more than one split"),
     ],
 )
 def test_mistakes_are_named(folder, changes, message):
-    if "patient_column" in changes:
+    if changes.get("columns", {}).get("patient") == "view":
         frame = pd.DataFrame(ROWS, columns=COLUMNS)
         frame["view"] = "one patient"
         frame.to_csv(folder / "t.csv", index=False)
@@ -189,8 +198,7 @@ def test_impossible_settings_are_listed_together():
             TableSettings,
             {
                 "label_columns": ["Pleural_Effusion", "pleural effusion"],
-                "report_column": "r",
-                "findings_column": "f",
+                "columns": {"image": "i", "report": "r", "findings": "f"},
                 "report_from_label": {"a": "b"},
                 "split_names": {"x": "dev"},
             },
@@ -200,7 +208,7 @@ def test_impossible_settings_are_listed_together():
 def labels_of(folder: Path, cells: list[str], **changes) -> list[dict[str, int]]:
     frame = pd.DataFrame({"file": [f"{name}.png" for name in "abcde"][: len(cells)], "kind": cells})
     frame.to_csv(folder / "l.csv", index=False)
-    values = {"path": folder / "l.csv", "images": folder / "pictures", "image_column": "file", "label_column": "kind"}
+    values = {"path": folder / "l.csv", "images": folder / "pictures", "columns": {"image": "file", "label": "kind"}}
     return [s.labels for s in collect(build_settings(TableSettings, values | changes))[0]]
 
 
@@ -210,10 +218,8 @@ def test_a_cell_may_hold_several_labels(folder):
     wanted = [(1, 1, 0), (0, 1, 0), (0, 0, 0), (1, 0, 1), (0, 0, 1)]
     told = labels_of(folder, cells)
     assert [tuple(labels[name] for name in names) for labels in told] == wanted and {len(t) for t in told} == {3}
-    whole = labels_of(folder, cells[:3], label_values=["COVID-19, ARDS", "COVID-19", "no_finding"])
-    assert whole == [{"COVID-19, ARDS": a, "COVID-19": b} for a, b in ((1, 0), (0, 1), (0, 0))]
-    with pytest.raises(UserError, match="'ARDS' .1 rows. is not in label_values"):
-        labels_of(folder, cells[:2], label_values=["covid-19"])
+    with pytest.raises(UserError, match="'ARDS' .1 rows. has no line in report_from_label"):
+        labels_of(folder, cells[:2], report_from_label={"covid-19": "COVID-19."})
 
 
 def test_one_class_alone(folder):
@@ -227,7 +233,8 @@ def test_one_class_alone(folder):
 
 def test_report_lines_of_several_labels(folder):
     lines = {"COVID-19": "COVID-19 pneumonia.", "ards": "ARDS.", "COVID-19, Mass": "Both."}
-    values = {"image_column": "file", "label_column": "kind", "report_from_label": lines, "images": folder / "pictures"}
+    named = {"image": "file", "label": "kind"}
+    values = {"columns": named, "report_from_label": lines, "images": folder / "pictures"}
     (folder / "m.csv").write_text('file,kind\na.png,"COVID-19, ARDS"\nb.png,"COVID-19, Mass"\nc.png,Mass\n')
     studies, left_out = collect(build_settings(TableSettings, values | {"path": folder / "m.csv"}))
     assert [s.impression_text for s in studies] == ["COVID-19 pneumonia. ARDS.", "Both."] and left_out == {
@@ -238,8 +245,8 @@ def test_report_lines_of_several_labels(folder):
 def test_no_finding_is_the_absence_of_the_others(folder):
     rows = ["file,No Finding,Mass,Support Devices,Edema", "a.png,1,,,", "b.png,1,,1,-1", "c.png,0,1,,", "d.png,,0,,"]
     (folder / "n.csv").write_text("\n".join(rows))
-    columns = {"label_columns": rows[0].split(",")[1:], "image_column": "file", "images": folder / "pictures"}
-    source = TableSource(build_settings(TableSettings, columns | {"path": folder / "n.csv"}), 0)
+    values = {"label_columns": rows[0].split(",")[1:], "columns": {"image": "file"}, "images": folder / "pictures"}
+    source = TableSource(build_settings(TableSettings, values | {"path": folder / "n.csv"}), 0)
     assert [s.labels for s in source.studies(folder, 8)] == [
         {"Mass": 0, "Edema": 0},  # it says nothing of devices
         {"Mass": 0, "Support Devices": 1, "Edema": -1},
@@ -255,7 +262,7 @@ def test_no_finding_is_the_absence_of_the_others(folder):
 def test_a_column_without_a_name_is_no_setting(folder, text):
     """pandas' index, and commas at the ends of lines; taken for every column that is not set before."""
     (folder / "u.csv").write_text(text)
-    values = {"path": folder / "u.csv", "images": folder / "pictures", "image_column": "file"}
+    values = {"path": folder / "u.csv", "images": folder / "pictures", "columns": {"image": "file"}}
     studies, _ = collect(build_settings(TableSettings, values))
     assert [(s.image_id, s.patient_id, s.study_id, s.view, s.labels) for s in studies] == [
         ("a", "a", "a", "", {}),
@@ -325,10 +332,7 @@ def test_real_radiographs(tmp_path):
         pytest.skip("the folder ../shared/data/real-cxr is not on this machine")
     values = {
         "path": table,
-        "image_column": "file",
-        "label_column": "label",
-        "label_values": ["no_finding", "pneumonia", "covid"],
-        "split_column": "split",
+        "columns": {"image": "file", "label": "label", "split": "split"},
         "report_from_label": {
             "no_finding": "No acute cardiopulmonary abnormality.",
             "pneumonia": "Findings consistent with pneumonia.",

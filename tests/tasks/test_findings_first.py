@@ -40,8 +40,8 @@ def test_what_is_seen_comes_from_exact_findings_else_from_each_label_else_from_t
 def test_what_is_stated_comes_from_the_report_else_from_labels():
     known = LabelSet(["Pleural_Effusion", "pneumothorax"])
     assert stated_list(study(), TEXT, LabelSet(["pneumothorax"]), RULES) == "Cardiomegaly; left pleural effusion."
-    as_data_spells = str(stated_list(study(), TEXT, known, RULES)).casefold().removesuffix(".").split("; ")
-    assert sorted(as_data_spells) == ["cardiomegaly", "left pleural_effusion"]
+    as_spoken = str(stated_list(study(), TEXT, known, RULES)).casefold().removesuffix(".").split("; ")
+    assert sorted(as_spoken) == ["cardiomegaly", "left pleural effusion"]  # not the column's Pleural_Effusion
     assert stated_list(study(), "The lungs are clear.", known, RULES) == "No abnormal finding."
     assert stated_list(study(), TEXT, LabelSet(["tuberculosis"]), RULES) is None
     assert stated_list(study(), TEXT, LabelSet(), RULES) is None and stated_list(study(), TEXT, known, None) is None

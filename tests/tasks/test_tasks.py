@@ -94,8 +94,9 @@ def test_a_fifth_task_is_one_new_file(fifth, tmp_path):
     template = build_template("chat", vocabulary.tokenizer)
     trainer = Stage(tunable, template, settings, stage, items, items, tmp_path, Processes("cpu"), 0)
     trainer.run()
-    assert trainer.curve[-1]["step"] >= 2 and {"view", "cxr_to_report"} == set(trainer.curve[-1]["unseen"])
-    assert trainer.curve[-1]["unseen"]["view"] < trainer.curve[0]["unseen"]["view"]
+    curve = trainer.at.curve
+    assert curve[-1]["step"] >= 2 and {"view", "cxr_to_report"} == set(curve[-1]["unseen"])
+    assert curve[-1]["unseen"]["view"] < curve[0]["unseen"]["view"]
 
 
 def test_a_name_that_is_no_task_is_refused():

@@ -52,7 +52,7 @@ class Processes:
         if _asked("ACCELERATE_USE_DEEPSPEED"):
             raise UserError(
                 "DeepSpeed is not supported; FSDP2 shards weights, gradients and moments as ZeRO-3 does. "
-                "Launch with recipes/accelerate/fsdp2.yaml."
+                "Launch with accelerate/fsdp2.yaml of the shipped recipes."
             )
         self._accelerator = Accelerator(cpu=device == "cpu")
         self.count, self.rank = self._accelerator.num_processes, self._accelerator.process_index
@@ -169,7 +169,7 @@ class Processes:
         if _asked("FSDP_OFFLOAD_PARAMS"):
             faults.append("fsdp_offload_params should be false")
         if faults:
-            raise self.fault(f"Accelerate's configuration: {'; '.join(faults)} (see recipes/accelerate/fsdp2.yaml).")
+            raise self.fault(f"Accelerate's configuration: {'; '.join(faults)} (see accelerate/fsdp2.yaml of the shipped recipes).")
         # Sharded before there are weights, so that no device holds more than its part and one weight of the main process.
         dtypes = {name: p.dtype for name, p in module.named_parameters()}
         values = dict(module.named_parameters()) if self.main else {}

@@ -129,13 +129,13 @@ class Context:
         """The trained (or given) image tokenizer."""
         return ImageTokenizer.from_pretrained((self.given or self.folder) / "image_tokenizer").to(self.device)
 
-    def base(self) -> tuple[PreTrainedModel, ImageVocabulary]:
+    def base(self, empty: bool = False) -> tuple[PreTrainedModel, ImageVocabulary]:
         """The base model, not yet grown, in the precision of training, and its vocabulary with the image tokens.
 
-        Without weights where the main process gives them (`Processes.receives`).
+        `empty`: without weights, where the main process will give them (`Processes.receives`).
         """
         vocabulary = ImageVocabulary.grow(load_text_tokenizer(self.recipe.llm), len(self.image_tokenizer.codebook))
-        load = empty_language_model if self.processes.receives else load_language_model
+        load = empty_language_model if empty else load_language_model
         return load(self.recipe.llm, precision(self.device, "training")), vocabulary
 
     def template(self, vocabulary: ImageVocabulary) -> Template:

@@ -55,12 +55,15 @@ def image_rows(context: Context, tokenizer: PreTrainedTokenizerBase, text_rows: 
     return reader_rows(codebook, codes, labels, words, text_rows, seed)
 
 
-def tunable_model(context: Context, after: str | None = None) -> TunableModel:
-    """The model as it is tuned; with what the training `after` saved, which is all that is trained, rows included."""
-    model, vocabulary = context.base()
+def tunable_model(context: Context, after: str | None = None, empty: bool = False) -> TunableModel:
+    """The model as it is tuned; with what the training `after` saved, which is all that is trained, rows included.
+
+    `empty`: without weights, where the main process will give them (`Processes.receives`).
+    """
+    model, vocabulary = context.base(empty)
     tuning, seed = context.recipe.tuning, context.recipe.seed
     text_rows = table_of(model).detach()[: vocabulary.first_id]
-    if context.processes.receives:
+    if empty:
         with torch.device("meta"):
             return TunableModel(model, vocabulary, torch.zeros(vocabulary.size, text_rows.shape[1]), tuning, seed)
     if after is None and context.start is None:
@@ -249,7 +252,7 @@ def _before(context: Context, stage: StageSettings) -> str | None:
 def _train(context: Context, stage: StageSettings, folder: Path) -> None:
     tuning, seed = context.recipe.tuning, context.recipe.seed
     before = _before(context, stage)
-    tunable = tunable_model(context, before)
+    tunable = tunable_model(context, before, empty=context.processes.receives)
     tunable.shrink_adapters(stage.adapters_kept)  # a checkpoint of this stage, if there is one, replaces them
     train, outside = task_items(context, stage, "train")
     unseen, _ = task_items(context, stage, "validate")
