@@ -32,6 +32,7 @@ class PermutationEach(Mixture):
 def seconds_each(mixture: Mixture, count: int) -> float:
     """Mean over the first `count` examples; the one permutation of the epoch is among them."""
     begin = time.perf_counter()
+    count = min(count, len(mixture))
     for index in range(count):
         mixture[index]
     return (time.perf_counter() - begin) / count

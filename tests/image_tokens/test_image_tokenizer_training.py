@@ -11,7 +11,7 @@ import torch
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
-from llmcxr.image_tokens import mixer, training
+from llmcxr.image_tokens import convolutional, mixer, training
 from llmcxr.image_tokens.architecture import ArchitectureSettings
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
@@ -32,6 +32,14 @@ SETTINGS = ImageTokenizerSettings(
     adversarial_start=0.6,
     clinical_weight=0.01,  # the clinical network here is random: what it asks for does not lower the pixels' error
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_block():
+    """At each resolution: half the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolutional, "BLOCKS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
