@@ -44,7 +44,9 @@ def test_what_splits_share_is_counted(summary):
 
 def test_the_card_has_numbers_and_metadata(summary):
     cases = make_cases([1, 0])
-    card = ModelCard(model_card("toy", INFO, "Toy radiographs.", True, cases.test, [("stage1", "LoRA")], summary, continued=True))
+    card = ModelCard(
+        model_card("toy", INFO, "Toy radiographs.", True, cases.test, [("stage1", "LoRA")], summary, continued=True)
+    )
     assert card.data.to_dict()["pipeline_tag"] == "image-text-to-text" and "simulated-data" in card.data.tags
     assert "| Report findings, micro-F1 | 1.000 (1.000 to 1.000) |" in card.text
     assert "whether that saw these patients was not checked here" in card.text

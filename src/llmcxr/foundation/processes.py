@@ -169,7 +169,9 @@ class Processes:
         if _asked("FSDP_OFFLOAD_PARAMS"):
             faults.append("fsdp_offload_params should be false")
         if faults:
-            raise self.fault(f"Accelerate's configuration: {'; '.join(faults)} (see accelerate/fsdp2.yaml of the shipped recipes).")
+            raise self.fault(
+                f"Accelerate's configuration: {'; '.join(faults)} (see accelerate/fsdp2.yaml of the shipped recipes)."
+            )
         # Sharded before there are weights, so that no device holds more than its part and one weight of the main process.
         dtypes = {name: p.dtype for name, p in module.named_parameters()}
         values = dict(module.named_parameters()) if self.main else {}
