@@ -488,7 +488,7 @@ def test_the_command_line_uses_the_model(smollm, tmp_path, capsys, monkeypatch):
     whole = info.read_text()
     try:
         for old, new, message in (
-            ('"format": 2', '"format": 1', "format 1, this version reads format 2"),
+            ('"format": 3', '"format": 1', "format 1, this version reads formats 2 and 3"),
             ('"report_candidates": 1', '"report_candidates": 0', "report_candidates: 0 should be at least 1"),
             ('"report_candidates"', '"reports"', "is incomplete"),
             ('"decoding"', '"decode"', "is incomplete"),

@@ -185,7 +185,7 @@ def test_what_the_main_process_does_alone(breaks, tmp_path):
 
 def test_configurations_that_cannot_work_are_said(tmp_path):
     old = together(run_stage, tmp_path, full(), ACCELERATE_USE_FSDP="true", FSDP_VERSION="1")
-    assert "fsdp_version should be 2 (see recipes" in old[0][1] and old[1] == (2, "")
+    assert "fsdp_version should be 2 (see accelerate/fsdp2.yaml" in old[0][1] and old[1] == (2, "")
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])

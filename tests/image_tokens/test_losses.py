@@ -128,7 +128,7 @@ def test_adaptive_weight_by_hand():
 
 def test_lpips_is_an_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)  # as where it is not installed
-    with pytest.raises(UserError, match=r"needs the package lpips. Install it \(pip install 'llmcxr\[lpips\]'\)"):
+    with pytest.raises(UserError, match=r'needs the package lpips, .*pip install "llmcxr\[paper\]"'):
         build_lpips("download")
 
 

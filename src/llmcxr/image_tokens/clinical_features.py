@@ -8,7 +8,6 @@ Pixels: [B, 1, S, S] in [-1, 1], bone white; TorchXRayVision itself expects [-10
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import autocast
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.optional import require
 
 
 class _DenseLayer(nn.Sequential):
@@ -149,9 +149,8 @@ def published_features(weights: str) -> ClinicalFeatures:
     The published files are whole pickled modules; they are read with the safe unpickler, which is allowed the classes
     of that one network and nothing else. Raises `UserError` where the file cannot be had or read.
     """
-    with warnings.catch_warnings():  # torchxrayvision mutes every warning of the process on import
-        import torchxrayvision as xrv  # for its names and to read its files; the network is our own
-
+    # For its names and to read its files; the network is our own.
+    xrv = require("torchxrayvision", f"clinical_features.weights: {weights}", "clinical_features.weights=train")
     path = Path(weights).expanduser()
     if weights in xrv.models.model_urls:
         findings = xrv.models.model_urls[weights]["labels"]

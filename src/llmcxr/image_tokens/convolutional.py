@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from diffusers.models.autoencoders import vae
 from torch import Tensor, nn
 
+from llmcxr.foundation.optional import require
 from llmcxr.image_tokens.architecture import ArchitectureSettings, EncoderParts
 
+vae = require(
+    "diffusers.models.autoencoders.vae",
+    "image_tokenizer.architecture.kind: convolutional",
+    "image_tokenizer.architecture.kind=mixer",
+)
 BLOCKS = 2  # residual blocks at each resolution, as in the paper
 
 

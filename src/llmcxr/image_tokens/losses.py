@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.optional import require
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 
 if TYPE_CHECKING:
@@ -85,13 +86,7 @@ def build_lpips(backbone: str) -> nn.Module:
 
     Raises `UserError` with the way out where the package or the weights cannot be had.
     """
-    try:
-        import lpips  # an extra: only this option needs it
-    except ImportError as error:
-        raise UserError(
-            f"image_tokenizer.perceptual: {backbone} needs the package lpips. Install it (pip install 'llmcxr[lpips]'), or set "
-            "it to 'clinical' to use the feature maps of the clinical network instead."
-        ) from error
+    lpips = require("lpips", f"image_tokenizer.perceptual: {backbone}", "image_tokenizer.perceptual=clinical")
     try:
         if backbone == "download":
             model = lpips.LPIPS(net="vgg", verbose=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.optional import require
 from llmcxr.foundation.workflow import Stage
 from llmcxr.image_tokens.classifier import train_classifier
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features
@@ -46,6 +47,11 @@ def clinical_features_stage(context: Context) -> Stage:
         )
         return None
 
+    def check() -> None:
+        if settings.weights != "train":
+            name = "clinical_features.weights"
+            require("torchxrayvision", f"{name}: {settings.weights}", f"{name}=train")
+
     return Stage(
         "clinical_features",
         "a network that knows findings, so that image tokens keep what matters clinically",
@@ -54,6 +60,7 @@ def clinical_features_stage(context: Context) -> Stage:
         after=("studies",),
         outputs=("clinical_features",),
         reads=(*settings.files(), *start_files(context)),
+        check=check,
         everywhere=True,
     )
 
@@ -95,6 +102,12 @@ def image_tokenizer_stage(context: Context) -> Stage:
                 f"the image tokenizer {settings.pretrained} does not exist. Set image_tokenizer.pretrained to its folder, or to "
                 "null to train one."
             )
+        if settings.pretrained is None and settings.architecture.kind == "convolutional":
+            name = "image_tokenizer.architecture.kind"
+            require("diffusers", f"{name}: convolutional", f"{name}=mixer")
+        if settings.pretrained is None and settings.perceptual != "clinical":
+            name = "image_tokenizer.perceptual"
+            require("lpips", f"{name}: {settings.perceptual}", f"{name}=clinical")
 
     given = () if settings.pretrained is None else (Path(settings.pretrained),)
     return Stage(
