@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
@@ -536,8 +537,9 @@ def test_a_packed_model_is_the_model(smollm, packed, tmp_path, monkeypatch):
     images = sorted((smollm / "images").glob("*.png"))[:8]
     assert (whole.encode(images) == half.encode(images)).mean() > 0.9  # in half precision some codes are next best
     codes = whole.encode(images[:1])
-    # Half-precision weights in bfloat16 arithmetic: two roundings of 2**-8 of a range of 2, a few pixels more.
-    np.testing.assert_allclose(whole.decode(codes), half.decode(codes), atol=0.1)
+    with monkeypatch.context() as patch:  # bfloat16 rounds more than half precision of the weights changes
+        patch.setattr("llmcxr.image_tokens.tokenizer.autocast", lambda device: nullcontext())
+        np.testing.assert_allclose(whole.decode(codes), half.decode(codes), atol=0.01)
     assert half.answers(codes, ["Is there a nodule?"]) == whole.answers(codes, ["Is there a nodule?"])
 
 
