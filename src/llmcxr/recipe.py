@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from llmcxr.evaluation.settings import EvaluationSettings
 from llmcxr.foundation.devices import Precision
 from llmcxr.foundation.settings import setting
 from llmcxr.image_tokens.classifier import ClinicalFeatureSettings
 from llmcxr.image_tokens.training import ImageTokenizerSettings
+from llmcxr.labelling.registry import LabellerName
 from llmcxr.sources.registry import SourceSettings
 from llmcxr.tuning.settings import TuningSettings
 
@@ -43,7 +43,7 @@ class Recipe:
         "measure, or train on from, a model also where it was trained on patients of the validation or test split",
     )
     source: SourceSettings = setting(SourceSettings(), "data")
-    labeller: Literal["rules", "none"] = setting("rules", "what reads findings from text: hand-written rules, or none")
+    labeller: LabellerName = setting("rules", "what reads findings from text: hand-written rules, or none")
     clinical_features: ClinicalFeatureSettings = setting(
         ClinicalFeatureSettings(), "network of the clinical feature loss"
     )
