@@ -18,6 +18,9 @@ from packaging.version import Version
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.optional import EXTRAS, require
+from llmcxr.foundation.settings import build_settings
+from llmcxr.pipeline import Run
+from llmcxr.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -98,3 +101,25 @@ def test_a_missing_package_names_its_extra(monkeypatch):
     message = r'perceptual: x needs the package lpips, .*pip install "llmcxr\[paper\]"`, or set perceptual=clinical\.'
     with pytest.raises(UserError, match=message):
         require("lpips", "perceptual: x", "perceptual=clinical")
+
+
+@pytest.mark.parametrize(
+    ("package", "block", "instead"),
+    [
+        (
+            "torchxrayvision",
+            {"clinical_features": {"weights": "densenet121-res224-all"}},
+            "clinical_features.weights=train",
+        ),
+        ("lpips", {"image_tokenizer": {"perceptual": "download"}}, "image_tokenizer.perceptual=clinical"),
+        ("diffusers", {}, "image_tokenizer.architecture.kind=mixer"),
+    ],
+)
+def test_what_a_recipe_lacks_is_said_before_anything_runs(tmp_path, monkeypatch, package, block, instead):
+    for name in {package, *(m for m in sys.modules if m.startswith(f"{package}."))}:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "llmcxr.image_tokens.convolutional", raising=False)
+    recipe = build_settings(Recipe, {"runs": tmp_path, "name": "lacking"} | block)
+    with pytest.raises(UserError, match=f"needs the package {package}, .*or set {instead}"):
+        Run(recipe).run()
+    assert not (tmp_path / "lacking" / "recipe.yaml").exists()

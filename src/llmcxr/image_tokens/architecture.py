@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,6 +71,11 @@ class EncoderParts(NamedTuple):
     width: int
 
 
+def networks(a: ArchitectureSettings) -> Any:
+    """The module of the architecture's kind. `UserError` where a package that it needs is missing."""
+    return import_module(_KINDS[a.kind])
+
+
 class ImageEncoder(nn.Module):
     """[B, 1, S, S] in [-1, 1] -> [B, code_dim, g, g].
 
@@ -81,7 +86,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, a: ArchitectureSettings) -> None:
         super().__init__()
         self.grid = a.grid
-        self.stem, self.layers, width = import_module(_KINDS[a.kind]).build_encoder(a)
+        self.stem, self.layers, width = networks(a).build_encoder(a)
         self.clinical = nn.Conv2d(CLINICAL_CHANNELS, width, 1) if a.clinical_input else None
 
     def forward(self, images: Tensor, clinical: Tensor | None = None) -> Tensor:
@@ -107,4 +112,4 @@ class ImageDecoder(Protocol):
 
 def build_decoder(a: ArchitectureSettings) -> ImageDecoder:
     """The decoder of the architecture's kind, a `nn.Module`."""
-    return import_module(_KINDS[a.kind]).Decoder(a)
+    return networks(a).Decoder(a)

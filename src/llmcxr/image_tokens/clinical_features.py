@@ -143,14 +143,18 @@ class ClinicalFeatures(nn.Module):
         return model.eval().requires_grad_(False)
 
 
+def xrv_package(weights: str) -> Any:
+    """TorchXRayVision, for its names and to read its files; the network is our own. `UserError` where it cannot be had."""
+    return require("torchxrayvision", f"clinical_features.weights: {weights}", "clinical_features.weights=train")
+
+
 def published_features(weights: str) -> ClinicalFeatures:
     """TorchXRayVision's own weights, by name (downloaded once by torchxrayvision) or by the path of the same file.
 
     The published files are whole pickled modules; they are read with the safe unpickler, which is allowed the classes
     of that one network and nothing else. Raises `UserError` where the file cannot be had or read.
     """
-    # For its names and to read its files; the network is our own.
-    xrv = require("torchxrayvision", f"clinical_features.weights: {weights}", "clinical_features.weights=train")
+    xrv = xrv_package(weights)
     path = Path(weights).expanduser()
     if weights in xrv.models.model_urls:
         findings = xrv.models.model_urls[weights]["labels"]

@@ -6,7 +6,7 @@ Shapes: B images, C channels. Pixels in [-1, 1].
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,12 +81,17 @@ class FindingsInCodes(nn.Module):
         return F.mse_loss(self.reading(vectors.float().sum(dim=(2, 3)) * D**0.5 / g), target)
 
 
+def lpips_package(backbone: str) -> Any:
+    """The package. `UserError` where it cannot be had."""
+    return require("lpips", f"image_tokenizer.perceptual: {backbone}", "image_tokenizer.perceptual=clinical")
+
+
 def build_lpips(backbone: str) -> nn.Module:
     """LPIPS (Zhang et al., 2018) on VGG-16. `backbone` is 'download' or the path of torchvision's VGG-16 state dict.
 
     Raises `UserError` with the way out where the package or the weights cannot be had.
     """
-    lpips = require("lpips", f"image_tokenizer.perceptual: {backbone}", "image_tokenizer.perceptual=clinical")
+    lpips = lpips_package(backbone)
     try:
         if backbone == "download":
             model = lpips.LPIPS(net="vgg", verbose=False)

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.optional import require
 from llmcxr.foundation.workflow import Stage
+from llmcxr.image_tokens.architecture import networks
 from llmcxr.image_tokens.classifier import train_classifier
-from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, xrv_package
 from llmcxr.image_tokens.codes import encode_images, write_codes
+from llmcxr.image_tokens.losses import lpips_package
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import ImageTokenizerSettings, train_image_tokenizer
 from llmcxr.stages.context import Context, start_files
@@ -49,8 +50,7 @@ def clinical_features_stage(context: Context) -> Stage:
 
     def check() -> None:
         if settings.weights != "train":
-            name = "clinical_features.weights"
-            require("torchxrayvision", f"{name}: {settings.weights}", f"{name}=train")
+            xrv_package(settings.weights)
 
     return Stage(
         "clinical_features",
@@ -102,12 +102,10 @@ def image_tokenizer_stage(context: Context) -> Stage:
                 f"the image tokenizer {settings.pretrained} does not exist. Set image_tokenizer.pretrained to its folder, or to "
                 "null to train one."
             )
-        if settings.pretrained is None and settings.architecture.kind == "convolutional":
-            name = "image_tokenizer.architecture.kind"
-            require("diffusers", f"{name}: convolutional", f"{name}=mixer")
-        if settings.pretrained is None and settings.perceptual != "clinical":
-            name = "image_tokenizer.perceptual"
-            require("lpips", f"{name}: {settings.perceptual}", f"{name}=clinical")
+        if settings.pretrained is None:
+            networks(settings.architecture)
+            if settings.perceptual != "clinical":
+                lpips_package(settings.perceptual)
 
     given = () if settings.pretrained is None else (Path(settings.pretrained),)
     return Stage(
