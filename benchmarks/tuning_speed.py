@@ -130,7 +130,6 @@ def build_stage(plan: Plan, method: str, folder: Path, dtype: Any, examples: int
     """Our tuning stage over the plan's examples, ready to run."""
     from llmcxr.foundation.processes import Processes
     from llmcxr.instructions.templates import build_template
-    from llmcxr.tuning import trainer
     from llmcxr.tuning.settings import StageSettings, TuningSettings
     from llmcxr.tuning.trainer import Stage
     from llmcxr.tuning.tunable import TunableModel
@@ -149,10 +148,11 @@ def build_stage(plan: Plan, method: str, folder: Path, dtype: Any, examples: int
         measure_share=1.0,
         stages=[stage],
     )
-    trainer._POINTS = examples  # of no example: one record of tokens and seconds a step
     model = load_model(plan, dtype)
     tunable = TunableModel(model, vocabulary, image_rows(model), settings)
-    return Stage(tunable, template, settings, stage, task_items(), {}, folder, Processes(plan.device), 0)
+    built = Stage(tunable, template, settings, stage, task_items(), {}, folder, Processes(plan.device), 0)
+    built.points = examples  # of no example: one record of tokens and seconds a step
+    return built
 
 
 @functools.cache

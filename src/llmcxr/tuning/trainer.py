@@ -46,7 +46,6 @@ from llmcxr.tuning.tunable import MasterAdamW, TunableModel
 
 _WARMUP = 0.03  # share of a stage over which the learning rates rise
 _UNSEEN_EXAMPLES = 16  # most of each task that are measured
-_POINTS = 20  # most measurements while a stage trains
 _UNSEEN_PART = 0.5  # of what `measure_share` allows; language, measured after the stage, has the rest
 _BACKWARD = 3  # what a batch of training takes, in passes forward
 
@@ -79,6 +78,7 @@ class Stage(loop.Training):
 
     unit = "example"
     save_minutes = loop.SAVE_MINUTES  # between checkpoints
+    points = 20  # most measurements while it trains
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Stage(loop.Training):
         self.place, self.tokens = (0, 0), 0  # window, and batches of it that are done
         self.sums = np.zeros((2, len(self.kinds)))  # of the train loss since the last measurement
         self.measuring = {"seconds": 0.0, "last": 0.0}  # on unseen patients: in all, and the last time
-        self.next_point = 1  # of `_POINTS`
+        self.next_point = 1  # of `points`
         self.evaluation = self._unseen(unseen)
         layers = list(getattr(tunable.model, "_no_split_modules", None) or [])
         self.losses = processes.prepare(Losses(tunable, settings, processes.sharded), layers, tunable.model.dtype)
@@ -294,13 +294,13 @@ class Stage(loop.Training):
     def after_step(self, terms: dict[str, float]) -> None:
         """Measure again where a further point is due, and its time and that of the last one are within what is allowed."""
         at, spent = self.at, self.measuring
-        if at.done < self.next_point * self.total / _POINTS:
+        if at.done < self.next_point * self.total / self.points:
             return
         allowed = _UNSEEN_PART * self.settings.measure_share * at.seconds
         if self.processes.from_main(spent["seconds"] + 2 * spent["last"] <= allowed):
             self._measure()
             self._show()
-            self.next_point = at.done * _POINTS // self.total + 1
+            self.next_point = at.done * self.points // self.total + 1
 
     def _show(self) -> None:
         point = self.at.curve[-1]
