@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.studies import pixel_store
+from llmcxr.studies import image_notes, pixel_store
 from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.study import Study
 
@@ -39,9 +39,9 @@ def store(tmp_path) -> PixelStore:
 def test_rows_are_the_studies_kept(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(pixel_store, "_BLOCK", 5)
     path, studies = tmp_path / "pixels.npy", write_images(tmp_path, 40, broken=(7,))
-    kept, left_out = PixelStore.write(path, studies, tmp_path, S)
+    kept, notes = PixelStore.write(path, studies, tmp_path, S)
     assert [s.image_id for s in kept] == [str(i) for i in range(40) if i != 7]
-    assert left_out == {"unreadable image": 1} and "7.png" in caplog.text
+    assert image_notes.left_out(notes) == {"unreadable image": 1} and "7.png" in caplog.text
     store = PixelStore.open(path)
     assert store.shape == (39, S, S) and store.dtype == np.uint8
     assert [int(image[0, 0]) for image in store] == [int(s.image_id) for s in kept]

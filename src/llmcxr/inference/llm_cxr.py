@@ -27,7 +27,7 @@ from llmcxr.instructions.questions import presence_question
 from llmcxr.instructions.templates import build_template
 from llmcxr.model.find import find_model
 from llmcxr.model.folder import ModelInfo, load_info
-from llmcxr.studies.radiographs import load_square, pixels_of_picture, to_square
+from llmcxr.studies.radiographs import load_square
 from llmcxr.tasks import cxr_vqa, language
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
@@ -78,15 +78,18 @@ class LlmCxr:
 
     def _pixels(self, image: ImageLike) -> np.ndarray:
         size = self.info.image_size
-        if isinstance(image, str | Path):
-            return load_square(Path(image), size)
-        if isinstance(image, Image.Image):
-            return to_square(pixels_of_picture(image), size)
+        if isinstance(image, str | Path | Image.Image):
+            return load_square(image, size, self.info.geometry)
         pixels = np.asarray(image, dtype=np.float32)
-        if pixels.shape != (size, size) or pixels.min() < -1 or pixels.max() > 1:
-            raise ValueError(
-                f"an array should be [{size}, {size}] in [-1, 1], is {list(pixels.shape)} in [{pixels.min()}, {pixels.max()}]"
+        if pixels.shape != (size, size):
+            raise UserError(
+                f"an image given as an array should be [{size}, {size}] in [-1, 1], is {list(pixels.shape)}."
             )
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= -1 and high <= 1):  # also where a value is not a number
+            raise UserError(f"an image given as an array should be in [-1, 1], is in [{low:g}, {high:g}].")
+        if low == high:
+            raise UserError(f"an image given as an array is {low:g} everywhere: it shows nothing.")
         return pixels
 
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:

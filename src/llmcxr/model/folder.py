@@ -14,9 +14,11 @@ from transformers import PreTrainedModel
 
 from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import build_settings
 from llmcxr.instructions.templates import TemplateName
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.patients import write_patients
+from llmcxr.studies.geometry import Geometry
 from llmcxr.studies.report_sections import ReportPart
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
@@ -42,6 +44,7 @@ class ModelInfo:
     unguided_share: float = 0.0  # of the drawings that were learned without a report; 0: drawing cannot be guided
     views: tuple[str, ...] = ()  # that the last stage was for; empty: every view
     earliest_only: bool = False  # whether it was for patients' earliest studies
+    geometry: Geometry = Geometry()  # how images became squares in training, and do in use
     format: int = FORMAT
 
 
@@ -87,7 +90,8 @@ def load_info(folder: Path) -> ModelInfo:
         decoding = DecodingSettings(**values["decoding"])
         if faults := decoding.faults():
             raise UserError(f"{path}: {'; '.join(faults)}")
+        geometry = build_settings(Geometry, values.get("geometry", {}), f"{path}, geometry,")
         lists = {name: tuple(values.get(name, ())) for name in ("findings", "findings_first", "views")}
-        return ModelInfo(**{**values, **lists, "decoding": decoding})
+        return ModelInfo(**{**values, **lists, "decoding": decoding, "geometry": geometry})
     except (TypeError, KeyError) as error:
         raise UserError(f"{path} is incomplete: {error}.") from error

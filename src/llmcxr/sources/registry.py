@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from llmcxr.foundation.settings import setting
 from llmcxr.sources.base import Source
 from llmcxr.sources.phantom.source import PhantomSettings
 from llmcxr.sources.table import TableSettings
+from llmcxr.studies.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -16,12 +18,16 @@ class SourceSettings:
 
     kind: str = setting("phantom", "which of the blocks here: phantom (simulated radiographs), table (your own files)")
     access: str = setting("", "how to get the data; said where they are missing")
+    geometry: Geometry = setting(Geometry(), "how images become squares; belongs to the model that is trained")
+    implausible: Literal["keep", "leave_out"] = setting(
+        "keep", "images that are nearly black, white or constant, of two or three greys, or inverted by their histogram"
+    )
     phantom: PhantomSettings | None = setting(PhantomSettings(), "used where kind is phantom")
     table: TableSettings | None = setting(None, "used where kind is table")
 
     def faults(self) -> list[str]:
         """Impossible combinations."""
-        kinds = [f.name for f in fields(self) if f.name not in ("kind", "access")]
+        kinds = [f.name for f in fields(self) if f.name not in ("kind", "access", "geometry", "implausible")]
         if self.kind not in kinds:
             return [f"kind: {self.kind!r} is not one of {', '.join(kinds)}"]
         return [f"{self.kind}: is required where kind is {self.kind}"] if getattr(self, self.kind) is None else []

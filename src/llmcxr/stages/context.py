@@ -29,6 +29,7 @@ from llmcxr.model.patients import check_unseen
 from llmcxr.recipe import Recipe
 from llmcxr.sources.registry import build_source
 from llmcxr.studies.findings import LabelSet
+from llmcxr.studies.geometry import Geometry
 from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.study import Split, Study, known_findings, read_manifest
 from llmcxr.tuning.keep_language import load_texts
@@ -54,6 +55,11 @@ class Context:
     def image_size(self) -> int:
         """Side of the images in pixels."""
         return self.recipe.image_tokenizer.architecture.image_size if self.given is None else self.info.image_size
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """How images become squares."""
+        return self.recipe.source.geometry if self.given is None else self.info.geometry
 
     @cached_property
     def studies(self) -> list[Study]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.foundation.workflow import Stage
 from llmcxr.instructions.questions import questions_of, write_questions
 from llmcxr.labelling.registry import label_studies
 from llmcxr.stages.context import Context
+from llmcxr.studies import image_notes
 from llmcxr.studies.cohort import check_splits
 from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.study import SPLITS, write_manifest
 
 
 def studies_stage(context: Context) -> Stage:
-    """Source -> manifest.parquet, pixels.npy, studies.json."""
+    """Source -> manifest.parquet, pixels.npy, images.parquet, studies.json."""
     source, folder = context.source, context.folder
+    without = context.recipe.source.implausible == "leave_out"
 
     def run() -> None:
         found = label_studies(list(source.studies(folder, context.image_size)), context.labeller)
@@ -25,25 +29,49 @@ def studies_stage(context: Context) -> Stage:
         if not found:
             raise UserError(f"the source holds no usable study; left out: {dict(left_out)}.")
         check_splits(found)
-        kept, unreadable = PixelStore.write(folder / "pixels.npy", found, folder, context.image_size)
-        left_out.update(unreadable)
+        kept, images = PixelStore.write(
+            folder / "pixels.npy", found, folder, context.image_size, context.geometry, without
+        )
+        left_out.update(image_notes.left_out(images))
+        image_notes.write_notes(folder / "images.parquet", images)
         write_manifest(folder / "manifest.parquet", kept)
         counts = {split: sum(s.split == split for s in kept) for split in SPLITS}
-        write_json(folder / "studies.json", {"studies": counts, "left_out": dict(left_out)})
+        read = image_notes.counts(images)
+        write_json(folder / "studies.json", {"studies": counts, "left_out": dict(left_out), "images": read})
         print(f"    {counts['train']} training, {counts['validate']} validation and {counts['test']} test images")
         for reason, count in left_out.most_common(8):
             print(f"    left out {count}: {reason}")
-        for note in notes(context):
+        for note in [*_image_notes(images), *notes(context)]:
             print(f"    note: {note}")
 
     return Stage(
         "studies",
         "radiographs and their reports: the data that everything else learns from",
         run,
-        settings=(source.fingerprint(), context.image_size, context.recipe.labeller),
-        outputs=("manifest.parquet", "pixels.npy", "studies.json"),
+        settings=(
+            source.fingerprint(),
+            context.image_size,
+            settings_to_dict(context.geometry),
+            without,
+            context.recipe.labeller,
+        ),
+        outputs=("manifest.parquet", "pixels.npy", "images.parquet", "studies.json"),
         check=source.check,
     )
+
+
+def _image_notes(images: Sequence[image_notes.ImageNote]) -> list[str]:
+    """What is to be known of the images before hours are spent on them."""
+    result = []
+    for reason in image_notes.counts(images)["implausible"]:
+        odd = [note for note in images if note.implausible == reason]
+        gone = " (left out)" if odd[0].left_out else " (source.implausible: leave_out leaves them out)"
+        result.append(f"{len(odd)} images look {reason}, e.g. {odd[0].image_path}{gone}.")
+    if (cropped := image_notes.counts(images)["images_losing_a_quarter"]) > 0:
+        result.append(
+            f"{cropped} images lose over a quarter of their area to the centre crop; source.geometry.square: pad keeps it."
+        )
+    return result
 
 
 def notes(context: Context) -> list[str]:

@@ -324,6 +324,7 @@ def model_stage(context: Context) -> Stage:
             codebook_size=tunable.vocabulary.size,
             grid=context.image_tokenizer.grid,
             image_size=context.image_tokenizer.image_size,
+            geometry=context.geometry,
             image_tokenizer=context.image_tokenizer.fingerprint,
             template=tuning.template,
             system_prompt=tuning.system_prompt,
