@@ -70,14 +70,14 @@ def settings(folder: Path, table: str = "t.csv", **changes) -> TableSettings:
 
 def collect(settings: TableSettings, seed: int = 0) -> tuple[list[Study], Counter[str]]:
     source = TableSource(settings, seed)
-    return source.studies(Path("unused"), 8), source.left_out
+    return source.studies(Path("unused"), 8), source.tally.left_out
 
 
 @pytest.mark.parametrize("table", ["t.csv", "t.tsv", "t.jsonl", "t.parquet"])
 def test_every_format_gives_the_same_studies(folder, table):
     studies, left_out = collect(settings(folder, table))
-    assert left_out == Counter({"image file missing": 1, "empty report": 1, "image repeated": 1, "no image named": 1})
-    a, b, c, e = studies
+    assert left_out == Counter({"image file missing": 1, "image repeated": 1, "no image named": 1})
+    a, b, c, d, e = studies
     assert dataclasses.asdict(a) == {
         "image_id": "a",
         "patient_id": "7",
@@ -94,12 +94,13 @@ def test_every_format_gives_the_same_studies(folder, table):
     }
     assert (b.order, b.view, b.labels, b.impression_text) == (1, "LATERAL", {"effusion": 1}, "Effusion.")
     assert (c.split, c.labels, c.impression_text) == ("validate", {}, "No heading")  # unknown is not negative
+    assert (d.image_id, d.findings_text, d.impression_text) == ("d", "", ""), "an image without a report is kept"
     assert (e.split, e.view, e.labels) == ("test", "", {"effusion": -1})
 
 
 def test_images_can_be_loaded(folder):
     PixelStore.write(folder / "pixels.npy", collect(settings(folder))[0], Path("elsewhere"), 8)
-    assert PixelStore.open(folder / "pixels.npy").shape == (4, 8, 8)
+    assert PixelStore.open(folder / "pixels.npy").shape == (5, 8, 8)
 
 
 def test_sections_in_two_columns_and_bare_ids(tmp_path):
@@ -124,12 +125,12 @@ def test_classes_and_reports_from_a_label(folder):
     named = {"image": "file", "label": "kind"}
     only = {"path": folder / "c.csv", "images": folder / "pictures", "columns": named}
     reports = {"covid": "COVID-19 pneumonia.", "none": "No acute disease.", "other": ""}
-    studies, left_out = collect(build_settings(TableSettings, only | {"report_from_label": reports}))
-    assert [(s.impression_text, s.labels) for s in studies] == [
+    collected, left_out = collect(build_settings(TableSettings, only | {"report_from_label": reports}))
+    assert [(s.impression_text, s.labels) for s in collected[:2]] == [
         ("COVID-19 pneumonia.", {"covid": 1, "other": 0}),
         ("No acute disease.", {"covid": 0, "other": 0}),  # "none" is the absence of the others
     ]
-    assert left_out == {"empty report": 2}
+    assert [s.impression_text for s in collected[2:]] == ["", ""] and not left_out
     kept, _ = collect(build_settings(TableSettings, only))  # no reports are asked for: all rows stay
     assert [s.labels for s in kept][2:] == [{}, {"covid": 0, "other": 1}]
     with pytest.raises(UserError, match="'other' .1 rows. has no line in report_from_label"):
@@ -154,9 +155,9 @@ def test_same_stem_in_two_folders_gets_two_ids(folder):
         ({"label_columns": ["Efusion"]}, r"label_columns\[0\]: no column 'Efusion', nearest: effusion"),
         ({"label_columns": ["study"]}, "row 2, column 'study': the label 's1' is not 1, 0, -1 or empty"),
         ({"images": Path("not/there")}, "not/there does not exist. Set source `images`"),
-        ({"path": Path("nowhere.csv")}, "nowhere.csv does not exist. Set source `path`"),
+        ({"path": Path("nowhere.csv")}, "nowhere.csv does not exist. Set its path"),
         ({"split_names": {}}, "row 4: the split 'val' is not known"),
-        ({"images": Path()}, "no row of .*image file missing: 7.*set source `images`"),
+        ({"images": Path()}, "no row of .*set source `images`.*image file missing: 7"),
         ({"columns": columns(patient="view")}, "more than one split"),
     ],
 )
@@ -237,9 +238,7 @@ def test_report_lines_of_several_labels(folder):
     values = {"columns": named, "report_from_label": lines, "images": folder / "pictures"}
     (folder / "m.csv").write_text('file,kind\na.png,"COVID-19, ARDS"\nb.png,"COVID-19, Mass"\nc.png,Mass\n')
     studies, left_out = collect(build_settings(TableSettings, values | {"path": folder / "m.csv"}))
-    assert [s.impression_text for s in studies] == ["COVID-19 pneumonia. ARDS.", "Both."] and left_out == {
-        "empty report": 1
-    }
+    assert [s.impression_text for s in studies] == ["COVID-19 pneumonia. ARDS.", "Both.", ""] and not left_out
 
 
 def test_no_finding_is_the_absence_of_the_others(folder):
@@ -308,7 +307,7 @@ def test_home_folders(folder, monkeypatch):
     assert home.fingerprint() != before
     monkeypatch.chdir(folder / "pictures")  # without `images`, they are beside the table
     (folder / "pictures" / "t.csv").write_text((folder / "t.csv").read_text())
-    assert len(TableSource(settings(Path("~/pictures"), images=None), 0).studies(folder, 8)) == 4
+    assert len(TableSource(settings(Path("~/pictures"), images=None), 0).studies(folder, 8)) == 5
 
 
 def test_what_is_missing_is_said_before(folder):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
+from typing import Any
 
 from llmcxr.foundation.artifacts import write_json
-from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.workflow import Stage
 from llmcxr.instructions.questions import questions_of, write_questions
 from llmcxr.labelling.registry import label_studies
+from llmcxr.sources.base import Tally
+from llmcxr.sources.registry import read_studies
 from llmcxr.stages.context import Context
-from llmcxr.studies.cohort import check_splits
+from llmcxr.studies.cohort import check_splits, count_of, find_copies, into_one_split, select_cohort
 from llmcxr.studies.pixel_store import PixelStore
-from llmcxr.studies.study import SPLITS, write_manifest
+from llmcxr.studies.study import SPLITS, Collection, Study, write_manifest
+
+_SHOWN = 8  # reasons that are printed; all are in studies.json
 
 
 def studies_stage(context: Context) -> Stage:
@@ -20,19 +25,23 @@ def studies_stage(context: Context) -> Stage:
     source, folder = context.source, context.folder
 
     def run() -> None:
-        found = label_studies(list(source.studies(folder, context.image_size)), context.labeller)
-        left_out = Counter(source.left_out)
-        if not found:
-            raise UserError(f"the source holds no usable study; left out: {dict(left_out)}.")
+        settings, labels = context.recipe.source, folder / "labels.partial.jsonl"
+        chosen = read_studies(source, settings, folder, context.image_size)
+        found = label_studies(chosen.studies, context.labeller, labels)
         check_splits(found)
         kept, unreadable = PixelStore.write(folder / "pixels.npy", found, folder, context.image_size)
-        left_out.update(unreadable)
+        chosen.rules.append(count_of("readable image", kept))
+        copies = find_copies(kept, PixelStore.open(folder / "pixels.npy"))
+        counts, moved = copies.counts(), 0
+        if settings.copies == "one_split":
+            kept, moved = into_one_split(kept, copies)
         write_manifest(folder / "manifest.parquet", kept)
-        counts = {split: sum(s.split == split for s in kept) for split in SPLITS}
-        write_json(folder / "studies.json", {"studies": counts, "left_out": dict(left_out)})
-        print(f"    {counts['train']} training, {counts['validate']} validation and {counts['test']} test images")
-        for reason, count in left_out.most_common(8):
-            print(f"    left out {count}: {reason}")
+        summary = _summary(source.tally, chosen, kept, unreadable)
+        named = [[study.image_id for study in group] for group in copies.groups[:20]]
+        summary["copies"] = counts | {"patients moved": moved, "examples": named}
+        write_json(folder / "studies.json", summary)
+        labels.unlink(missing_ok=True)
+        _say(summary)
         for note in notes(context):
             print(f"    note: {note}")
 
@@ -40,10 +49,56 @@ def studies_stage(context: Context) -> Stage:
         "studies",
         "radiographs and their reports: the data that everything else learns from",
         run,
-        settings=(source.fingerprint(), context.image_size, context.recipe.labeller),
+        settings=(
+            source.fingerprint(),
+            context.image_size,
+            context.recipe.labeller,
+            context.recipe.source.cohort,
+            context.recipe.source.copies,
+        ),
         outputs=("manifest.parquet", "pixels.npy", "studies.json"),
         check=source.check,
     )
+
+
+def _summary(tally: Tally, chosen: Collection, kept: list[Study], unreadable: Counter[str]) -> dict[str, Any]:
+    """What `studies.json` says of the data."""
+    return {
+        "studies": {split: sum(s.split == split for s in kept) for split in SPLITS},
+        "patients": {split: len({s.patient_id for s in kept if s.split == split}) for split in SPLITS},
+        "views": dict(Counter(s.view or "unknown" for s in kept).most_common()),
+        "rules": [dataclasses.asdict(rule) for rule in chosen.rules],
+        "left_out": dict(tally.left_out + chosen.dropped + unreadable),
+        "noted": dict(tally.noted),
+        "examples": {reason: examples for reason, examples in tally.examples.items() if examples},
+        "without_effect": chosen.notes,
+    }
+
+
+def _say(summary: dict[str, Any]) -> None:
+    """The short of it."""
+    counts, copies, examples = summary["studies"], summary["copies"], summary["examples"]
+    print(f"    {counts['train']} training, {counts['validate']} validation and {counts['test']} test images")
+    for rule in summary["rules"] if len(summary["rules"]) > 2 else ():
+        print(f"    {rule['rule']}: {rule['images']:,} images of {rule['patients']:,} patients")
+    for what, word in (("left_out", "left out"), ("noted", "noted")):
+        for reason, count in Counter(summary[what]).most_common(_SHOWN):
+            example = f", e.g. {examples[reason][0][:90]}" if examples.get(reason) else ""
+            print(f"    {word} {count:,}: {reason}{example}")
+        if len(summary[what]) > _SHOWN:
+            print(f"    {word}: {len(summary[what]) - _SHOWN} more reasons (studies.json)")
+    for note in summary["without_effect"]:
+        print(f"    note: {note}")
+    if copies["groups"]:
+        print(
+            f"    note: {copies['images']:,} images are {copies['groups']:,}, pixel for pixel; {copies['across patients']:,} of these are of "
+            f"several patients, {copies['across splits']:,} in several splits"
+            + (
+                f"; {copies['patients moved']:,} patients were moved into one"
+                if copies["patients moved"]
+                else " (source.copies: one_split keeps them in one)" * bool(copies["across splits"])
+            )
+        )
 
 
 def notes(context: Context) -> list[str]:
@@ -65,6 +120,9 @@ def notes(context: Context) -> list[str]:
     for split in SPLITS:
         if not any(s.split == split for s in studies):
             result.append(f"no patient is in the split {split}.")
+    for stage in context.recipe.tuning.stages if context.given is None else ():
+        training = [s for s in studies if s.split == "train"]
+        result += [f"{stage.name}: {note}" for note in select_cohort(training, stage.cohort).notes]
     if not any(s.findings_text or s.impression_text for s in studies):
         result.append("there are no reports, so no report is learned, written or drawn from.")
     return result
