@@ -32,9 +32,7 @@ def test_paper_stage_two():
     settings = CohortSettings(views=["AP", "PA"], earliest_only=True, sections="impression")
     result = select_cohort(STUDIES, settings)
     assert [s.image_id for s in result.studies] == ["1", "6"]
-    assert result.dropped == Counter(
-        {"view LATERAL": 1, "not the patient's earliest study": 3, "view unknown": 1}
-    )
+    assert result.dropped == Counter({"view LATERAL": 1, "not the patient's earliest study": 3, "view unknown": 1})
 
 
 def test_stage_one_keeps_everything_with_a_report():

@@ -117,7 +117,7 @@ def study_text(
             tally.note("report in which no findings and no impression were found", f"{example}: {clean_text(report)}")
     if not findings and not impression and not report.strip():
         tally.note("image without a report", example)
-    text = f"{findings} {impression}"
+    text = f"{findings} {impression}".strip()
     if len(text) > 4 * _LONG and len(text.split()) > _LONG:
         tally.note(f"report of more than {_LONG} words (a case history?)", f"{example}: {text}")
     if "\ufffd" in text:

@@ -54,7 +54,7 @@ _RADIOGRAPHY = {
 
 
 def _words(text: str) -> str:
-    return re.sub(r"[\s_/,;()\-]+", " ", text).strip().casefold()
+    return re.sub(r"[\s_/,.;()\-]+", " ", text).strip().casefold()
 
 
 @functools.lru_cache(4096)
