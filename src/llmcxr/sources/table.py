@@ -289,11 +289,14 @@ class TableSource:
         return id_of(row, self.settings.column("patient")) or otherwise, study or otherwise
 
     def _times(self, rows: list[Row], ids: Mapping[int, str]) -> dict[StudyKey, float | None]:
-        """When each study of the table was made, those whose image is missing too: of several images the first."""
+        """When each radiograph's study was made, those whose image is missing too: of several images the first."""
         column = self.settings.column("order")
         times: dict[StudyKey, float | None] = {}
         for place, row in enumerate(rows):
             if place not in ids and not id_of(row, self.settings.column("patient")):
+                continue
+            modality = cell(row, self.settings.column("modality"))
+            if modality and not is_radiography(modality):  # a CT before it makes no radiograph a follow-up
                 continue
             key = self._keys(row, ids.get(place) or PurePosixPath(self._name(row)).stem or f"row {place}")
             text = cell(row, column)
