@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llmcxr.foundation import workers
+from llmcxr.foundation import devices
 from llmcxr.foundation.workers import in_processes
 from llmcxr.labelling.all_reports import read_all
 from llmcxr.labelling.base import Reading
@@ -60,16 +60,12 @@ def test_images_of_a_study_share_their_report(tmp_path):
     assert labeller.read_texts == TEXTS[:2]
 
 
-def _length(text: str) -> int:
-    return len(text)
-
-
 def test_processes_give_what_one_gives(monkeypatch):
     """In order, and with the first error."""
-    monkeypatch.setattr(workers, "core_count", lambda: 2)
-    assert list(in_processes(_length, TEXTS, "x", "y", chunk=7, worth=0)) == [len(t) for t in TEXTS]
+    monkeypatch.setattr(devices, "core_count", lambda: 2)
+    assert list(in_processes(len, TEXTS, "x", "y", chunk=7, worth=0)) == [len(t) for t in TEXTS]
     with pytest.raises(TypeError):
-        list(in_processes(_length, [*TEXTS, 3], "x", "y", chunk=7, worth=0))  # type: ignore[list-item]
+        list(in_processes(len, [*TEXTS, 3], "x", "y", chunk=7, worth=0))  # type: ignore[list-item]
 
 
 def test_nothing_is_read_twice_from_a_file_of_all(tmp_path):

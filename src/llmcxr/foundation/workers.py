@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 
 T = TypeVar("T")
@@ -29,6 +28,8 @@ def in_processes(
     `function` and items travel to other processes, so the function is one of a module's top level (or a partial of one). Results come as
     they are ready, and no more than a few chunks are ahead. `UserError` where a process dies.
     """
+    from llmcxr.foundation.devices import core_count  # torch, which the processes themselves do not need
+
     bar = tqdm(total=len(items), desc=desc, unit=unit)
     count = min(core_count(), math.ceil(len(items) / chunk))
     with bar:

@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -15,10 +16,12 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.foundation.settings import setting
 from llmcxr.studies.findings import LabelSet
-from llmcxr.studies.pixel_store import Images
 from llmcxr.studies.report_sections import ReportPart, report_text
 from llmcxr.studies.study import SPLITS, Collection, RuleCount, Split, Study
 from llmcxr.studies.views import normal_view, wanted_views
+
+if TYPE_CHECKING:
+    from llmcxr.studies.pixel_store import Images  # torch
 
 DEFAULT_FRACTIONS: dict[str, float] = {"train": 0.8, "validate": 0.1, "test": 0.1}
 
