@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
+from llmcxr.labelling.all_reports import read_all
 from llmcxr.labelling.base import Labeller, Reading
 from llmcxr.labelling.rules import RuleLabeller
 from llmcxr.studies.findings import LabelSet
@@ -33,16 +33,14 @@ def build_labeller(name: LabellerName) -> Labeller:
     return RuleLabeller() if name == "rules" else _Nothing()
 
 
-def label_studies(studies: Sequence[Study], labeller: Labeller) -> list[Study]:
+def label_studies(studies: Sequence[Study], labeller: Labeller, kept: Path | None = None) -> list[Study]:
     """The studies as they are where any has labels; else labelled from their whole reports.
 
     A label is what the report says: 1 affirmed, 0 denied, -1 uncertain. What it does not mention stays unknown, never
-    negative. Nothing is labelled by a labeller that knows no finding.
+    negative. Nothing is labelled by a labeller that knows no finding. `kept` takes what is read as it goes (`all_reports.read_all`).
     """
     if not labeller.findings or any(study.labels for study in studies):
         return list(studies)
-    states = functools.cache(lambda text: labeller.read(text).states)  # images of one study share their report
-    return [
-        dataclasses.replace(study, labels=dict(states(report_text(study, "findings_and_impression"))))
-        for study in tqdm(studies, desc="labels from reports", unit="report")
-    ]
+    texts = [report_text(study, "findings_and_impression") for study in studies]
+    states = read_all(texts, labeller, kept)  # images of one study share their report
+    return [dataclasses.replace(s, labels=dict(states[text])) for s, text in zip(studies, texts, strict=True)]

@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from llmcxr.foundation.artifacts import write_json
-from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.foundation.workflow import Stage
 from llmcxr.instructions.questions import questions_of, write_questions
 from llmcxr.labelling.registry import label_studies
+from llmcxr.sources.base import Tally
+from llmcxr.sources.registry import read_studies
 from llmcxr.stages.context import Context
 from llmcxr.studies import image_notes
-from llmcxr.studies.cohort import check_splits
+from llmcxr.studies.cohort import check_splits, count_of, find_copies, into_one_split, select_cohort
 from llmcxr.studies.pixel_store import PixelStore
-from llmcxr.studies.study import SPLITS, write_manifest
+from llmcxr.studies.study import SPLITS, Collection, Study, write_manifest
+
+_SHOWN = 8  # reasons that are printed; all are in studies.json
 
 
 def studies_stage(context: Context) -> Stage:
     """Source -> manifest.parquet, pixels.npy, images.parquet, studies.json."""
     source, folder = context.source, context.folder
-    without = context.recipe.source.implausible == "leave_out"
 
     def run() -> None:
-        found = label_studies(list(source.studies(folder, context.image_size)), context.labeller)
-        left_out = Counter(source.left_out)
-        if not found:
-            raise UserError(f"the source holds no usable study; left out: {dict(left_out)}.")
+        settings, labels = context.recipe.source, folder / "labels.partial.jsonl"
+        chosen = read_studies(source, settings, folder, context.image_size)
+        found = label_studies(chosen.studies, context.labeller, labels)
         check_splits(found)
-        kept, images = PixelStore.write(
-            folder / "pixels.npy", found, folder, context.image_size, context.geometry, without
-        )
-        left_out.update(image_notes.left_out(images))
+        without = settings.implausible == "leave_out"
+        pixels = folder / "pixels.npy"
+        kept, images = PixelStore.write(pixels, found, folder, context.image_size, context.geometry, without)
         image_notes.write_notes(folder / "images.parquet", images)
+        chosen.rules.append(count_of("readable image", kept))
+        copies = find_copies(kept, PixelStore.open(pixels))
+        counts, moved = copies.counts(), 0
+        if settings.copies == "one_split":
+            kept, moved = into_one_split(kept, copies)
         write_manifest(folder / "manifest.parquet", kept)
-        counts = {split: sum(s.split == split for s in kept) for split in SPLITS}
-        read = image_notes.counts(images)
-        write_json(folder / "studies.json", {"studies": counts, "left_out": dict(left_out), "images": read})
-        print(f"    {counts['train']} training, {counts['validate']} validation and {counts['test']} test images")
-        for reason, count in left_out.most_common(8):
-            print(f"    left out {count}: {reason}")
+        summary = _summary(source.tally, chosen, kept, images)
+        named = [[study.image_id for study in group] for group in copies.groups[:20]]
+        summary["copies"] = counts | {"patients moved": moved, "examples": named}
+        write_json(folder / "studies.json", summary)
+        labels.unlink(missing_ok=True)
+        _say(summary)
         for note in [*_image_notes(images), *notes(context)]:
             print(f"    note: {note}")
 
@@ -51,9 +57,11 @@ def studies_stage(context: Context) -> Stage:
         settings=(
             source.fingerprint(),
             context.image_size,
-            settings_to_dict(context.geometry),
-            without,
             context.recipe.labeller,
+            context.recipe.source.cohort,
+            context.recipe.source.copies,
+            context.geometry,
+            context.recipe.source.implausible,
         ),
         outputs=("manifest.parquet", "pixels.npy", "images.parquet", "studies.json"),
         check=source.check,
@@ -72,6 +80,49 @@ def _image_notes(images: Sequence[image_notes.ImageNote]) -> list[str]:
             f"{cropped} images lose over a quarter of their area to the centre crop; source.geometry.square: pad keeps it."
         )
     return result
+
+
+def _summary(
+    tally: Tally, chosen: Collection, kept: list[Study], images: Sequence[image_notes.ImageNote]
+) -> dict[str, Any]:
+    """What `studies.json` says of the data."""
+    return {
+        "studies": {split: sum(s.split == split for s in kept) for split in SPLITS},
+        "patients": {split: len({s.patient_id for s in kept if s.split == split}) for split in SPLITS},
+        "views": dict(Counter(s.view or "unknown" for s in kept).most_common()),
+        "rules": [dataclasses.asdict(rule) for rule in chosen.rules],
+        "left_out": dict(tally.left_out + chosen.dropped + image_notes.left_out(images)),
+        "noted": dict(tally.noted),
+        "examples": {reason: examples for reason, examples in tally.examples.items() if examples},
+        "without_effect": chosen.notes,
+        "images": image_notes.counts(images),
+    }
+
+
+def _say(summary: dict[str, Any]) -> None:
+    """The short of it."""
+    counts, copies, examples = summary["studies"], summary["copies"], summary["examples"]
+    print(f"    {counts['train']} training, {counts['validate']} validation and {counts['test']} test images")
+    for rule in summary["rules"] if len(summary["rules"]) > 2 else ():
+        print(f"    {rule['rule']}: {rule['images']:,} images of {rule['patients']:,} patients")
+    for what, word in (("left_out", "left out"), ("noted", "noted")):
+        for reason, count in Counter(summary[what]).most_common(_SHOWN):
+            example = f", e.g. {examples[reason][0][:90]}" if examples.get(reason) else ""
+            print(f"    {word} {count:,}: {reason}{example}")
+        if len(summary[what]) > _SHOWN:
+            print(f"    {word}: {len(summary[what]) - _SHOWN} more reasons (studies.json)")
+    for note in summary["without_effect"]:
+        print(f"    note: {note}")
+    if copies["groups"]:
+        print(
+            f"    note: {copies['images']:,} images are {copies['groups']:,}, pixel for pixel; {copies['across patients']:,} of these are of "
+            f"several patients, {copies['across splits']:,} in several splits"
+            + (
+                f"; {copies['patients moved']:,} patients were moved into one"
+                if copies["patients moved"]
+                else " (source.copies: one_split keeps them in one)" * bool(copies["across splits"])
+            )
+        )
 
 
 def notes(context: Context) -> list[str]:
@@ -93,6 +144,9 @@ def notes(context: Context) -> list[str]:
     for split in SPLITS:
         if not any(s.split == split for s in studies):
             result.append(f"no patient is in the split {split}.")
+    for stage in context.recipe.tuning.stages if context.given is None else ():
+        training = [s for s in studies if s.split == "train"]
+        result += [f"{stage.name}: {note}" for note in select_cohort(training, stage.cohort).notes]
     if not any(s.findings_text or s.impression_text for s in studies):
         result.append("there are no reports, so no report is learned, written or drawn from.")
     return result

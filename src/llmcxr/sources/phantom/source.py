@@ -26,6 +26,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.foundation.settings import setting, settings_to_dict
 from llmcxr.labelling.registry import build_labeller
+from llmcxr.sources.base import Tally
 from llmcxr.sources.phantom.anatomy import Case, case_for
 from llmcxr.sources.phantom.atlas import ATLAS_VERSION, load_atlas
 from llmcxr.sources.phantom.projection import RENDER_VERSION, render
@@ -285,7 +286,7 @@ class PhantomSource:
 
     def __init__(self, settings: PhantomSettings) -> None:
         self.settings = settings
-        self.left_out: Counter[str] = Counter()
+        self.tally = Tally()
 
     @property
     def assumed_images(self) -> int:
@@ -307,8 +308,8 @@ class PhantomSource:
         """
         folder = Path(folder)
         reports, dropped = _usable_of(fetch("indiana-reports") / "NLMCXR_reports.tgz")
-        self.left_out.clear()
-        self.left_out.update(dropped)
+        self.tally.clear()
+        self.tally.left_out.update(dropped)
         load_atlas()  # build the cache once, before any worker needs it
         studies, jobs = [], []
         for split, image_id, report, case in plan(self.settings, reports):
@@ -320,6 +321,7 @@ class PhantomSource:
                 image_path=f"images/{image_id}.png",
                 split=split,
                 view="PA",
+                order=0,
                 findings_text=report.findings_text,
                 impression_text=report.impression_text,
                 labels={name: int(name in present) for name in PHANTOM_FINDINGS},
