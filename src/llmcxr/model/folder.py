@@ -42,6 +42,7 @@ class ModelInfo:
     unguided_share: float = 0.0  # of the drawings that were learned without a report; 0: drawing cannot be guided
     views: tuple[str, ...] = ()  # that the last stage was for; empty: every view
     earliest_only: bool = False  # whether it was for patients' earliest studies
+    max_tokens: int | None = None  # of the longest examples that it was tuned on; None: not known
     format: int = FORMAT
 
 
