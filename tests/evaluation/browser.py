@@ -34,7 +34,9 @@ class Browser:
         self._session = self.ask("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
         self.ask("Page.enable")
         self.ask("Network.enable")
-        self.ask("Network.setCacheDisabled", cacheDisabled=True)  # a page that changed within a second would be the old one
+        self.ask(
+            "Network.setCacheDisabled", cacheDisabled=True
+        )  # a page that changed within a second would be the old one
 
     def __enter__(self) -> Browser:
         return self
