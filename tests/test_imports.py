@@ -29,6 +29,7 @@ ORDER = (
     "packing",
     "speed",
     "plan",
+    "commands",
     "cli",
     "__main__",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -49,6 +50,21 @@ def test_using_a_model_loads_no_trainer():
 def test_the_package_and_the_command_line_load_nothing_heavy():
     code = "import sys; import llmcxr.cli, llmcxr.tasks.base; print(*sys.modules)"
     assert not loaded(code).intersection({"torch", "transformers", *HEAVY})
+
+
+@pytest.mark.parametrize(
+    "own", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "1000"}, {"KMP_BLOCKTIME": "200"}]
+)
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(own):
+    """As the threads themselves have read it, once torch is there."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    clean = {k: v for k, v in os.environ.items() if k not in names} | {"OMP_DISPLAY_ENV": "VERBOSE"} | own
+    done = subprocess.run(
+        [sys.executable, "-c", "import llmcxr, torch"], capture_output=True, text=True, check=True, env=clean
+    )
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("torch's threads here do not say how they wait")
+    assert ("GOMP_SPINCOUNT = '0'" in done.stderr) == (not own)
 
 
 def test_the_two_names_at_the_top():

@@ -294,6 +294,7 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     size, cost = size_of(meta, quantised=tuning.method == "qlora"), cost_of(meta, config, tuning)
     template = build_template(tuning.template, vocabulary.tokenizer, tuning.system_prompt)
 
+    recipe = dataclasses.replace(recipe, start=None)  # what it starts from need not be there: the work is the same
     language, run = tuning.language.instructions, Run(recipe)
     if missing := language is not None and not language.expanduser().is_file():
         notes.append(f"{language} is not there: language is taken as long as in the shipped instructions.")

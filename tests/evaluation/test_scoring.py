@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -239,9 +240,18 @@ def test_next_steps_fit_the_data():
     }
     steps = next_steps(summary, ("COVID-19, ARDS", "TB"), "a.png", "runs/x", "llmcxr")
     assert steps[0] == "llmcxr report a.png --model runs/x"
-    assert 'draw "There is TB."' in steps[1] and '"Is there TB?"' in steps[2]
+    assert "draw 'There is TB.'" in steps[1] and "'Is there TB?'" in steps[2]
     assert not any("cardiomegaly" in step for step in steps)
     assert next_steps({}, (), "a.png", "runs/x", "llmcxr") == []
+
+
+def test_next_steps_can_be_pasted_into_a_shell():
+    image, model, command = "my images/it's $1.png", "runs/a run; date", "./my venv/bin/llmcxr"
+    summary = {"report": {"n": 3}}
+    for line in next_steps(summary, ("Crohn's disease",), image, model, command):
+        words = shlex.split(line)
+        assert words[0] == command and words[words.index("--model") + 1] == model
+        assert image in words or words[1] == "draw"
 
 
 # --- what is shown

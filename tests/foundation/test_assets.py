@@ -40,7 +40,7 @@ def index(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("LLMCXR_CACHE", str(tmp_path / "cache"))
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in CONTENT.items()}
-    monkeypatch.setitem(ASSETS, "tiny", Asset("tinydata", "1.0", hashes, "none", "test"))
+    monkeypatch.setitem(ASSETS, "tiny", Asset("tinydata", "1.0", 1, hashes, "none", "test"))
     return folder
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -30,7 +33,10 @@ def hub(monkeypatch):
     asked = []
     folder = []
 
-    def download(name, allow_patterns):
+    def download(name, allow_patterns, dry_run=False):
+        if dry_run:
+            files = Path(folder[0]).glob("*.json")
+            return [SimpleNamespace(file_size=p.stat().st_size, will_download=True) for p in files]
         asked.append(name)
         assert not any(p.endswith((".bin", ".pt", ".pkl", ".py")) or p == "*" for p in allow_patterns)
         return str(folder[0])
@@ -53,11 +59,13 @@ def test_a_packed_model_to_train_on_from():
         assert start.weights.parent == start.folder == SHIPPED_MODELS / "phantom"
 
 
-def test_a_repository_of_the_hub(run, hub, tmp_path, monkeypatch):
+def test_a_repository_of_the_hub(run, hub, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     asked, folder = hub
     folder.append(run / "model")
-    assert find_model("someone/model") == run / "model"
+    with caplog.at_level(logging.INFO, "llmcxr"):
+        assert find_model("someone/model") == run / "model"
+    assert "Fetching someone/model from the Hugging Face hub, once: 0 MB" in caplog.text
     folder[:] = [SHIPPED_MODELS / "phantom"]
     assert find_start("someone/packed").folder == SHIPPED_MODELS / "phantom"
     assert asked == ["someone/model", "someone/packed"]

@@ -57,6 +57,9 @@ class Backend(Protocol):
         text only tokens that are at least a tenth as likely as the likeliest without guidance can be drawn.
         """
 
+    def check_room(self, tokens: int, response: int, most: int | None = None) -> None:
+        """`UserError` where a prompt of so many tokens and its response are longer than the model's context, or than `most`."""
+
     def log_likelihoods(self, prompts: Prompts, responses: Sequence[str]) -> np.ndarray:
         """log p(text response, its end included | prompt) in nats: float64 [B]."""
 

@@ -19,6 +19,7 @@ from llmcxr.foundation import devices
 from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.devices import Precision, pick_device
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.texts import check_text
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference import policies
 from llmcxr.inference.backend import DRAWING, GREEDY, Sampling
@@ -28,7 +29,7 @@ from llmcxr.instructions.templates import build_template
 from llmcxr.model.find import find_model
 from llmcxr.model.folder import ModelInfo, load_info
 from llmcxr.studies.radiographs import load_square
-from llmcxr.tasks import cxr_vqa, language
+from llmcxr.tasks import cxr_vqa, language, report_to_cxr
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 ImageLike = str | Path | Image.Image | np.ndarray
@@ -115,7 +116,11 @@ class LlmCxr:
         return policies.reports(self.asker, codes, sampling, candidates)
 
     def draw(self, text: str, sampling: Sampling = DRAWING, candidates: int | None = None) -> np.ndarray:
-        """A radiograph for a report: float32 [S, S] in [-1, 1]; see `policies.drawings`."""
+        """A radiograph for a report: float32 [S, S] in [-1, 1]; see `policies.drawings`.
+
+        `UserError` for an empty text, and for one that is longer than those of tuning.
+        """
+        self.asker.check(report_to_cxr.TASK.prompt(check_text(text, "the report")), self.info.grid**2)
         return self.decode(self.draw_codes([text], sampling, candidates))[0]
 
     def draw_codes(
@@ -125,7 +130,9 @@ class LlmCxr:
         return policies.drawings(self.asker, self.image_tokenizer, texts, sampling, candidates)
 
     def ask(self, image: ImageLike, question: str, sampling: Sampling = GREEDY) -> str:
-        """Answer to a question about one image."""
+        """Answer to a question about one image. `UserError` for an empty question, and one longer than those of tuning."""
+        check_text(question, "the question")
+        self.asker.check(cxr_vqa.TASK.prompt(np.zeros(self.info.grid**2, dtype=np.uint16), question))
         return self.answers(self.encode([image]), [question], sampling)[0]
 
     def answers(self, codes: np.ndarray, questions: Sequence[str], sampling: Sampling = GREEDY) -> list[str]:
@@ -134,7 +141,13 @@ class LlmCxr:
         return self.asker.texts(turns, sampling)
 
     def chat(self, messages: Sequence[Mapping[str, str]], sampling: Sampling = GREEDY) -> str:
-        """Plain chat. `messages` alternate {"role": "user"} and {"role": "assistant"}, beginning and ending with user."""
+        """Plain chat. `messages` alternate {"role": "user"} and {"role": "assistant"}, beginning and ending with user.
+
+        `UserError` for an empty message, and for a conversation that is longer than the language model's context.
+        """
+        for message in messages:
+            if message["role"] == "user":
+                check_text(message["content"], "the message")
         return self.asker.texts([language.TASK.prompt(messages)], sampling)[0]
 
     def yes_probabilities(self, codes: np.ndarray, questions: Sequence[str]) -> np.ndarray:

@@ -44,6 +44,10 @@ class Asker:
         """Token ids of each, up to where the response begins."""
         return [render_prompt(turns, self.template, self.vocabulary) for turns in conversations]
 
+    def check(self, conversation: Conversation, response: int = 1) -> None:
+        """`UserError` where a conversation with a `response` of so many tokens is longer than the examples of tuning."""
+        self.backend.check_room(len(self.prompts([conversation])[0]), response, self.info.max_tokens)
+
     def responses(
         self,
         conversations: Sequence[Conversation],

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from llmcxr.foundation.errors import UserError
 from llmcxr.inference.backend import Backend, Prompts, Response, Sampling
 from llmcxr.instructions.example import Grammar, Turn
 from llmcxr.instructions.templates import Template
@@ -49,6 +50,8 @@ class TransformersBackend(Backend):
     ) -> None:
         self.model, self.vocabulary, self.template, self.image_length = model, vocabulary, template, image_length
         self.device = model.device
+        # Tokens that the model can read (None: it sets no limit).
+        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         closing = [p for p in template.pieces((Turn("a", "", "a"),)) if p.ends_response]
         self.end_id: int = vocabulary.encode_control(str(closing[0].content))[0]
         V = model.get_output_embeddings().weight.shape[0]
@@ -100,13 +103,20 @@ class TransformersBackend(Backend):
     def stream(
         self, prompts: Prompts, grammar: Grammar, sampling: Sampling, negative: Prompts | None = None
     ) -> Iterator[tuple[int, int]]:
-        """See `Backend`. ValueError where `negative` comes without `sampling.guidance`, or not one for each prompt."""
+        """See `Backend`. ValueError where `negative` comes without `sampling.guidance`, or not one for each prompt.
+
+        A text ends at the latest where the model's context does; `UserError` where a prompt leaves no room for a response.
+        """
         if negative is not None and (sampling.guidance is None or len(negative) != len(prompts)):
             raise ValueError("guidance needs a strength, and one negative prompt for each prompt")
         if not prompts:
             return
         guidance = sampling.guidance if negative is not None else None
+        longest = max(map(len, [*prompts, *(negative or ())]))
+        self.check_room(longest, self.image_length if grammar == "image" else 1)
         limit = self.image_length if grammar == "image" else sampling.max_new_tokens
+        if self.context is not None:
+            limit = min(limit, self.context - longest)
         generator = torch.Generator(self.device).manual_seed(sampling.seed)
         ids, mask = self._pad([*prompts, *(negative or ())])
         ragged = bool((mask == 0).any())
@@ -139,6 +149,15 @@ class TransformersBackend(Backend):
                 live, new, finished = live[kept], new[kept], finished[kept]
             given = new.repeat(copies)
             hidden = self._hidden(given[:, None], mask if ragged else None, place[:, None], cache)[:, -1]
+
+    def check_room(self, tokens: int, response: int, most: int | None = None) -> None:
+        """`UserError` where a prompt and its response have more tokens than the context, or than `most`."""
+        limit = min((n for n in (self.context, most) if n is not None), default=None)
+        if limit is not None and tokens + response > limit:
+            raise UserError(
+                f"the text is too long: with all that goes with it, it takes {tokens:,} tokens, and this model reads at most "
+                f"{limit - response:,}. Shorten it."
+            )
 
     def generate(
         self, prompts: Prompts, grammar: Grammar, sampling: Sampling, negative: Prompts | None = None

@@ -5,6 +5,8 @@ The one place that knows what a name means: for use and for measuring (`find_mod
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.model.folder import ModelInfo, load_info
 from llmcxr.model.packed import check_sums, is_packed, unpack
 
+_LOG = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Never a format that could run code.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.md", "SHA256SUMS"]
@@ -28,9 +31,13 @@ def shipped_models() -> list[str]:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import DryRunError, HfHubHTTPError, LocalEntryNotFoundError
 
     try:
+        with contextlib.suppress(DryRunError):  # the hub is out of reach: what is in its cache is taken
+            files = snapshot_download(name, allow_patterns=_HUB_FILES, dry_run=True)
+            if missing := sum(file.file_size or 0 for file in files if file.will_download):
+                _LOG.info(f"Fetching {name} from the Hugging Face hub, once: {missing / 1e6:,.0f} MB ...")
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

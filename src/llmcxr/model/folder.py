@@ -45,6 +45,7 @@ class ModelInfo:
     views: tuple[str, ...] = ()  # that the last stage was for; empty: every view
     earliest_only: bool = False  # whether it was for patients' earliest studies
     geometry: Geometry = Geometry()  # how images became squares in training, and do in use
+    max_tokens: int | None = None  # of the longest examples that it was tuned on; None: not known
     format: int = FORMAT
 
 

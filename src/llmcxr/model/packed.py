@@ -8,6 +8,7 @@ LLM once, into the user's cache; what is used from then on is an ordinary model 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from pathlib import Path
 from typing import cast
@@ -28,6 +29,7 @@ from llmcxr.vocabulary.growing import grow_language_model
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
 
+_LOG = logging.getLogger(__name__)
 _SUMS = "SHA256SUMS"
 
 
@@ -139,6 +141,7 @@ def unpack(folder: Path) -> Path:
     if (target / "llmcxr.json").exists():
         return target
     check_sums(folder)
+    _LOG.info(f"Unpacking {folder.name} into {target}, once: about half a minute ...")
     info, path = load_info(folder), folder / "adapters.safetensors"
     vocabulary = ImageVocabulary.grow(load_text_tokenizer(info.base), info.codebook_size)
     model, state = load_language_model(info.base, torch.bfloat16), load_weights(path)

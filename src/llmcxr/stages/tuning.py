@@ -335,6 +335,7 @@ def model_stage(context: Context) -> Stage:
             findings_first=first,
             decoding=decoding,
             unguided_share=tuning.unguided_share,
+            max_tokens=tuning.max_tokens,
             version=__version__,
         )
         own = frozenset(patient_hash(s.patient_id) for s in context.studies if s.split == "train")

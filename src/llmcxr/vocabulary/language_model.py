@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,9 @@ def load_language_model(name: str, dtype: torch.dtype = torch.float32) -> PreTra
     # Packed GGUF blocks cannot be tuned or saved: unpack them once, and forget where they came from.
     packed = {"quantization_config": GgufConfig(dequantize=True)} if extra else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **extra, **packed)
+        # The reader of GGUF files has a progress bar that no setting switches off.
+        with contextlib.redirect_stderr(io.StringIO()) if packed else contextlib.nullcontext():
+            model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **extra, **packed)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _problem(name, error) from error
     quantizer: Any = getattr(model, "hf_quantizer", None)
