@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llmcxr.evaluation.page.page import (
+from llmcxr.pages.results import (
     DrawingCard,
     PageContent,
     QuestionRow,

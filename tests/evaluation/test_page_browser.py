@@ -13,7 +13,7 @@ import pytest
 from browser import CHROMIUM, Browser
 from PIL import Image
 
-from llmcxr.evaluation.page.page import (
+from llmcxr.pages.results import (
     DrawingCard,
     PageContent,
     QuestionRow,

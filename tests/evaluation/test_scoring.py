@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from toy_model import ToyModel, make_cases
 
-from llmcxr.evaluation.page.content import cards, shown_findings
-from llmcxr.evaluation.page.page import PageContent, write_page
+from llmcxr.pages.content import cards, shown_findings
+from llmcxr.pages.results import PageContent, write_page
 from llmcxr.evaluation.scoring import MEASUREMENTS, SCORES, next_steps, score_table, shortfalls, summarise
 from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.study import Study

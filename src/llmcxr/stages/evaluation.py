@@ -10,8 +10,8 @@ from typing import Any
 
 from llmcxr import __version__
 from llmcxr.evaluation.judge import Judge, judge_findings
-from llmcxr.evaluation.page.content import cards
-from llmcxr.evaluation.page.page import PageContent, glance, write_page
+from llmcxr.pages.content import cards
+from llmcxr.pages.results import PageContent, glance, write_page
 from llmcxr.evaluation.predict import ModelUnderTest, predict
 from llmcxr.evaluation.predictions import read_predictions
 from llmcxr.evaluation.scoring import summarise
