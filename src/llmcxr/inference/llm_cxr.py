@@ -19,6 +19,7 @@ from llmcxr.foundation import devices
 from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.devices import Precision, pick_device
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import checked
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference import policies
 from llmcxr.inference.backend import DRAWING, GREEDY, Sampling
@@ -52,6 +53,7 @@ class LlmCxr:
         folder = find_model(name)
         info = load_info(folder)
         place = pick_device(device)
+        precision = checked(Precision, precision, "precision")
         image_tokenizer = ImageTokenizer.from_pretrained(folder / "image_tokenizer").to(place)
         if image_tokenizer.fingerprint != info.image_tokenizer:
             raise UserError(
@@ -79,7 +81,7 @@ class LlmCxr:
     def _pixels(self, image: ImageLike) -> np.ndarray:
         size = self.info.image_size
         if isinstance(image, str | Path):
-            return load_square(Path(image), size)
+            return load_square(Path(image).expanduser(), size)
         if isinstance(image, Image.Image):
             return to_square(pixels_of_picture(image), size)
         pixels = np.asarray(image, dtype=np.float32)

@@ -41,7 +41,7 @@ class Context:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.folder = Path(recipe.runs).expanduser() / recipe.name
+        self.folder = recipe.runs / recipe.name
         self.processes = Processes(recipe.device)
         self.device = self.processes.device
         self.processes.agree_on_precision(recipe.precision)
