@@ -102,6 +102,13 @@ def image_tokenizer_stage(context: Context) -> Stage:
                 f"the image tokenizer {settings.pretrained} does not exist. Set image_tokenizer.pretrained to its folder, or to "
                 "null to train one."
             )
+        if settings.pretrained is not None:
+            given, own = ImageTokenizer.from_pretrained(settings.pretrained), settings.architecture
+            if (given.image_size, given.grid) != (own.image_size, own.grid):
+                raise UserError(
+                    f"the image tokenizer {settings.pretrained} is of {given.image_size} px and {given.grid} codes a side, "
+                    f"image_tokenizer.architecture of {own.image_size} px and {own.grid}. Set the latter to what it is."
+                )
         if settings.pretrained is None:
             networks(settings.architecture)
             if settings.perceptual != "clinical":

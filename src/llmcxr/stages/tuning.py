@@ -146,7 +146,7 @@ def alignment_stage(context: Context) -> list[Stage]:
             after=("codes",),
             outputs=("alignment",),
             reads=(*_llm(context), *start_files(context)),
-            check=lambda: _check_method(context),
+            check=lambda: _check_model(context),
             everywhere=True,
         )
     ]
@@ -180,13 +180,15 @@ def replay_stage(context: Context) -> list[Stage]:
             run,
             settings=(recipe.llm, language.replay_texts, recipe.seed),
             outputs=("replay.jsonl",),
+            check=context.check_llm,
             reads=_llm(context),
         )
     ]
 
 
-def _check_method(context: Context) -> None:
-    """`UserError` for what the method of tuning needs and is not there."""
+def _check_model(context: Context) -> None:
+    """`UserError` for what tuning needs and is not there: the base LLM, and the packages of the method."""
+    context.check_llm()
     if context.recipe.tuning.method == "qlora":
         bitsandbytes()
         if context.processes.sharded:
@@ -203,7 +205,7 @@ def tuning_stages(context: Context) -> list[Stage]:
 
     def check() -> None:
         check_tracker(tuning.logging)
-        _check_method(context)
+        _check_model(context)
         if language is not None and not language.is_file():
             raise UserError(
                 f"the language instructions {language} do not exist. Set tuning.language.instructions to a JSONL file with "
