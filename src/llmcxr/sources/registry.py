@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from llmcxr.foundation.settings import setting
+from llmcxr.foundation.settings import Settings, setting
 from llmcxr.sources.base import Source
 from llmcxr.sources.phantom.source import PhantomSettings
 from llmcxr.sources.table import TableSettings
 
 
 @dataclass(frozen=True)
-class SourceSettings:
+class SourceSettings(Settings):
     """Where radiographs and reports come from: one block a source, of which `kind` names the one that is used."""
 
     kind: str = setting("phantom", "which of the blocks here: phantom (simulated radiographs), table (your own files)")

@@ -18,7 +18,7 @@ import pandas as pd
 
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.settings import setting, settings_to_dict
+from llmcxr.foundation.settings import Settings, setting, settings_to_dict
 from llmcxr.studies.cohort import DEFAULT_FRACTIONS, assign_splits, check_splits
 from llmcxr.studies.findings import LabelSet, is_finding, normal_form
 from llmcxr.studies.report_sections import clean_text, parse_report
@@ -49,7 +49,7 @@ _SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".dcm")  # of images, where their name
 
 
 @dataclass(frozen=True)
-class TableSettings:
+class TableSettings(Settings):
     path: Path = setting(Path(), "the table: .csv, .tsv, .jsonl or .parquet, one row an image")
     images: Path | None = setting(None, "folder that image names are relative to; the table's folder where not set")
     columns: dict[str, str] = setting(
@@ -251,8 +251,8 @@ class TableSource:
     def __init__(self, settings: TableSettings, seed: int, access: str = "") -> None:
         """`seed` splits patients where the table states no split; `access` is said where files are missing."""
         self.settings, self.seed, self.access = settings, seed, access.strip()
-        self.path = settings.path.expanduser()
-        images = self.path.parent if settings.images is None else settings.images.expanduser()
+        self.path = settings.path
+        images = self.path.parent if settings.images is None else settings.images
         self.images = Path(os.path.abspath(images))  # without "..", so that one file has one name
         self.left_out: Counter[str] = Counter()
 

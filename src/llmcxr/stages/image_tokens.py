@@ -82,7 +82,7 @@ def image_tokenizer_stage(context: Context) -> Stage:
 
     def run() -> None:
         if settings.pretrained is not None:
-            pretrained = Path(settings.pretrained).expanduser()
+            pretrained = Path(settings.pretrained)
             context.processes.on_main(lambda: ImageTokenizer.from_pretrained(pretrained).save_pretrained(folder))
             return
         source, features, own = context.folder / "clinical_features", None, settings
@@ -97,11 +97,18 @@ def image_tokenizer_stage(context: Context) -> Stage:
         train_image_tokenizer(own, features, images, context.recipe.seed, folder, context.processes, start)
 
     def check() -> None:
-        if settings.pretrained is not None and not Path(settings.pretrained).expanduser().is_dir():
+        if settings.pretrained is not None and not Path(settings.pretrained).is_dir():
             raise UserError(
                 f"the image tokenizer {settings.pretrained} does not exist. Set image_tokenizer.pretrained to its folder, or to "
                 "null to train one."
             )
+        if settings.pretrained is not None:
+            given, own = ImageTokenizer.from_pretrained(settings.pretrained), settings.architecture
+            if (given.image_size, given.grid) != (own.image_size, own.grid):
+                raise UserError(
+                    f"the image tokenizer {settings.pretrained} is of {given.image_size} px and {given.grid} codes a side, "
+                    f"image_tokenizer.architecture of {own.image_size} px and {own.grid}. Set the latter to what it is."
+                )
         if settings.pretrained is None:
             networks(settings.architecture)
             if settings.perceptual != "clinical":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.foundation.settings import setting
+from llmcxr.foundation.settings import Settings, setting
 from llmcxr.studies.report_sections import ReportPart, report_text
 from llmcxr.studies.study import SPLITS, Collection, Split, Study
 
@@ -17,7 +17,7 @@ DEFAULT_FRACTIONS: dict[str, float] = {"train": 0.8, "validate": 0.1, "test": 0.
 
 
 @dataclass(frozen=True)
-class CohortSettings:
+class CohortSettings(Settings):
     views: list[str] = setting([], "views to keep, e.g. [AP, PA]; empty keeps every view, also an unknown one")
     earliest_only: bool = setting(False, "keep only each patient's earliest study (fewer references to earlier images)")
     sections: ReportPart = setting("findings_and_impression", "the report text that is learned")

@@ -21,6 +21,17 @@ def token_name(code: int) -> str:
     return f"<VQ{code:04d}>"
 
 
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of the added tokens that are no text.
+
+    Runs of spaces (GPT-NeoX) or newlines (Gemma) are added tokens too, but text. So is what stands for unknown characters,
+    unless it also ends or begins texts.
+    """
+    text = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(i for i, token in added if token.content.strip(" \n\t▁") and i not in text)
+
+
 class ImageVocabulary:
     """A text tokenizer that also holds K image tokens."""
 
@@ -34,12 +45,7 @@ class ImageVocabulary:
         self.tokenizer = tokenizer
         self.size = size
         self.first_id: int = ids[0]
-        # Runs of spaces (GPT-NeoX) or newlines (Gemma) are added tokens too, but text. So is what stands for unknown
-        # characters, unless it also ends or begins texts.
-        text = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
-        self.control_ids = frozenset(
-            i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip(" \n\t▁") and i not in text
-        )
+        self.control_ids = control_ids(tokenizer)
 
     @cached_property
     def begin_ids(self) -> list[int]:

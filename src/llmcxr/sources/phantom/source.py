@@ -24,7 +24,7 @@ from llmcxr.foundation.assets import fetch
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.foundation.settings import setting, settings_to_dict
+from llmcxr.foundation.settings import Number, Seed, Settings, Share, setting, settings_to_dict
 from llmcxr.labelling.registry import build_labeller
 from llmcxr.sources.phantom.anatomy import Case, case_for
 from llmcxr.sources.phantom.atlas import ATLAS_VERSION, load_atlas
@@ -68,14 +68,14 @@ _REPORTS_VERSION = 2  # which reports are used, and for what
 
 
 @dataclass(frozen=True)
-class PhantomSettings:
+class PhantomSettings(Settings):
     """How many radiographs to simulate, and how."""
 
-    train: int = setting(2000, "number of studies for training")
-    validate: int = setting(200, "number of studies for validation")
-    test: int = setting(400, "number of studies for the test")
-    seed: int = setting(0, "fixes patients, reports and pictures")
-    mirrored_share: float = setting(
+    train: Number = setting(2000, "number of studies for training")
+    validate: Number = setting(200, "number of studies for validation")
+    test: Number = setting(400, "number of studies for the test")
+    seed: Seed = setting(0, "fixes patients, reports and pictures")
+    mirrored_share: Share = setting(
         0.0,
         "share of training studies whose report has left and right exchanged, in its words and in the picture, so that a "
         "side cannot be guessed from the wording",
@@ -84,13 +84,6 @@ class PhantomSettings:
     def build(self, seed: int, access: str) -> PhantomSource:
         """The source that renders these studies. It states all splits, and fetches what it needs by itself."""
         return PhantomSource(self)
-
-    def faults(self) -> list[str]:
-        """Impossible values."""
-        faults = [f"{n}: {getattr(self, n)} is negative" for n in ("train", "validate", "test") if getattr(self, n) < 0]
-        if not 0 <= self.mirrored_share <= 1:
-            faults.append(f"mirrored_share: {self.mirrored_share} is not between 0 and 1")
-        return faults
 
 
 @dataclass(frozen=True)
