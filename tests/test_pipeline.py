@@ -40,7 +40,7 @@ from llmcxr.packing import rows_before
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.recipes import FOLDER
-from llmcxr.sources.phantom import PhantomSource
+from llmcxr.sources.phantom.source import PhantomSource
 from llmcxr.stages import tuning
 from llmcxr.stages.context import Context
 from llmcxr.stages.evaluation import cases_of, under_test

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmcxr.evaluation.settings import EvaluationSettings
-from llmcxr.foundation.devices import Precision
-from llmcxr.foundation.settings import NameOrPath, Seed, Settings, setting
-from llmcxr.image_tokens.classifier import ClinicalFeatureSettings
-from llmcxr.image_tokens.training import ImageTokenizerSettings
+from llmcxr.foundation.settings import NameOrPath, Precision, Seed, Settings, setting
+from llmcxr.image_tokens.settings import ClinicalFeatureSettings, ImageTokenizerSettings
 from llmcxr.labelling.registry import LabellerName
 from llmcxr.sources.registry import SourceSettings
 from llmcxr.tuning.settings import TuningSettings

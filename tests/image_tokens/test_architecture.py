@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.image_tokens.architecture import CLINICAL_CHANNELS, ArchitectureSettings, ImageEncoder, build_decoder
+from llmcxr.image_tokens.architecture import CLINICAL_CHANNELS, ImageEncoder, build_decoder
 from llmcxr.image_tokens.losses import build_discriminator
 from llmcxr.image_tokens.mixer import LappedPatches
+from llmcxr.image_tokens.settings import ArchitectureSettings
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmcxr.foundation.settings import Count, Number, Settings, setting
-from llmcxr.image_tokens.classifier import ClassifierSettings
+from llmcxr.image_tokens.settings import ClassifierSettings
 from llmcxr.tasks.measurement import UnknownLabels
 
 CASES = {"reconstructions": 400, "reports": 200, "questions": 800, "probabilities": 200, "drawings": 96}

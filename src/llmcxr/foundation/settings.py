@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.yaml_text import parse_yaml, read_yaml
@@ -54,6 +54,7 @@ ShareBelowAll = Annotated[float, Range(0, 1, below=True)]
 Weight = Annotated[float, Range(0, 1_000_000)]
 LearningRate = Annotated[float, Range(0, 1, above=True)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
+Precision = Literal["auto", "float32", "bfloat16"]
 NameOrPath = Annotated[str, HOME]
 
 

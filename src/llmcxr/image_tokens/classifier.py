@@ -7,9 +7,8 @@ Images are uint8 [N, S, S] in memory (or mapped: only the rows of a batch are re
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -19,44 +18,12 @@ from torch import Tensor, nn
 from llmcxr.foundation import loop
 from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.randomness import stream
-from llmcxr.foundation.settings import Count, LearningRate, NameOrPath, Range, Settings, setting
+from llmcxr.image_tokens.settings import ClassifierSettings
 from llmcxr.studies.pixel_store import Images
 from llmcxr.studies.radiographs import from_uint8
 
 if TYPE_CHECKING:
     from llmcxr.foundation.processes import Processes
-
-BatchSize = Annotated[int, Range(1, 100_000)]  # images of a step
-
-
-@dataclass(frozen=True)
-class ClassifierSettings(Settings):
-    """How a classifier of findings is trained."""
-
-    steps: Count = setting(200, "optimiser steps")
-    batch_size: BatchSize = setting(32, "images a step")
-    learning_rate: LearningRate = setting(2e-3, "peak of the one-cycle schedule (AdamW)")
-
-
-@dataclass(frozen=True)
-class ClinicalFeatureSettings(Settings):
-    """Where the DenseNet of the clinical feature loss comes from."""
-
-    weights: NameOrPath = setting(
-        "train",
-        "'train' (on the labels of this run), a TorchXRayVision name such as densenet121-res224-all, or a .pt/.safetensors path",
-    )
-    training: ClassifierSettings = setting(ClassifierSettings(), "used where weights is 'train'")
-    resolution: Annotated[int, Range(32, 4096)] | None = setting(  # the network halves it five times
-        None,
-        "used where weights is 'train': side in pixels to which the network shrinks images; null keeps theirs. "
-        "Half the side is four times faster, here and in the image tokenizer's training (published weights see 224)",
-    )
-
-    def files(self) -> list[Path]:
-        """Files whose contents the network is made of."""
-        path = Path(self.weights)
-        return [path] if path.suffix in (".pt", ".safetensors") and path.is_file() else []
 
 
 def batch_of(images: Images, rows: np.ndarray, device: torch.device) -> Tensor:

@@ -15,9 +15,9 @@ from PIL import Image
 
 from llmcxr.foundation import devices
 from llmcxr.foundation.assets import DEFAULT_MODEL
-from llmcxr.foundation.devices import Precision, pick_device
+from llmcxr.foundation.devices import pick_device
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.settings import checked
+from llmcxr.foundation.settings import Precision, checked
 from llmcxr.foundation.texts import check_text
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference import policies

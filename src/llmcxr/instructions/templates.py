@@ -10,13 +10,14 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.instructions.example import Content, Turn
 from llmcxr.vocabulary.image_vocabulary import control_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TemplateName = Literal["paper", "chat"]
 

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Count, NameOrPath, Range, Settings, SettingsError, ShareBelowAll, build_settings
-from llmcxr.image_tokens.architecture import CodebookSize, ImageSize
 from llmcxr.image_tokens.codec import ImageCodec
+from llmcxr.image_tokens.settings import CodebookSize, ImageSize
 from llmcxr.instructions.templates import TemplateName
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.patients import write_patients

@@ -33,6 +33,7 @@ from llmcxr.vocabulary.language_model import load_language_model, load_text_toke
 
 _LOG = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class PackedInfo(Settings):
     """packed.json."""

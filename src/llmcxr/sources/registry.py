@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from llmcxr.foundation.settings import Settings, setting
 from llmcxr.sources.base import Source
-from llmcxr.sources.phantom.source import PhantomSettings
+from llmcxr.sources.phantom.settings import PhantomSettings
 from llmcxr.sources.table import TableSettings
 
 

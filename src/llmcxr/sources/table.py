@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-import pandas as pd
-
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Settings, setting, settings_to_dict
@@ -97,6 +95,8 @@ def _near(name: str, known: list[str]) -> str:
 
 def _text(value: Any) -> str:
     """A cell as stripped text; "" for an empty one. 10032.0 is 10032: ids become floats where a column has gaps."""
+    import pandas as pd  # here, so that settings are read without it
+
     if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -155,6 +155,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         if suffix in (".jsonl", ".ndjson"):
             return _read_jsonl(path)
         if suffix == ".parquet":
+            import pandas as pd
+
             return cast("list[dict[str, Any]]", pd.read_parquet(path).to_dict("records"))
     except (ValueError, OSError, csv.Error) as error:  # Unicode and pyarrow errors are ValueErrors
         raise UserError(

@@ -14,8 +14,9 @@ from llmcxr.image_tokens.classifier import train_classifier
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, xrv_package
 from llmcxr.image_tokens.codes import encode_images, write_codes
 from llmcxr.image_tokens.losses import lpips_package
+from llmcxr.image_tokens.settings import ImageTokenizerSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
-from llmcxr.image_tokens.training import ImageTokenizerSettings, train_image_tokenizer
+from llmcxr.image_tokens.training import train_image_tokenizer
 from llmcxr.stages.context import Context, start_files
 from llmcxr.studies.study import sided_labels
 

@@ -23,9 +23,10 @@ from llmcxr.model.decoding import DecodingSettings
 from llmcxr.studies.cohort import CohortSettings
 from llmcxr.tasks.base import tasks
 from llmcxr.tasks.cxr_vqa import CONVERSATIONS
-from llmcxr.tuning.objective import ImageSoftmax
-from llmcxr.tuning.trackers import TrackerName
-from llmcxr.vocabulary.growing import RowStart
+
+ImageSoftmax = Literal["image_rows", "all_rows"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
+RowStart = Literal["random", "codebook", "reader"]
 
 
 def unknown_tasks(key: str, names: Iterable[str]) -> list[str]:

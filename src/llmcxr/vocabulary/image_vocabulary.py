@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from transformers import AddedToken, PreTrainedTokenizerBase
 
 from llmcxr.foundation.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def token_name(code: int) -> str:
@@ -56,6 +58,8 @@ class ImageVocabulary:
     @classmethod
     def grow(cls, tokenizer: PreTrainedTokenizerBase, size: int) -> ImageVocabulary:
         """Add `size` image tokens to `tokenizer` (in place) and return the vocabulary."""
+        from transformers import AddedToken  # here, so that settings are read without it
+
         names = [AddedToken(token_name(code), special=True, normalized=False) for code in range(size)]
         tokenizer.add_tokens(names, special_tokens=True)  # type: ignore[arg-type]
         return cls(tokenizer, size)

@@ -24,7 +24,7 @@ from llmcxr.foundation.assets import fetch
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.foundation.settings import Number, Seed, Settings, Share, setting, settings_to_dict
+from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.labelling.registry import build_labeller
 from llmcxr.sources.phantom.anatomy import Case, case_for
 from llmcxr.sources.phantom.atlas import ATLAS_VERSION, load_atlas
@@ -39,6 +39,7 @@ from llmcxr.sources.phantom.reports import (
     read_reports,
     with_sides,
 )
+from llmcxr.sources.phantom.settings import PhantomSettings
 from llmcxr.studies.findings import Finding
 from llmcxr.studies.study import SPLITS, Split, Study
 
@@ -65,25 +66,6 @@ PHANTOM_FINDINGS: tuple[str, ...] = (
 _SHARES: dict[Split, float] = {"train": 0.7, "validate": 0.1, "test": 0.2}
 _ABNORMAL_SHARE = 0.7  # of the studies, those whose report has a finding that is drawn
 _REPORTS_VERSION = 2  # which reports are used, and for what
-
-
-@dataclass(frozen=True)
-class PhantomSettings(Settings):
-    """How many radiographs to simulate, and how."""
-
-    train: Number = setting(2000, "number of studies for training")
-    validate: Number = setting(200, "number of studies for validation")
-    test: Number = setting(400, "number of studies for the test")
-    seed: Seed = setting(0, "fixes patients, reports and pictures")
-    mirrored_share: Share = setting(
-        0.0,
-        "share of training studies whose report has left and right exchanged, in its words and in the picture, so that a "
-        "side cannot be guessed from the wording",
-    )
-
-    def build(self, seed: int, access: str) -> PhantomSource:
-        """The source that renders these studies. It states all splits, and fetches what it needs by itself."""
-        return PhantomSource(self)
 
 
 @dataclass(frozen=True)
