@@ -40,7 +40,7 @@ from llmcxr.packing import rows_before
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.recipes import FOLDER
-from llmcxr.sources.phantom import PhantomSource
+from llmcxr.sources.phantom.source import PhantomSource
 from llmcxr.stages import tuning
 from llmcxr.stages.context import Context
 from llmcxr.stages.evaluation import cases_of, under_test
@@ -528,7 +528,7 @@ def test_a_packed_model_is_the_model(smollm, packed, tmp_path, monkeypatch):
     assert "stage1: LoRA of rank 2, " in card
     size = sum(p.stat().st_size for p in packed.rglob("*"))
     assert size < 0.08 * sum(p.stat().st_size for p in (smollm / "model").rglob("*"))
-    monkeypatch.setattr("llmcxr.model.packed.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("llmcxr.model.sums.cache_folder", lambda: tmp_path)
     folder = find_model(packed)
     assert folder.is_relative_to(tmp_path) and find_model(folder) == folder == find_model(packed)
     one, two = (load_file(f / "model.safetensors") for f in (smollm / "model", folder))
@@ -544,7 +544,7 @@ def test_a_packed_model_is_the_model(smollm, packed, tmp_path, monkeypatch):
 
 
 def test_a_packed_model_is_checked(packed, smollm, tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("llmcxr.model.packed.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("llmcxr.model.sums.cache_folder", lambda: tmp_path / "cache")
     copy = tmp_path / "copy"
     shutil.copytree(packed, copy)
     content = bytearray((copy / "adapters.safetensors").read_bytes())
@@ -557,7 +557,7 @@ def test_a_packed_model_is_checked(packed, smollm, tiny, tmp_path, monkeypatch, 
         find_model(copy)
     shutil.copy(packed / "adapters.safetensors", copy)
     (copy / "judge" / "extra.json").write_text("{}")
-    with pytest.raises(UserError, match=r"extra\.json is not part of it"):
+    with pytest.raises(UserError, match=r"extra\.json is not part of the packed"):
         find_model(copy)
     (copy / "SHA256SUMS").unlink()
     with pytest.raises(UserError, match="SHA256SUMS cannot be read"):
@@ -628,7 +628,7 @@ def test_training_goes_on_from_a_run_or_a_packed_model(smollm, packed, tmp_path,
 
 
 def test_a_finished_model_is_measured_on_other_data(packed, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("llmcxr.model.packed.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("llmcxr.model.sums.cache_folder", lambda: tmp_path / "cache")
     source = {"phantom": {"train": 24, "validate": 0, "test": 2}}
     recipe = {"name": "other", "runs": str(tmp_path), "device": "cpu", "model": str(packed), "source": source}
     few = dict.fromkeys(("reports", "questions", "probabilities", "drawings"), 2)

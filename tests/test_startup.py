@@ -67,6 +67,12 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(own):
     assert ("GOMP_SPINCOUNT = '0'" in done.stderr) == (not own)
 
 
+def test_settings_are_read_without_what_they_set():
+    """So `llmcxr settings`, and the answer to a slip in a recipe, take less than a second."""
+    new = loaded("import sys, llmcxr.recipe; print(*sys.modules)")
+    assert "yaml" in new and not new.intersection({"torch", "transformers", "nibabel", "pydicom", *HEAVY})
+
+
 def test_the_two_names_at_the_top():
     from llmcxr import ImageTokenizer, LlmCxr
 

@@ -296,7 +296,7 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
 
     recipe = dataclasses.replace(recipe, start=None)  # what it starts from need not be there: the work is the same
     language, run = tuning.language.instructions, Run(recipe)
-    if missing := language is not None and not language.expanduser().is_file():
+    if missing := language is not None and not language.is_file():
         notes.append(f"{language} is not there: language is taken as long as in the shipped instructions.")
         shipped = dataclasses.replace(tuning.language, instructions=None)
         run = Run(dataclasses.replace(recipe, tuning=dataclasses.replace(tuning, language=shipped)))

@@ -6,34 +6,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmcxr.evaluation.settings import EvaluationSettings
-from llmcxr.foundation.devices import Precision
-from llmcxr.foundation.settings import setting
-from llmcxr.image_tokens.classifier import ClinicalFeatureSettings
-from llmcxr.image_tokens.training import ImageTokenizerSettings
+from llmcxr.foundation.settings import NameOrPath, Precision, Seed, Settings, setting
+from llmcxr.image_tokens.settings import ClinicalFeatureSettings, ImageTokenizerSettings
 from llmcxr.labelling.registry import LabellerName
 from llmcxr.sources.registry import SourceSettings
 from llmcxr.tuning.settings import TuningSettings
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """All settings of a run."""
 
     name: str = setting("run", "folder of the run inside `runs`")
     about: str = setting("", "one line for people")
     runs: Path = setting(Path("runs"), "folder of all runs")
-    seed: int = setting(0, "of everything that is drawn by chance: order, wording, starts of weights, samples")
+    seed: Seed = setting(0, "of everything that is drawn by chance: order, wording, starts of weights, samples")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...")
     precision: Precision = setting(
         "auto", "of matrix products: float32, bfloat16, or auto (whichever is measured to be faster here)"
     )
-    llm: str = setting("smollm2-135m-instruct", "base LLM: an asset, a local folder, or a Hugging Face id")
-    model: str | None = setting(
+    llm: NameOrPath = setting("smollm2-135m-instruct", "base LLM: an asset, a local folder, or a Hugging Face id")
+    model: NameOrPath | None = setting(
         None,
         "measure a finished model (a shipped one by name, or a folder) instead of training one: only `source` and `evaluation` "
         "count then",
     )
-    start: str | None = setting(
+    start: NameOrPath | None = setting(
         None,
         "train on from a finished run (its folder) or a packed model (a shipped one by name, or its folder): from its clinical "
         "network, image tokenizer and adapters, instead of from nothing",

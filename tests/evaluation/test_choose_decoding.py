@@ -37,7 +37,9 @@ class Guided(ToyModel):
 
     def __init__(self, cases, **changes):
         super().__init__(cases)
-        info = ModelInfo("llm", 16, 2, 192, "", "chat", None, ("nodule",), "impression", "0", findings_first=True)
+        info = ModelInfo(
+            "llm", 16, 2, 192, "", "chat", None, ("nodule",), "impression", "0", ("cxr_to_report", "report_to_cxr")
+        )
         clinical = SimpleNamespace(clinical=object())
         self.model = Held(Asked(dataclasses.replace(info, **changes)), clinical)
         self.ways = 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llmcxr.evaluation.scoring import score_table
 from llmcxr.pages.results import (
     DrawingCard,
     PageContent,
@@ -18,7 +19,6 @@ from llmcxr.pages.results import (
     glance,
     write_page,
 )
-from llmcxr.evaluation.scoring import score_table
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
 SUMMARY = {

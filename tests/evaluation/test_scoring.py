@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from toy_model import ToyModel, make_cases
 
+from llmcxr.evaluation.scoring import MEASUREMENTS, SCORES, next_steps, score_table, shortfalls, summarise
 from llmcxr.pages.content import cards, shown_findings
 from llmcxr.pages.results import PageContent, write_page
-from llmcxr.evaluation.scoring import MEASUREMENTS, SCORES, next_steps, score_table, shortfalls, summarise
 from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.study import Study
 from llmcxr.tasks.cxr_vqa import MEASUREMENT as VQA

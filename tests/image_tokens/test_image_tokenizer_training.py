@@ -12,16 +12,10 @@ import torch
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
 from llmcxr.image_tokens import convolutional, mixer, training
-from llmcxr.image_tokens.architecture import ArchitectureSettings
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
+from llmcxr.image_tokens.settings import ArchitectureSettings, ImageTokenizerSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
-from llmcxr.image_tokens.training import (
-    ImageTokenizerSettings,
-    reconstruct,
-    train_image_tokenizer,
-    trainable_quantizer,
-    training_pass,
-)
+from llmcxr.image_tokens.training import reconstruct, train_image_tokenizer, trainable_quantizer, training_pass
 
 ONE = Processes("cpu")
 SETTINGS = ImageTokenizerSettings(

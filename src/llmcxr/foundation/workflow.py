@@ -84,9 +84,15 @@ class Workflow:
 
         def prepare() -> None:
             wanted.update(self.fingerprints())
+            faults: dict[str, None] = {}
             for stage in self.stages:
                 if only in (None, stage.name) and not self.is_done(stage, wanted[stage.name]):
-                    stage.check()
+                    try:
+                        stage.check()
+                    except UserError as error:
+                        faults[str(error)] = None
+            if faults:
+                raise UserError("\n".join(faults))
             before()
 
         with self._alone():

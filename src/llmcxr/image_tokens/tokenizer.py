@@ -20,8 +20,9 @@ from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings
-from llmcxr.image_tokens.architecture import ArchitectureSettings, ImageEncoder, build_decoder
+from llmcxr.image_tokens.architecture import ImageEncoder, build_decoder
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
+from llmcxr.image_tokens.settings import ArchitectureSettings
 
 # Settings that earlier tokenizers of each kind used, and the values of those that are still read.
 _GONE = {"convolutional": {"stem_stride": 1, "blocks": 2}, "mixer": {"mixers": 3}}

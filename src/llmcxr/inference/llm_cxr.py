@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmcxr.foundation import devices
 from llmcxr.foundation.assets import DEFAULT_MODEL
-from llmcxr.foundation.devices import Precision, pick_device
+from llmcxr.foundation.devices import pick_device
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import Precision, checked
 from llmcxr.foundation.texts import check_text
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference import policies
@@ -27,10 +26,13 @@ from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.questions import presence_question
 from llmcxr.instructions.templates import build_template
 from llmcxr.model.find import find_model
-from llmcxr.model.folder import ModelInfo, load_info
+from llmcxr.model.folder import ModelInfo, check_image_tokenizer, load_checked
+from llmcxr.model.sums import remedy
 from llmcxr.studies.radiographs import load_square
 from llmcxr.tasks import cxr_vqa, language, report_to_cxr
+from llmcxr.vocabulary.growing import table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
+from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -51,21 +53,19 @@ class LlmCxr:
         model do not belong together.
         """
         folder = find_model(name)
-        info = load_info(folder)
+        info = load_checked(folder)
         place = pick_device(device)
+        precision = checked(Precision, precision, "precision")
         image_tokenizer = ImageTokenizer.from_pretrained(folder / "image_tokenizer").to(place)
-        if image_tokenizer.fingerprint != info.image_tokenizer:
-            raise UserError(
-                f"{folder}: the model was tuned on codes of image tokenizer {info.image_tokenizer}, but image_tokenizer/ is "
-                f"{image_tokenizer.fingerprint}. Put the right one back; codes of two tokenizers mean different things."
-            )
+        check_image_tokenizer(folder, info, image_tokenizer)
         dtype = devices.precision(place, "generating") if precision == "auto" else getattr(torch, precision)
-        try:
-            text_tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(place)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise UserError(f"{folder} holds no readable language model: {error}") from error
+        text_tokenizer = load_text_tokenizer(str(folder.resolve()))
+        model = load_language_model(str(folder.resolve()), dtype).to(place)  # type: ignore[arg-type]
         vocabulary = ImageVocabulary(text_tokenizer, info.codebook_size)
+        if (rows := len(table_of(model))) < vocabulary.first_id + vocabulary.size:
+            raise UserError(
+                f"{folder}: its tokenizer has more tokens than its language model has rows ({rows}). {remedy(folder)}"
+            )
         template = build_template(info.template, text_tokenizer, info.system_prompt)
         backend = TransformersBackend(model, vocabulary, template, info.grid**2)
         return cls(policies.Asker(backend, template, vocabulary, info), image_tokenizer)
@@ -79,7 +79,9 @@ class LlmCxr:
 
     def _pixels(self, image: ImageLike) -> np.ndarray:
         size = self.info.image_size
-        if isinstance(image, str | Path | Image.Image):
+        if isinstance(image, str | Path):
+            image = Path(image).expanduser()
+        if isinstance(image, Path | Image.Image):
             return load_square(image, size, self.info.geometry)
         pixels = np.asarray(image, dtype=np.float32)
         if pixels.shape != (size, size):

@@ -14,12 +14,14 @@ import torch
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
+from llmcxr.foundation.settings import checked
 from llmcxr.image_tokens.codec import ImageCodec
 from llmcxr.inference.backend import CANDIDATE, GREEDY, Backend, Response, Sampling
 from llmcxr.instructions.example import Grammar, Turn
 from llmcxr.instructions.questions import NOTHING, SIDE_ANSWERS, finding_list, listed_findings, side_question
 from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.templates import Template
+from llmcxr.model.decoding import Candidates
 from llmcxr.model.folder import ModelInfo
 from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.study import shown_labels
@@ -99,8 +101,7 @@ def best(candidates: Sequence[Candidate], values: np.ndarray, each: int) -> list
 
 
 def _check_candidates(candidates: int, needed: Sequence[str], info: ModelInfo) -> None:
-    if candidates < 1:
-        raise UserError(f"candidates: {candidates} should be at least 1.")
+    checked(Candidates, candidates, "candidates")
     if candidates > 1 and (lacking := [name for name in needed if name not in info.findings_first]):
         raise UserError(
             f"this model names no findings first in {' and '.join(lacking)} (tuning.findings_first), by which candidates could be "

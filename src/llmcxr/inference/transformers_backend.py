@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from llmcxr.foundation.errors import UserError
 from llmcxr.inference.backend import Backend, Prompts, Response, Sampling
 from llmcxr.instructions.example import Grammar, Turn
+from llmcxr.instructions.rendering import encode_free
 from llmcxr.instructions.templates import Template
 from llmcxr.vocabulary.head import project
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -177,7 +178,7 @@ class TransformersBackend(Backend):
     @torch.inference_mode()
     def log_likelihoods(self, prompts: Prompts, responses: Sequence[str]) -> np.ndarray:
         """log p(text response, its end included | prompt) in nats: float64 [B]."""
-        endings = [[*self.vocabulary.encode_text(response), self.end_id] for response in responses]
+        endings = [[*encode_free(response, self.template, self.vocabulary), self.end_id] for response in responses]
         rows = [[*prompt, *ending] for prompt, ending in zip(prompts, endings, strict=True)]
         T = max(map(len, rows))
         ids = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=self.device)

@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from llmcxr.foundation.assets import SHIPPED_MODELS
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.yaml_text import read_yaml
 from llmcxr.model.folder import ModelInfo, load_info
-from llmcxr.model.packed import check_sums, is_packed, unpack
+from llmcxr.model.packed import is_packed, unpack
+from llmcxr.model.sums import check_sums
 
 _LOG = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -97,6 +97,11 @@ def find_start(name: str | Path) -> Start:
             f"start: {str(name)!r} holds a merged model, which has no adapters to train on. Give the folder of a finished run, or "
             "of a packed model."
         )
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    stage = recipe["tuning"]["stages"][-1]["name"]
-    return Start(model, folder / stage / "weights.safetensors", folder / "image_tokenizer", load_info(model))
+    recipe = read_yaml(folder / "recipe.yaml")
+    try:
+        weights = folder / recipe["tuning"]["stages"][-1]["name"] / "weights.safetensors"
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"start: {folder / 'recipe.yaml'} names no stage of tuning. Give a finished run.") from error
+    if not weights.is_file():
+        raise UserError(f"start: {weights} does not exist. Finish that run first, or give another.")
+    return Start(model, weights, folder / "image_tokenizer", load_info(model))

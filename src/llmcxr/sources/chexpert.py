@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.settings import setting, settings_to_dict
+from llmcxr.foundation.settings import Settings, setting, settings_to_dict
 from llmcxr.sources.base import Tally, finish, folders_below, study_text, study_view
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, read_rows, state_of
 from llmcxr.sources.times import StudyKey, number
@@ -79,7 +79,7 @@ _TEXTS = ("section_findings", "section_impression", "section_narrative", "sectio
 
 
 @dataclass(frozen=True)
-class ChexpertSettings:
+class ChexpertSettings(Settings):
     folder: Path = setting(
         Path(), "the folder of CheXpert or CheXpert Plus as downloaded; tables and images are found in it"
     )
@@ -112,8 +112,8 @@ class ChexpertSource:
 
     def __init__(self, settings: ChexpertSettings, seed: int, access: str = "") -> None:
         self.settings, self.seed, self.access = settings, seed, access.strip() or _ACCESS
-        self.folder = settings.folder.expanduser()
-        self.images = self.folder if settings.images is None else settings.images.expanduser()
+        self.folder = settings.folder
+        self.images = self.folder if settings.images is None else settings.images
         self.tally = Tally()
 
     @property

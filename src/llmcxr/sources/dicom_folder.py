@@ -36,7 +36,7 @@ from pydicom.errors import InvalidDicomError
 
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.settings import setting, settings_to_dict
+from llmcxr.foundation.settings import Settings, setting, settings_to_dict
 from llmcxr.foundation.workers import in_processes
 from llmcxr.sources.base import Tally, files_below, finish, study_text, study_view
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, near, read_rows, state_of
@@ -60,7 +60,7 @@ Header = dict[str, str]
 
 
 @dataclass(frozen=True)
-class DicomFolderSettings:
+class DicomFolderSettings(Settings):
     folder: Path = setting(Path(), "the folder; DICOM files are found in it at any depth")
     reports: Path | None = setting(
         None, "table of reports or labels (.csv, .tsv, .jsonl, .parquet); none where not set"
@@ -123,8 +123,8 @@ class DicomFolderSource:
 
     def __init__(self, settings: DicomFolderSettings, seed: int, access: str = "") -> None:
         self.settings, self.seed, self.access = settings, seed, access.strip()
-        self.folder = Path(os.path.abspath(settings.folder.expanduser()))
-        self.reports = None if settings.reports is None else settings.reports.expanduser()
+        self.folder = Path(os.path.abspath(settings.folder))
+        self.reports = None if settings.reports is None else settings.reports
         self.tally = Tally()
 
     @property

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.settings import setting, settings_to_dict
+from llmcxr.foundation.settings import Settings, setting, settings_to_dict
 from llmcxr.sources.base import Tally, files_below, finish, folders_below, study_text, study_view
 from llmcxr.sources.chexpert import OBSERVATIONS, OBSERVED
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, read_rows, state_of
@@ -61,7 +61,7 @@ _IMAGE_KEY = tuple[str, str, str]  # patient, study, image
 
 
 @dataclass(frozen=True)
-class MimicCxrSettings:
+class MimicCxrSettings(Settings):
     folder: Path = setting(
         Path(), "the folder of MIMIC-CXR-JPG, or of MIMIC-CXR's DICOM files: the one that holds files/"
     )
@@ -141,8 +141,8 @@ class MimicCxrSource:
 
     def __init__(self, settings: MimicCxrSettings, seed: int, access: str = "") -> None:
         self.settings, self.seed, self.access = settings, seed, access.strip() or ACCESS
-        self.folder = settings.folder.expanduser()
-        self.tables = self.folder if settings.tables is None else settings.tables.expanduser()
+        self.folder = settings.folder
+        self.tables = self.folder if settings.tables is None else settings.tables
         self.tally = Tally()
 
     @property
@@ -193,7 +193,7 @@ class MimicCxrSource:
     def _reports_path(self) -> Path | None:
         """The setting, else a zip file or a folder of that name in or beside the folder; else the folder itself, with DICOM files."""
         if self.settings.reports is not None:
-            return self.settings.reports.expanduser()
+            return self.settings.reports
         for folder in (self.folder, self.tables, self.folder.resolve().parent):
             for name in ("mimic-cxr-reports.zip", "mimic-cxr-reports"):
                 if (folder / name).exists():

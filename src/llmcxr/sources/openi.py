@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.settings import setting, settings_to_dict
+from llmcxr.foundation.settings import Settings, setting, settings_to_dict
 from llmcxr.sources.base import Tally, files_below, finish, study_text, study_view
 from llmcxr.sources.rows import cell, columns_of, id_of, read_rows
 from llmcxr.studies.study import Split, Study
@@ -55,7 +55,7 @@ def image_key(name: str) -> tuple[str, str] | None:
 
 
 @dataclass(frozen=True)
-class OpenISettings:
+class OpenISettings(Settings):
     folder: Path = setting(Path(), "the folder with images and reports as downloaded; images are found at any depth")
     reports: Path | None = setting(
         None,
@@ -92,7 +92,7 @@ class OpenISource:
 
     def __init__(self, settings: OpenISettings, seed: int, access: str = "") -> None:
         self.settings, self.seed, self.access = settings, seed, access.strip() or _ACCESS
-        self.folder = settings.folder.expanduser()
+        self.folder = settings.folder
         self.tally = Tally()
 
     @property
@@ -123,7 +123,7 @@ class OpenISource:
 
     def _reports_path(self) -> Path:
         if self.settings.reports is not None:
-            path = self.settings.reports.expanduser()
+            path = self.settings.reports
             if not path.exists():
                 raise UserError(f"the reports {path} do not exist. Set source.openi.reports to them.\n{self.access}")
             return path

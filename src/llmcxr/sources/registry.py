@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.settings import setting
+from llmcxr.foundation.settings import Settings, setting
 from llmcxr.sources.base import Source
 from llmcxr.sources.chexpert import ChexpertSettings
 from llmcxr.sources.dicom_folder import DicomFolderSettings
 from llmcxr.sources.mimic_cxr import MimicCxrSettings
 from llmcxr.sources.openi import OpenISettings
-from llmcxr.sources.phantom.source import PhantomSettings
+from llmcxr.sources.phantom.settings import PhantomSettings
 from llmcxr.sources.table import TableSettings
 from llmcxr.studies.cohort import CohortRules, select_cohort
 from llmcxr.studies.geometry import Geometry
@@ -21,7 +21,7 @@ from llmcxr.studies.study import Collection
 
 
 @dataclass(frozen=True)
-class SourceSettings:
+class SourceSettings(Settings):
     """Where radiographs and reports come from: one block a source, of which `kind` names the one that is used."""
 
     kind: str = setting(

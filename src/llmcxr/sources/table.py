@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.settings import setting, settings_to_dict
+from llmcxr.foundation.settings import Settings, setting, settings_to_dict
 from llmcxr.sources.base import FilesByName, Tally, finish, study_text, study_view
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, near, read_rows, state_of, text_of
 from llmcxr.sources.times import StudyKey, reader_of
@@ -54,7 +54,7 @@ ROLES = {
 
 
 @dataclass(frozen=True)
-class TableSettings:
+class TableSettings(Settings):
     path: Path = setting(Path(), "the table: .csv, .tsv, .jsonl or .parquet, one row an image")
     images: Path | None = setting(
         None, "folder of the images (names are looked up in folders below it too); the table's folder where not set"
@@ -171,8 +171,8 @@ class TableSource:
     def __init__(self, settings: TableSettings, seed: int, access: str = "") -> None:
         """`seed` splits patients where the table states no split; `access` is said where files are missing."""
         self.settings, self.seed, self.access = settings, seed, access.strip()
-        self.path = settings.path.expanduser()
-        images = self.path.parent if settings.images is None else settings.images.expanduser()
+        self.path = settings.path
+        images = self.path.parent if settings.images is None else settings.images
         self.images = Path(os.path.abspath(images))  # without "..", so that one file has one name
         self.tally = Tally()
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from llmcxr import __version__
 from llmcxr.evaluation.judge import Judge, judge_findings
-from llmcxr.pages.content import cards
-from llmcxr.pages.results import PageContent, glance, write_page
 from llmcxr.evaluation.predict import ModelUnderTest, predict
 from llmcxr.evaluation.predictions import read_predictions
 from llmcxr.evaluation.scoring import summarise
@@ -20,6 +18,8 @@ from llmcxr.foundation.devices import core_count, precision
 from llmcxr.foundation.workflow import RECORDS, Stage
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.inference.provenance import save_marked_png
+from llmcxr.pages.content import cards
+from llmcxr.pages.results import PageContent, glance, write_page
 from llmcxr.stages.context import Context
 from llmcxr.studies.cohort import CohortSettings, select_cohort
 from llmcxr.studies.findings import LabelSet

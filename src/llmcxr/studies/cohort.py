@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.foundation.settings import setting
+from llmcxr.foundation.settings import Settings, setting
 from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.report_sections import ReportPart, report_text
 from llmcxr.studies.study import SPLITS, Collection, RuleCount, Split, Study
@@ -27,7 +27,7 @@ DEFAULT_FRACTIONS: dict[str, float] = {"train": 0.8, "validate": 0.1, "test": 0.
 
 
 @dataclass(frozen=True)
-class CohortRules:
+class CohortRules(Settings):
     views: list[str] = setting(
         [], "views to keep, e.g. [frontal] or [AP, PA]; empty keeps every view, also an unknown one"
     )

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from llmcxr.foundation.settings import setting
+from llmcxr.foundation.settings import Settings, setting
 
 _BLACK = 0.04  # at most, of a border's pixels, but for
 _BRIGHT = 0.005  # this share of a row or column
@@ -19,7 +19,7 @@ _LEAST = 0.25  # of height and width that a cut leaves: where less would be left
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Geometry(Settings):
     """How images become squares. It belongs to a model: what it was trained on is what it has to be shown."""
 
     square: Literal["crop", "pad"] = setting(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from llmcxr.foundation.errors import UserError
-
-TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
+from llmcxr.tuning.settings import TrackerName
 
 
 def check_tracker(name: TrackerName) -> None:

@@ -24,7 +24,7 @@ from llmcxr.foundation.assets import fetch
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.foundation.settings import setting, settings_to_dict
+from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.labelling.registry import build_labeller
 from llmcxr.sources.base import Tally
 from llmcxr.sources.phantom.anatomy import Case, case_for
@@ -40,6 +40,7 @@ from llmcxr.sources.phantom.reports import (
     read_reports,
     with_sides,
 )
+from llmcxr.sources.phantom.settings import PhantomSettings
 from llmcxr.studies.findings import Finding
 from llmcxr.studies.study import SPLITS, Split, Study
 
@@ -66,32 +67,6 @@ PHANTOM_FINDINGS: tuple[str, ...] = (
 _SHARES: dict[Split, float] = {"train": 0.7, "validate": 0.1, "test": 0.2}
 _ABNORMAL_SHARE = 0.7  # of the studies, those whose report has a finding that is drawn
 _REPORTS_VERSION = 2  # which reports are used, and for what
-
-
-@dataclass(frozen=True)
-class PhantomSettings:
-    """How many radiographs to simulate, and how."""
-
-    train: int = setting(2000, "number of studies for training")
-    validate: int = setting(200, "number of studies for validation")
-    test: int = setting(400, "number of studies for the test")
-    seed: int = setting(0, "fixes patients, reports and pictures")
-    mirrored_share: float = setting(
-        0.0,
-        "share of training studies whose report has left and right exchanged, in its words and in the picture, so that a "
-        "side cannot be guessed from the wording",
-    )
-
-    def build(self, seed: int, access: str) -> PhantomSource:
-        """The source that renders these studies. It states all splits, and fetches what it needs by itself."""
-        return PhantomSource(self)
-
-    def faults(self) -> list[str]:
-        """Impossible values."""
-        faults = [f"{n}: {getattr(self, n)} is negative" for n in ("train", "validate", "test") if getattr(self, n) < 0]
-        if not 0 <= self.mirrored_share <= 1:
-            faults.append(f"mirrored_share: {self.mirrored_share} is not between 0 and 1")
-        return faults
 
 
 @dataclass(frozen=True)
