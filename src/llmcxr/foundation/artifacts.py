@@ -57,7 +57,9 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist. Run the stage that writes it first.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}). Check it and its permissions.") from error
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number or nesting without end
         raise UserError(
             f"{path} is not readable as JSON ({error}). Delete it and run the stage that writes it again."
         ) from error
