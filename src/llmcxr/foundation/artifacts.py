@@ -118,6 +118,7 @@ def content_fingerprint(path: Path, memo: Path) -> str:
     "" for what is not there. `memo` as in `file_hashes`. Moving or copying does not change the result.
     Raises `UserError` where a file cannot be read.
     """
+    path = path.expanduser()
     try:
         files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
         files = [p for p in files if p == path or (p.suffix in _MODEL_FILES and p.name[0] != "." and p.is_file())]
