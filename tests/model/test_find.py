@@ -89,3 +89,21 @@ def test_offline_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"'someone/model' is no folder here, and could not be fetched.*connect once"):
         find_model("someone/model")
+
+
+def test_a_name_that_the_hub_cannot_have(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("some..one/model", "-a/b", "a/b.git"):
+        with pytest.raises(UserError, match=f"'{name}' is no folder here"):
+            find_model(name)
+
+
+def test_a_run_that_cannot_be_trained_on_from(run):
+    (run / "b" / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"b/weights\.safetensors does not exist. Finish that run first"):
+        find_start(str(run))
+    for text in ("tuning: {stages: []}", "tuning: 3", "[]", ""):
+        (run / "recipe.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"recipe\.yaml names no stage of tuning"):
+            find_start(str(run))

@@ -57,7 +57,9 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist. Run the stage that writes it first.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}). Check it and its permissions.") from error
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number or nesting without end
         raise UserError(
             f"{path} is not readable as JSON ({error}). Delete it and run the stage that writes it again."
         ) from error
@@ -116,6 +118,7 @@ def content_fingerprint(path: Path, memo: Path) -> str:
     "" for what is not there. `memo` as in `file_hashes`. Moving or copying does not change the result.
     Raises `UserError` where a file cannot be read.
     """
+    path = path.expanduser()
     try:
         files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
         files = [p for p in files if p == path or (p.suffix in _MODEL_FILES and p.name[0] != "." and p.is_file())]

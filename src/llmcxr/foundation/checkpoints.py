@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
@@ -117,3 +117,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"weights {path} cannot be read ({error}). Run the stage that writes them again.") from error
+
+
+def load_state(network: nn.Module, path: Path) -> None:
+    """Give `network` the tensors of a .safetensors file. `UserError` names a file that cannot be read or is of another network."""
+    try:
+        network.load_state_dict(load_weights(path))
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit its config.json: {error}") from error

@@ -232,7 +232,7 @@ def _build(cls: type, values: Any, prefix: str, faults: list[str]) -> Any:
     if isinstance(values, cls):
         return values
     if not isinstance(values, Mapping):
-        faults.append(f"{prefix or 'the recipe'}: should be a mapping of settings, is {_shown(values)}")
+        faults.append(f"{prefix and f'{prefix}: '}should be a mapping of settings, is {_shown(values)}")
         return None
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     names = [f.name for f in fields]

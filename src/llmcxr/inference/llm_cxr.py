@@ -59,9 +59,12 @@ class LlmCxr:
         image_tokenizer = ImageTokenizer.from_pretrained(folder / "image_tokenizer").to(place)
         check_image_tokenizer(folder, info, image_tokenizer)
         dtype = devices.precision(place, "generating") if precision == "auto" else getattr(torch, precision)
-        text_tokenizer = load_text_tokenizer(str(folder.resolve()))
-        model = load_language_model(str(folder.resolve()), dtype).to(place)  # type: ignore[arg-type]
-        vocabulary = ImageVocabulary(text_tokenizer, info.codebook_size)
+        try:
+            text_tokenizer = load_text_tokenizer(str(folder.resolve()))
+            model = load_language_model(str(folder.resolve()), dtype).to(place)  # type: ignore[arg-type]
+            vocabulary = ImageVocabulary(text_tokenizer, info.codebook_size)
+        except UserError as error:
+            raise UserError(f"{folder}: {str(error).splitlines()[0]} {remedy(folder)}") from error
         if (rows := len(table_of(model))) < vocabulary.first_id + vocabulary.size:
             raise UserError(
                 f"{folder}: its tokenizer has more tokens than its language model has rows ({rows}). {remedy(folder)}"

@@ -39,7 +39,7 @@ def _from_hub(name: str) -> Path:
             if missing := sum(file.file_size or 0 for file in files if file.will_download):
                 _LOG.info(f"Fetching {name} from the Hugging Face hub, once: {missing / 1e6:,.0f} MB ...")
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:  # the last: no name of the hub's
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{name!r} is no folder here, and could not be fetched from the Hugging Face hub: {reason} Check the name, or "

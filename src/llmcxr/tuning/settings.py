@@ -72,7 +72,7 @@ class StageSettings(Settings):
     def faults(self) -> list[str]:
         """Impossible combinations."""
         faults = unknown_tasks("mixture", self.mixture)
-        for name in ("mixture", "conversations"):
+        for name in ("mixture", "conversations") if self.mixture.get("cxr_vqa") else ("mixture",):
             if not any(weight > 0 for weight in getattr(self, name).values()):
                 faults.append(f"{name}: {getattr(self, name)} needs a weight above 0")
         faults += [

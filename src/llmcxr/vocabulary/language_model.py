@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import has_file
 
+from llmcxr.foundation.artifacts import read_json
 from llmcxr.foundation.assets import ASSETS, fetch
 from llmcxr.foundation.errors import UserError
 
@@ -39,12 +39,24 @@ def _location(name: str) -> tuple[str, dict[str, str]]:
     return name, {}
 
 
+def _damaged_json(folder: Path) -> str | None:
+    """The first of the small files that is no JSON object, and why: some are passed over in silence by those who read them."""
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            try:
+                if not isinstance(read_json(folder / name), dict):
+                    return f"its {name} should hold an object"
+            except UserError as error:
+                return f"its {name}: {error}"
+    return None
+
+
 def _culprit(folder: Path) -> str | None:
     """The first file of a checkpoint that cannot be read by itself, and why."""
     for path in sorted(folder.glob("*")):
         try:
             if path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
+                read_json(path)
             if path.name == "tokenizer.json":
                 Tokenizer.from_file(str(path))
             if path.suffix == ".safetensors":
@@ -80,6 +92,8 @@ def _read(load: Any, name: str, ask_network: bool, **options: Any) -> Any:
     """What a loader of `transformers` makes of `name`; whatever it raises for a damaged checkpoint is a `UserError`."""
     location, extra = _location(name)
     local = not (ask_network and _is_hub_id(name))
+    if damaged := _damaged_json(Path(location)) if Path(location).is_dir() else None:
+        raise _problem(name, damaged)
     try:
         # Code that comes with a checkpoint is never run; without this word the user would be asked whether to.
         return load(location, local_files_only=local, trust_remote_code=False, **extra, **options)
@@ -149,6 +163,8 @@ def check_language_model(name: str) -> tuple[PreTrainedConfig, PreTrainedTokeniz
     Fetches an asset, and the small files of a hub id.
     """
     config, tokenizer = load_config(name), load_text_tokenizer(name)
+    if name in ASSETS:  # its hash is known
+        return config, tokenizer
     try:
         shapes = {k: list(v.shape) for k, v in empty_language_model(name).state_dict().items()}
     except UserError:
@@ -164,7 +180,8 @@ def check_language_model(name: str) -> tuple[PreTrainedConfig, PreTrainedTokeniz
     if culprit := _culprit(Path(name)):
         raise _problem(name, culprit)
     index = Path(name) / "model.safetensors.index.json"
-    parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else set()
+    named = read_json(index).get("weight_map") if index.is_file() else {}
+    parts = {str(part) for part in named.values()} if isinstance(named, dict) else {str(named)}
     if missing := [part for part in sorted(parts) if not (Path(name) / part).is_file()]:
         raise _problem(name, f"its {missing[0]} is missing")
     for path in sorted(Path(name).glob("*.safetensors")):
