@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import shutil
@@ -10,8 +11,10 @@ import sys
 import warnings
 from pathlib import Path
 
+from llmcxr.foundation.artifacts import check_output
 from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.stopping import ends_like_interrupts, exit_code
 
 NOTICE = "For research only: not a medical device, not for diagnosis."
 
@@ -72,16 +75,14 @@ def _finished_run(arguments: argparse.Namespace):
         raise UserError(
             f"{arguments.folder} is no folder of a run (it has no recipe.yaml). Give one, e.g. runs/quickstart."
         )
-    place = [f"runs={folder.parent}", f"name={folder.name}"]
+    place = [f"{key}={json.dumps(str(value))}" for key, value in (("runs", folder.parent), ("name", folder.name))]
     return Run(load_settings(Recipe, folder / "recipe.yaml", [*place, *arguments.overrides]))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from llmcxr.stages.evaluation import rescore
-
     run = _finished_run(arguments)
     if arguments.rescore:
-        run.context.processes.on_main(lambda: rescore(run.context))
+        run.rescore()
     else:
         run.run("evaluation")
     _show_results(run)
@@ -92,15 +93,18 @@ def _choose_decoding(arguments: argparse.Namespace) -> None:
     from llmcxr.evaluation.choose_decoding import choose_decoding
     from llmcxr.stages.evaluation import cases_of, under_test
 
-    context = _finished_run(arguments).context
-    cases = cases_of(context, "validate")
-    print(choose_decoding(context.folder / "decoding.json", cases, under_test(context, cases), arguments.images))
+    run = _finished_run(arguments)
+    context = run.context
+    with run.workflow.alone():
+        cases = cases_of(context, "validate")
+        print(choose_decoding(context.folder / "decoding.json", cases, under_test(context, cases), arguments.images))
 
 
 def _pack(arguments: argparse.Namespace) -> None:
     from llmcxr.packing import pack_run
     from llmcxr.pipeline import Run
 
+    check_output(arguments.output, folder=True)
     pack_run(Run(_recipe(arguments)), arguments.output)
     size = sum(p.stat().st_size for p in arguments.output.rglob("*") if p.is_file())
     print(f"{arguments.output}: {size / 1e6:.0f} MB")
@@ -143,6 +147,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _preview(arguments: argparse.Namespace) -> None:
     from llmcxr.sources.phantom.contact_sheet import contact_sheet, finding_sheet
 
+    check_output(arguments.output, folder=True)
     for name, make in (("normal.png", contact_sheet), ("findings.png", finding_sheet)):
         make(arguments.output / name, arguments.size, arguments.seed)
         print(arguments.output / name)
@@ -177,6 +182,7 @@ def _findings(arguments: argparse.Namespace) -> None:
 def _draw(arguments: argparse.Namespace) -> None:
     from llmcxr.inference.provenance import save_synthetic
 
+    check_output(arguments.output)
     pixels = _load(arguments).draw(arguments.text, _sampling(arguments), arguments.candidates)
     save_synthetic(arguments.output, pixels, arguments.text, visible=not arguments.no_mark)
     print(arguments.output)
@@ -385,7 +391,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; 0 on success, 2 for a mistake that the user can mend, 130 when interrupted."""
+    """Entry point; 0 on success, 2 for a mistake that the user can mend, 130 or 143 when interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer is used before worker processes start
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)  # other libraries' notes to their own developers
@@ -397,13 +403,14 @@ def main(argv: list[str] | None = None) -> int:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        arguments.function(arguments)
+        with ends_like_interrupts():
+            arguments.function(arguments)
     except UserError as error:
         print(f"llmcxr: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nllmcxr: interrupted; run the same command again to go on.", file=sys.stderr)
-        return 130
+        return exit_code(stop)
     return 0
 
 

@@ -30,6 +30,7 @@ from llmcxr.foundation.checkpoints import (
     restore_generators,
     save_checkpoint,
 )
+from llmcxr.foundation.stopping import Stop, stop_between_steps
 
 if TYPE_CHECKING:  # what joins processes loads the libraries of distributed training; using a model does without
     from llmcxr.foundation.processes import Processes
@@ -107,7 +108,10 @@ class Training(ABC):
 
 
 def run(training: Training, folder: Path, save_minutes: float = SAVE_MINUTES) -> None:
-    """Train to the end, from the checkpoint in `folder` where there is one, and remove it when all is written."""
+    """Train to the end, from the checkpoint in `folder` where there is one, and remove it when all is written.
+
+    Ctrl-C and SIGTERM end it after the step, with a checkpoint (`KeyboardInterrupt`); a second Ctrl-C at once, without.
+    """
     processes, checkpoint = training.processes, folder / "checkpoint.pt"
     saved = load_checkpoint(checkpoint)
     if resumed := saved is not None:
@@ -126,7 +130,21 @@ def run(training: Training, folder: Path, save_minutes: float = SAVE_MINUTES) ->
     )
     if not resumed:
         training.begin()
-    last_save = time.monotonic()
+    with stop_between_steps(say=processes.main) as stop:
+        _steps(training, checkpoint, save_minutes, stop)
+    training.finish()
+    training.bar.close()
+    processes.on_main(lambda: remove_checkpoint(checkpoint))
+
+
+def _steps(training: Training, checkpoint: Path, save_minutes: float, stop: Stop) -> None:
+    """All steps that are left, with checkpoints. `KeyboardInterrupt` once the state is saved where a `stop` was asked for."""
+    processes, at, last_save = training.processes, training.at, time.monotonic()
+
+    def save() -> None:
+        state = {"training": training.state(), "progress": asdict(at), "generators": generator_states()}
+        processes.on_main(lambda: save_checkpoint(checkpoint, state))
+
     while at.done < training.total:
         clock = time.monotonic()
         result = training.step()
@@ -135,13 +153,16 @@ def run(training: Training, folder: Path, save_minutes: float = SAVE_MINUTES) ->
         at.step, at.done, at.seconds = at.step + 1, at.done + result.units, at.seconds + time.monotonic() - clock
         training.bar.update(result.units)
         training.after_step(result.terms)
-        if processes.from_main(time.monotonic() - last_save >= save_minutes * 60) and at.done < training.total:
-            state = {"training": training.state(), "progress": asdict(at), "generators": generator_states()}
-            processes.on_main(lambda state=state: save_checkpoint(checkpoint, state))  # type: ignore[misc]
+        due = time.monotonic() - last_save >= save_minutes * 60 and at.done < training.total
+        if processes.from_main(due or bool(stop)):
+            if processes.from_main(bool(stop)):
+                break
+            save()
             last_save = time.monotonic()
-    training.finish()
-    training.bar.close()
-    processes.on_main(lambda: remove_checkpoint(checkpoint))
+    if processes.from_main(bool(stop)):
+        save()
+        training.bar.close()
+        raise KeyboardInterrupt(stop.signal) if processes.main else SystemExit(2)
 
 
 # --- learning rates

@@ -12,8 +12,9 @@ import os
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -126,7 +127,7 @@ class PixelStore:
         with (
             atomic_path(path) as temporary,
             open(temporary, "w+b") as file,
-            ThreadPoolExecutor(core_count()) as pool,
+            _reading_threads() as pool,
             tqdm(total=len(studies), desc="reading images", unit="image") as bar,
         ):
             _write_header(file, len(studies), size)
@@ -160,6 +161,16 @@ Images = PixelStore | np.ndarray  # uint8 [N, S, S], read as `images[rows]`
 _OPEN: weakref.WeakSet[PixelStore] = weakref.WeakSet()
 
 
+@contextmanager
+def _reading_threads() -> Iterator[ThreadPoolExecutor]:
+    """One a core; where reading is broken off, what waits is not read any more."""
+    pool = ThreadPoolExecutor(core_count())
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _write_header(file: BinaryIO, count: int, size: int) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size)}
     np.lib.format.write_array_header_1_0(file, header)
@@ -173,7 +184,7 @@ def _reserve(file: BinaryIO, length: int, path: Path) -> None:
     except AttributeError:  # Windows, macOS
         return
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):  # others: a file system that cannot reserve
             raise UserError(
                 f"the images take {length / 2**30:,.1f} GiB in {path}, and there is no room for them ({error.strerror}). "
                 f"Free disk space or set `runs` to a larger disk, then run again."
