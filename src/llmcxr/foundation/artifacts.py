@@ -101,24 +101,39 @@ def _system_fault(error: Exception) -> OSError | None:
     return OSError(number, os.strerror(number))
 
 
-def cannot_write(path: Path, fault: OSError, written: Path | None = None) -> UserError:
-    """What to tell of a `fault` in writing `path`; `written` is the file or folder as far as it came."""
-    reason = fault.strerror or str(fault)
+def cannot_write(path: Path, fault: OSError, written: Path | None = None, needed: int | None = None) -> UserError:
+    """What to tell of a `fault` in writing `path`; `written` is the file or folder as far as it came, `needed` its bytes if known."""
+    reason = str(fault) if fault.errno is None else os.strerror(fault.errno)
     if fault.errno not in _FULL:
         if fault.filename and _HALF not in str(fault.filename):  # what is copied, or a folder above
             reason += f" ({fault.filename})"
         return UserError(f"cannot write {path}: {reason}. Check the place and its permissions, then run again.")
     files = [p for p in (written.rglob("*") if written and written.is_dir() else [written]) if p and p.is_file()]
+    takes = f"{_size(sum(p.stat().st_size for p in files))} of it were written"
+    if needed is not None:
+        takes = f"it takes {_size(needed)}"
     near = next(p for p in Path(os.path.abspath(path)).parents if p.exists())
-    sizes = f"{_size(sum(p.stat().st_size for p in files))} of it were written, {_size(shutil.disk_usage(near).free)}"
     return UserError(
-        f"cannot write {path}: {reason} ({sizes} are free). Free disk space, or name a place on a larger disk (of a run: `runs`), "
-        "then run again: it goes on."
+        f"cannot write {path}: {reason} ({takes}, {_size(shutil.disk_usage(near).free)} are free). Free disk space, or name a place "
+        "on a larger disk (of a run: `runs`), then run again."
     )
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes to `path` in place: `UserError` with the reason where the system cannot."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (fault := _system_fault(error)) is None:
+            raise
+        raise cannot_write(path, fault) from error
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -37,7 +37,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         try:
             torch.save(state, temporary)
         except RuntimeError as error:  # so torch says that it could not write all, without the reason
-            raise OSError(errno.ENOSPC, "not all of it could be written") from error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())  # else a power cut may leave the new name on an empty file
         if path.exists():

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from llmcxr.foundation.artifacts import remove_leftovers
 from llmcxr.foundation.checkpoints import (
     generator_states,
     load_checkpoint,
@@ -113,6 +114,8 @@ def run(training: Training, folder: Path, save_minutes: float = SAVE_MINUTES) ->
     Ctrl-C and SIGTERM end it after the step, with a checkpoint (`KeyboardInterrupt`); a second Ctrl-C at once, without.
     """
     processes, checkpoint = training.processes, folder / "checkpoint.pt"
+    if processes.main:
+        remove_leftovers(folder)
     saved = load_checkpoint(checkpoint)
     if resumed := saved is not None:
         training.load_state(saved["training"])
@@ -128,12 +131,14 @@ def run(training: Training, folder: Path, save_minutes: float = SAVE_MINUTES) ->
         smoothing=0.05,
         disable=not processes.main,
     )
-    if not resumed:
-        training.begin()
-    with stop_between_steps(say=processes.main) as stop:
-        _steps(training, checkpoint, save_minutes, stop)
-    training.finish()
-    training.bar.close()
+    try:
+        if not resumed:
+            training.begin()
+        with stop_between_steps(say=processes.main) as stop:
+            _steps(training, checkpoint, save_minutes, stop)
+        training.finish()
+    finally:
+        training.bar.close()  # else it comes after the last word on what went wrong
     processes.on_main(lambda: remove_checkpoint(checkpoint))
 
 
@@ -161,7 +166,6 @@ def _steps(training: Training, checkpoint: Path, save_minutes: float, stop: Stop
             last_save = time.monotonic()
     if processes.from_main(bool(stop)):
         save()
-        training.bar.close()
         raise KeyboardInterrupt(stop.signal) if processes.main else SystemExit(2)
 
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from llmcxr.foundation.artifacts import atomic_path
+from llmcxr.foundation.artifacts import atomic_path, cannot_write
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.studies.radiographs import load_square, to_uint8
@@ -185,7 +185,4 @@ def _reserve(file: BinaryIO, length: int, path: Path) -> None:
         return
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):  # others: a file system that cannot reserve
-            raise UserError(
-                f"the images take {length / 2**30:,.1f} GiB in {path}, and there is no room for them ({error.strerror}). "
-                f"Free disk space or set `runs` to a larger disk, then run again."
-            ) from error
+            raise cannot_write(path, error, needed=length) from error
