@@ -269,7 +269,8 @@ def toy_vocabulary() -> ImageVocabulary:
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A folder in which no file can grow beyond 100 kB: a disk of that size, or the system's limit where none can be mounted."""
+    """A folder in which no file can grow beyond 100 kB: a disk of that size, or the system's limit where none can be
+    mounted."""
     resource = pytest.importorskip("resource", reason="neither small disks nor limits on files here")
     folder = tmp_path / "small"
     folder.mkdir()

@@ -146,7 +146,8 @@ def test_nothing_but_a_file_that_may_be_written_is_replaced(tmp_path):
 def test_leftovers_of_kills_go_and_nothing_else(tmp_path):
     script = (
         "import os, signal, sys; from pathlib import Path; from llmcxr.foundation.artifacts import atomic_path\n"
-        "with atomic_path(Path(sys.argv[1])) as t:\n    t.mkdir(); (t / 'x').touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with atomic_path(Path(sys.argv[1])) as t:\n    t.mkdir(); (t / 'x').touch(); os.kill(os.getpid(), "
+        "signal.SIGKILL)\n"
     )
     for name in ("pixels.npy", "deep/model"):
         subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], check=False)

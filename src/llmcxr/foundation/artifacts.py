@@ -57,8 +57,10 @@ def _place(path: Path) -> Path:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary file or folder name beside `path`; on success it replaces `path`, on failure it is removed.
 
-    A reader therefore sees the old content or the whole new one, also after a kill or on a full disk. Links are written through,
-    a file keeps its permissions. `UserError` where the system cannot write, with the reason and sizes, and for what is never
+    A reader therefore sees the old content or the whole new one, also after a kill or on a full disk. Links are
+    written through,
+    a file keeps its permissions. `UserError` where the system cannot write, with the reason and sizes, and for what
+    is never
     replaced (`check_output`).
     """
     path, holder = Path(path), None
@@ -102,7 +104,8 @@ def _system_fault(error: Exception) -> OSError | None:
 
 
 def cannot_write(path: Path, fault: OSError, written: Path | None = None, needed: int | None = None) -> UserError:
-    """What to tell of a `fault` in writing `path`; `written` is the file or folder as far as it came, `needed` its bytes if known."""
+    """What to tell of a `fault` in writing `path`; `written` is the file or folder as far as it came, `needed` its
+    bytes if known."""
     reason = str(fault) if fault.errno is None else os.strerror(fault.errno)
     if fault.errno not in _FULL:
         if fault.filename and _HALF not in str(fault.filename):  # what is copied, or a folder above
@@ -114,7 +117,8 @@ def cannot_write(path: Path, fault: OSError, written: Path | None = None, needed
         takes = f"it takes {_size(needed)}"
     near = next(p for p in Path(os.path.abspath(path)).parents if p.exists())
     return UserError(
-        f"cannot write {path}: {reason} ({takes}, {_size(shutil.disk_usage(near).free)} are free). Free disk space, or name a place "
+        f"cannot write {path}: {reason} ({takes}, {_size(shutil.disk_usage(near).free)} are free). Free disk space, "
+        "or name a place "
         "on a larger disk (of a run: `runs`), then run again."
     )
 
@@ -137,7 +141,8 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left of their temporary folders anywhere in `folder`, which nobody else writes in now."""
+    """Remove what killed processes left of their temporary folders anywhere in `folder`, which nobody else writes in
+    now."""
     for parent, folders, _ in os.walk(folder):
         for name in [name for name in folders if _LEFT.fullmatch(name)]:
             shutil.rmtree(Path(parent) / name, ignore_errors=True)

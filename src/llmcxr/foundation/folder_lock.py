@@ -1,6 +1,7 @@
 """Who works in a folder: one process at a time, of all machines that see the folder.
 
-The system's lock ends with its process, but some file systems of networks do not have it, or have it for each machine alone. So the
+The system's lock ends with its process, but some file systems of networks do not have it, or have it for each machine
+alone. So the
 holder also says who it is in a file, which it touches every few seconds as long as it lives.
 """
 
@@ -84,7 +85,8 @@ class FolderLock:
 
     def _taken(self, owner: dict[str, Any]) -> UserError:
         return UserError(
-            f"another run works in {self.folder} (process {owner.get('process', '?')} on {owner.get('host', '?')}). Wait for it, "
+            f"another run works in {self.folder} (process {owner.get('process', '?')} on {owner.get('host', '?')}). "
+            "Wait for it, "
             "end it, or give this one another `name`."
         )
 

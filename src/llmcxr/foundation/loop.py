@@ -143,7 +143,8 @@ def run(training: Training, folder: Path, save_minutes: float = SAVE_MINUTES) ->
 
 
 def _steps(training: Training, checkpoint: Path, save_minutes: float, stop: Stop) -> None:
-    """All steps that are left, with checkpoints. `KeyboardInterrupt` once the state is saved where a `stop` was asked for."""
+    """All steps that are left, with checkpoints. `KeyboardInterrupt` once the state is saved where a `stop` was asked
+    for."""
     processes, at, last_save = training.processes, training.at, time.monotonic()
 
     def save() -> None:

@@ -1,4 +1,5 @@
-"""How work is stopped: Ctrl-C and the end that a system asks for (SIGTERM, a closed terminal) are one thing, and leave nothing.
+"""How work is stopped: Ctrl-C and the end that a system asks for (SIGTERM, a closed terminal) are one thing, and
+leave nothing.
 
 `timeout`, Slurm and containers send SIGTERM, and kill half a minute later.
 """
@@ -45,7 +46,8 @@ def _handled(signals: Sequence[int], handler: Callable[[int, FrameType | None], 
 
 @contextmanager
 def ends_like_interrupts() -> Iterator[None]:
-    """Within it, a system that asks the process to end raises `KeyboardInterrupt`, as Ctrl-C does, with the signal's number.
+    """Within it, a system that asks the process to end raises `KeyboardInterrupt`, as Ctrl-C does, with the signal's
+    number.
 
     Of processes that a launcher started, those that wait for the main one are left to end at once.
     """
@@ -68,7 +70,8 @@ class Stop:
 
 @contextmanager
 def stop_between_steps(say: bool) -> Iterator[Stop]:
-    """Within it, the first Ctrl-C, SIGTERM or closed terminal sets the flag that is given (and `say`s so); a second Ctrl-C
+    """Within it, the first Ctrl-C, SIGTERM or closed terminal sets the flag that is given (and `say`s so); a second
+    Ctrl-C
     interrupts at once."""
     stop = Stop()
 
@@ -99,7 +102,8 @@ def _end_with_parent() -> None:
 def in_workers(function: Callable[[T], object], items: Sequence[T], count: int) -> Generator[object, None, None]:
     """What `function` gives for the `items`, as it comes, from `count` fresh processes. Close it to end them at once.
 
-    They end with this one, also where it is killed, and leave its signals to it. Raises `BrokenProcessPool` where one of them dies.
+    They end with this one, also where it is killed, and leave its signals to it. Raises `BrokenProcessPool` where one
+    of them dies.
     """
     context = multiprocessing.get_context("spawn")  # fork would copy torch's threads
     others = set(multiprocessing.active_children())

@@ -1,7 +1,8 @@
 """Stages in order: each reads what those before it wrote in one folder, and skips itself when done. Knows no medicine.
 
 A stage is done when its record holds the fingerprint of its settings and of every stage that it depends on. If those change,
-what it wrote is removed and it runs again, and so do the stages after it. Only what a record says that its stage wrote is ever removed.
+what it wrote is removed and it runs again, and so do the stages after it. Only what a record says that its stage
+wrote is ever removed.
 One run at a time works in a folder.
 """
 
@@ -56,7 +57,8 @@ class Workflow:
         self.folder, self.stages, self.processes = folder, list(stages), processes
 
     def record(self, name: str) -> dict[str, Any]:
-        """What is known of a stage: `fingerprint`, `finished`, `seconds`, `left_out` (why there was nothing to do), `outputs`, and
+        """What is known of a stage: `fingerprint`, `finished`, `seconds`, `left_out` (why there was nothing to do),
+        `outputs`, and
         `files`: what lies there of them, where the stage came to an end."""
         path = self.folder / RECORDS / f"{name}.json"
         return read_json(path) if path.exists() else {}
@@ -100,7 +102,8 @@ class Workflow:
                     self._removable(stage, wanted[stage.name])
                 elif only is not None and stage.name in self._ancestors(only):
                     raise UserError(
-                        f"stage {only} needs {stage.name}, which is not done. Run it first, or `llmcxr run` without a stage."
+                        f"stage {only} needs {stage.name}, which is not done. Run it first, or `llmcxr run` without "
+                        "a stage."
                     )
             before()
 
@@ -117,7 +120,8 @@ class Workflow:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the folder, in which nobody else writes then, and remove what kills left half written. `UserError` where another run
+        """Hold the folder, in which nobody else writes then, and remove what kills left half written. `UserError`
+        where another run
         works in it, and where it is a folder of something else. One that is made for nothing is removed again."""
         records = self.folder / RECORDS
         lock, made = FolderLock(self.folder, records), list[Path]()
@@ -129,7 +133,8 @@ class Workflow:
                     records.mkdir(parents=True, exist_ok=True)
                 else:
                     raise UserError(
-                        f"{self.folder} is there and is no folder of a run, so nothing is written in it. Set `runs` and `name` to another."
+                        f"{self.folder} is there and is no folder of a run, so nothing is written in it. Set `runs` "
+                        "and `name` to another."
                     )
             except OSError as error:
                 raise cannot_write(self.folder, error) from error
@@ -230,7 +235,8 @@ class Workflow:
         for file in there:
             if file.split("/")[0] not in outputs or file not in own:
                 raise UserError(
-                    f"{self.folder / file} is in the way of the stage {stage.name}, which did not write it. Move it elsewhere, or "
+                    f"{self.folder / file} is in the way of the stage {stage.name}, which did not write it. Move it "
+                    "elsewhere, or "
                     "give this run another `name`."
                 )
         return [self.folder / output for output in outputs]

@@ -259,7 +259,8 @@ def _render_all(jobs: Sequence[_Job], done: int) -> None:
         except BrokenProcessPool as error:
             raise UserError(
                 "a rendering process died: too little memory (each needs 0.6 GB), or the calling script lacks "
-                "`if __name__ == '__main__':`. Give it fewer cores (taskset) or mend the script; finished pictures are kept."
+                "`if __name__ == '__main__':`. Give it fewer cores (taskset) or mend the script; finished pictures "
+                "are kept."
             ) from error
 
 
