@@ -12,6 +12,7 @@ import warnings
 from llmcxr import __version__
 from llmcxr.commands import COMMANDS, NOTICE
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.stopping import ends_like_interrupts, exit_code
 
 CLOSED_PIPE = 141  # what a shell gives for a command that wrote to a pipe which nobody reads: 128 + SIGPIPE
 
@@ -54,7 +55,7 @@ def _output_is_lost() -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; 0 on success, 2 for a mistake that the user can mend, 130 when interrupted, 141 when nobody reads on."""
+    """Entry point; 0 on success, 2 for a mistake that the user can mend, 130 or 143 when interrupted, 141 when nobody reads on."""
     _prepare()
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -63,15 +64,16 @@ def main(argv: list[str] | None = None) -> int:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        arguments.function(arguments)
+        with ends_like_interrupts():
+            arguments.function(arguments)
         if sys.stdout is not None:  # closed from the start
             sys.stdout.flush()
     except UserError as error:
         print(f"llmcxr: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nllmcxr: interrupted; run the same command again to go on.", file=sys.stderr)
-        return 130
+        return exit_code(stop)
     except OSError as error:
         if sys.stdout is None or not _output_is_lost():
             raise

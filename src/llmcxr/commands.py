@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmcxr.foundation.artifacts import check_output
 from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.texts import check_text
@@ -211,7 +213,7 @@ def _finished_run(arguments: argparse.Namespace):
         raise UserError(
             f"{arguments.folder} is no folder of a run (it has no recipe.yaml). Give one, e.g. runs/quickstart."
         )
-    place = [f"runs={folder.parent}", f"name={folder.name}"]
+    place = [f"{key}={json.dumps(str(value))}" for key, value in (("runs", folder.parent), ("name", folder.name))]
     return Run(load_settings(Recipe, folder / "recipe.yaml", [*place, *arguments.overrides]))
 
 
@@ -227,11 +229,9 @@ def _finished_run(arguments: argparse.Namespace):
     ),
 )
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from llmcxr.stages.evaluation import rescore
-
     run = _finished_run(arguments)
     if arguments.rescore:
-        run.context.processes.on_main(lambda: rescore(run.context))
+        run.rescore()
     else:
         run.run("evaluation")
     _show_results(run)
@@ -249,9 +249,11 @@ def _choose_decoding(arguments: argparse.Namespace) -> None:
     from llmcxr.evaluation.choose_decoding import choose_decoding
     from llmcxr.stages.evaluation import cases_of, under_test
 
-    context = _finished_run(arguments).context
-    cases = cases_of(context, "validate")
-    print(choose_decoding(context.folder / "decoding.json", cases, under_test(context, cases), arguments.images))
+    run = _finished_run(arguments)
+    context = run.context
+    with run.workflow.alone():
+        cases = cases_of(context, "validate")
+        print(choose_decoding(context.folder / "decoding.json", cases, under_test(context, cases), arguments.images))
 
 
 @command(
@@ -266,6 +268,7 @@ def _pack(arguments: argparse.Namespace) -> None:
     from llmcxr.packing import pack_run
     from llmcxr.pipeline import Run
 
+    check_output(arguments.output, folder=True)
     pack_run(Run(_recipe(arguments)), arguments.output)
     size = sum(p.stat().st_size for p in arguments.output.rglob("*") if p.is_file())
     print(f"{arguments.output}: {size / 1e6:.0f} MB")
@@ -350,6 +353,7 @@ def _settings(arguments: argparse.Namespace) -> None:
 def _preview(arguments: argparse.Namespace) -> None:
     from llmcxr.sources.phantom.contact_sheet import contact_sheet, finding_sheet
 
+    check_output(arguments.output, folder=True)
     for name, make in (("normal.png", contact_sheet), ("findings.png", finding_sheet)):
         make(arguments.output / name, arguments.size, arguments.seed)
         print(arguments.output / name)
@@ -419,6 +423,7 @@ def _draw(arguments: argparse.Namespace) -> None:
 
     drawn = _sampling(arguments)
     check_text(arguments.text, "the report")
+    check_output(arguments.output)
     pixels = _load(arguments).draw(arguments.text, drawn, arguments.candidates)
     save_synthetic(arguments.output, pixels, arguments.text, visible=not arguments.no_mark)
     print(arguments.output)

@@ -44,3 +44,12 @@ class Run:
     def run(self, only: str | None = None) -> None:
         """Run all stages, or the named one (the stages before it must be done)."""
         self.workflow.run(only, before=self.context.write_recipe)
+
+    def rescore(self) -> None:
+        """Scores and page anew from the predictions that are there, without the model."""
+        with self.workflow.alone():
+            self.context.processes.on_main(self._rescore)
+
+    def _rescore(self) -> None:
+        evaluation.rescore(self.context)
+        self.workflow.wrote("evaluation")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmcxr.evaluation.settings import EvaluationSettings
 from llmcxr.foundation.settings import NameOrPath, Precision, Seed, Settings, setting
+from llmcxr.foundation.workflow import RESERVED
 from llmcxr.image_tokens.settings import ClinicalFeatureSettings, ImageTokenizerSettings
 from llmcxr.labelling.registry import LabellerName
 from llmcxr.sources.registry import SourceSettings
@@ -52,8 +54,10 @@ class Recipe(Settings):
     def faults(self) -> list[str]:
         """Impossible combinations across components."""
         faults = []
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            faults.append(f"name: {self.name!r} should be a plain folder name")
+        if not re.fullmatch(r"\w[\w.-]{0,99}", self.name):
+            faults.append(
+                f"name: {self.name!r} should be the name of a folder: letters, digits, '-', '_' and '.' inside"
+            )
         if self.start is not None and self.model is not None:
             faults.append("start: nothing is trained where `model` is given; set one of the two")
         if self.start is not None and self.tuning.method != "lora":
@@ -74,9 +78,13 @@ class Recipe(Settings):
             "judge",
             "evaluation",
         )
-        faults += [
-            f"tuning.stages: {s.name!r} is the name of another stage" for s in self.tuning.stages if s.name in taken
-        ]
+        for i, name in enumerate(names := [s.name for s in self.tuning.stages]):  # each is a folder that is removed
+            if not re.fullmatch(r"\w[\w-]{0,99}", name):
+                faults.append(f"tuning.stages[{i}].name: {name!r} should be letters, digits, '-' and '_'")
+            elif name.casefold() in (*taken, *RESERVED):
+                faults.append(f"tuning.stages[{i}].name: {name!r} is the name of something else in the run's folder")
+            elif name.casefold() in [n.casefold() for n in names[:i]] and name not in names[:i]:
+                faults.append(f"tuning.stages[{i}].name: {name!r} is on some disks the same as another stage's")
         longest = self.image_tokenizer.architecture.grid**2
         if longest >= self.tuning.max_tokens:
             faults.append(

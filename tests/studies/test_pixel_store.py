@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from llmcxr.foundation.errors import UserError
 from llmcxr.studies import image_notes, pixel_store
 from llmcxr.studies.pixel_store import PixelStore
+from llmcxr.studies.radiographs import load_square
 from llmcxr.studies.study import Study
 
 S = 4
@@ -116,21 +117,34 @@ def test_a_file_in_use_is_let_go_before_it_is_replaced(store, tmp_path, monkeypa
     assert rows[:, 0, 0].tolist() == [1, 2] and len(PixelStore.open(tmp_path / "pixels.npy")) == 3
 
 
-@pytest.mark.parametrize("function", ["posix_fallocate", None])
-def test_a_full_disk_is_one_error(tmp_path, monkeypatch, function):
-    studies = write_images(tmp_path / "images", 3)
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    if function:
-        monkeypatch.setattr(os, function, full, raising=False)
-    else:  # where nothing can be reserved, a write fails
+@pytest.mark.parametrize("reserves", [True, False])
+def test_a_full_disk_is_one_error_before_anything_is_read(tmp_path, small_disk, monkeypatch, reserves):
+    studies, read = write_images(tmp_path / "images", 3), []
+    monkeypatch.setattr(pixel_store, "load_square", lambda path, size: read.append(path) or load_square(path, size))
+    if not reserves:  # as on Windows: a write fails
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
-        monkeypatch.setattr(pixel_store, "_write_header", full)
-    with pytest.raises(UserError, match=r"(?s)pixels\.npy.*No space left.*run again"):
-        PixelStore.write(tmp_path / "pixels.npy", studies, tmp_path / "images", S)
-    assert os.listdir(tmp_path) == ["images"]
+    size = r"it takes 196\.7 kB" if reserves else "of it were written"
+    with pytest.raises(
+        UserError, match=rf"cannot write .*pixels\.npy: (No space left|File too large).*{size}.*run again"
+    ):
+        PixelStore.write(small_disk / "pixels.npy", studies, tmp_path / "images", 256)
+    assert os.listdir(small_disk) == [] and bool(read) != reserves
+
+
+def test_what_waits_is_not_read_once_reading_is_broken_off(tmp_path, monkeypatch):
+    studies, read = write_images(tmp_path, 200), []
+
+    def slow(path, size):
+        read.append(path)
+        time.sleep(0.01)
+        if path.name == "5.png":
+            raise KeyboardInterrupt
+        return load_square(path, size)
+
+    monkeypatch.setattr(pixel_store, "load_square", slow)
+    with pytest.raises(KeyboardInterrupt):
+        PixelStore.write(tmp_path / "pixels.npy", studies, tmp_path, S)
+    assert len(read) < 50 and not list(tmp_path.glob("*pixels*"))
 
 
 def test_what_is_no_store_is_named(tmp_path):

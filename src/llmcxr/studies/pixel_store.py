@@ -11,15 +11,16 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
-from llmcxr.foundation.artifacts import atomic_path
+from llmcxr.foundation.artifacts import atomic_path, cannot_write
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.studies.geometry import CENTRE_CROP, Geometry
@@ -131,7 +132,7 @@ class PixelStore:
         with (
             atomic_path(path) as temporary,
             open(temporary, "w+b") as file,
-            ThreadPoolExecutor(core_count()) as pool,
+            _reading_threads() as pool,
             tqdm(total=len(studies), desc="reading images", unit="image") as bar,
         ):
             _write_header(file, len(studies), size)
@@ -173,6 +174,16 @@ def _too_many(notes: Sequence[ImageNote], faults: Sequence[str], count: int) -> 
     )
 
 
+@contextmanager
+def _reading_threads() -> Iterator[ThreadPoolExecutor]:
+    """One a core; where reading is broken off, what waits is not read any more."""
+    pool = ThreadPoolExecutor(core_count())
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _write_header(file: BinaryIO, count: int, size: int) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size)}
     np.lib.format.write_array_header_1_0(file, header)
@@ -186,8 +197,5 @@ def _reserve(file: BinaryIO, length: int, path: Path) -> None:
     except AttributeError:  # Windows, macOS
         return
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            raise UserError(
-                f"the images take {length / 2**30:,.1f} GiB in {path}, and there is no room for them ({error.strerror}). "
-                f"Free disk space or set `runs` to a larger disk, then run again."
-            ) from error
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):  # others: a file system that cannot reserve
+            raise cannot_write(path, error, needed=length) from error

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import multiprocessing
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.foundation.settings import settings_to_dict
+from llmcxr.foundation.stopping import in_workers
 from llmcxr.labelling.registry import build_labeller
 from llmcxr.sources.base import Tally
 from llmcxr.sources.phantom.anatomy import Case, case_for
@@ -228,21 +228,16 @@ def _render_all(jobs: Sequence[_Job], done: int) -> None:
                 _render_job(job)
                 bar.update()
             return
-        context = multiprocessing.get_context("spawn")  # fork would copy torch's threads
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            futures = [pool.submit(_render_job, job) for job in jobs]
-            try:
-                for future in as_completed(futures):
-                    future.result()
+        try:
+            with closing(in_workers(_render_job, jobs, workers)) as rendered:
+                for _ in rendered:
                     bar.update()
-            except BrokenProcessPool as error:
-                raise UserError(
-                    "a rendering process died: too little memory (each needs 0.6 GB), or the calling script lacks "
-                    "`if __name__ == '__main__':`. Give it fewer cores (taskset) or mend the script; finished pictures are kept."
-                ) from error
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a rendering process died: too little memory (each needs 0.6 GB), or the calling script lacks "
+                "`if __name__ == '__main__':`. Give it fewer cores (taskset) or mend the script; finished pictures "
+                "are kept."
+            ) from error
 
 
 class PhantomSource:
