@@ -37,7 +37,7 @@ from llmcxr.studies.quiet import no_warnings
 
 # Radiographs, and what says nothing of itself (secondary captures); all else among them is refused by name.
 MODALITIES = ("CR", "DX", "DR", "RG", "RF", "OT", "SC", "")
-_MOST_BYTES = 8 * MOST_PIXELS  # of a file, or of what it inflates to
+_MOST_BYTES = 4 * MOST_PIXELS  # of a file, or of what it inflates to
 _LEAST_SPREAD = 0.25  # of the range of grey: a window that leaves less of it to the data is not theirs
 _MOST_CLIPPED = 0.95  # of the pixels: a window that cuts off more shows nothing
 _TABLE = 2**17  # as many stored values at most are mapped by a table
@@ -222,6 +222,11 @@ def _number(dataset: pydicom.Dataset, name: str) -> float | None:
     return number
 
 
+def _code(dataset: pydicom.Dataset, name: str) -> str:
+    """A word of the header in capitals; "" where it is missing."""
+    return "".join(filter(str.isprintable, str(dataset.get(name) or ""))).strip().upper()
+
+
 def _numbers(dataset: pydicom.Dataset, name: str) -> list[float]:
     value = dataset.get(name)
     if value is None or value == "":
@@ -270,7 +275,7 @@ def _windows(dataset: pydicom.Dataset, little_endian: bool, remarks: list[str]) 
     for item in dataset.get("VOILUTSequence") or ():
         lookup, white = _lookup(item, little_endian)
         yield "VOI LUT", lambda values, f=lookup, w=white: f(values) / w  # type: ignore[misc]
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper().replace(" ", "_")
+    function = (_code(dataset, "VOILUTFunction") or "LINEAR").replace(" ", "_")
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         function = "LINEAR"
         remarks.append("unknown VOI LUT function, taken as LINEAR")
@@ -306,7 +311,7 @@ def _shown(values: np.ndarray, dataset: pydicom.Dataset, little_endian: bool, re
 def _inverted(dataset: pydicom.Dataset, photometric: str, remarks: list[str]) -> bool:
     """Whether large values are black. The presentation LUT shape decides where there is one, as in dcm4che."""
     inverted = photometric == "MONOCHROME1"
-    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
+    shape = _code(dataset, "PresentationLUTShape")
     if shape in ("IDENTITY", "INVERSE") and (shape == "INVERSE") != inverted:
         inverted = not inverted
         remarks.append(f"{photometric} with presentation LUT shape {shape}, which decides")
@@ -352,12 +357,12 @@ def read_dicom(path: Path) -> Radiograph:
 
 
 def _grey(dataset: pydicom.Dataset, path: Path) -> Radiograph:
-    modality = str(dataset.get("Modality") or "").strip().upper()
+    modality = _code(dataset, "Modality")
     if modality not in MODALITIES:
         raise OtherModalityError(path, modality)
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise UserError(f"{path} holds no pixel data. Use the DICOM object that holds the image, or leave it out.")
-    photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
+    photometric = _code(dataset, "PhotometricInterpretation")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise UserError(
             f"{path}: photometric interpretation {photometric or '(none)'} is not a radiograph's; "
@@ -388,6 +393,6 @@ def _grey(dataset: pydicom.Dataset, path: Path) -> Radiograph:
     if padding is not None:
         pixels[padding] = 0
     pixels = _squared(pixels, dataset, remarks)
-    if str(dataset.get("LossyImageCompression") or "").strip() == "01":
+    if _code(dataset, "LossyImageCompression") == "01":
         remarks.append("lossy (DICOM)")
     return Radiograph(str(path), pixels, grey_scale, tuple(remarks))

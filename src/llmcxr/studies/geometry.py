@@ -31,16 +31,16 @@ class Geometry:
 CENTRE_CROP = Geometry()  # the paper's
 
 
-def without_borders(pixels: np.ndarray) -> np.ndarray:
-    """[H, W] in [0, 1] without black rows and columns at its edges; the whole where less than a quarter of a side would be left."""
+def inside_borders(pixels: np.ndarray) -> tuple[slice, slice]:
+    """(rows, columns) of [H, W] in [0, 1] without black ones at its edges; all where less than a quarter of a side would be left."""
     bright = pixels > _BLACK
     box = []
     for axis in (1, 0):
         full = np.flatnonzero(bright.mean(axis=axis) > _BRIGHT)
         if not full.size or full[-1] + 1 - full[0] < _LEAST * pixels.shape[1 - axis]:
-            return pixels
-        box.append(slice(full[0], full[-1] + 1))
-    return pixels[box[0], box[1]]
+            return slice(None), slice(None)
+        box.append(slice(int(full[0]), int(full[-1]) + 1))
+    return box[0], box[1]
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
@@ -58,7 +58,7 @@ def to_square(pixels: np.ndarray, size: int, geometry: Geometry = CENTRE_CROP) -
     `pad`: the longer side is resized to `size`, and the rest is black, the same on both sides (but for an odd pixel).
     """
     if geometry.cut_borders:
-        pixels = without_borders(pixels)
+        pixels = pixels[inside_borders(pixels)]
     H, W = pixels.shape
     if H == W == size:
         square = pixels.astype(np.float32)
