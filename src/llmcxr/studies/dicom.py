@@ -8,6 +8,7 @@ done instead is said (`Radiograph.grey_scale`, `remarks`).
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -358,6 +359,8 @@ def read_dicom(path: Path) -> Radiograph:
 
 def _grey(dataset: pydicom.Dataset, path: Path) -> Radiograph:
     modality = _code(dataset, "Modality")
+    if modality and not re.fullmatch(r"[A-Z][A-Z0-9_]{1,15}", modality):
+        raise ValueError("its modality is no code")
     if modality not in MODALITIES:
         raise OtherModalityError(path, modality)
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
