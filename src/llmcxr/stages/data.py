@@ -15,7 +15,7 @@ from llmcxr.stages.context import Context
 from llmcxr.studies import image_notes
 from llmcxr.studies.cohort import check_splits
 from llmcxr.studies.pixel_store import PixelStore
-from llmcxr.studies.study import SPLITS, write_manifest
+from llmcxr.studies.study import SPLITS, Study, write_manifest
 
 
 def studies_stage(context: Context) -> Stage:
@@ -36,12 +36,12 @@ def studies_stage(context: Context) -> Stage:
         image_notes.write_notes(folder / "images.parquet", images)
         write_manifest(folder / "manifest.parquet", kept)
         counts = {split: sum(s.split == split for s in kept) for split in SPLITS}
-        read = image_notes.counts(images)
+        read = image_notes.counts(images) | {"same_pixels": image_notes.same_pixels(images, kept)}
         write_json(folder / "studies.json", {"studies": counts, "left_out": dict(left_out), "images": read})
         print(f"    {counts['train']} training, {counts['validate']} validation and {counts['test']} test images")
         for reason, count in left_out.most_common(8):
             print(f"    left out {count}: {reason}")
-        for note in [*_image_notes(images), *notes(context)]:
+        for note in [*_image_notes(images, kept), *notes(context)]:
             print(f"    note: {note}")
 
     return Stage(
@@ -60,7 +60,7 @@ def studies_stage(context: Context) -> Stage:
     )
 
 
-def _image_notes(images: Sequence[image_notes.ImageNote]) -> list[str]:
+def _image_notes(images: Sequence[image_notes.ImageNote], kept: Sequence[Study]) -> list[str]:
     """What is to be known of the images before hours are spent on them."""
     result = []
     for reason in image_notes.counts(images)["implausible"]:
@@ -71,6 +71,11 @@ def _image_notes(images: Sequence[image_notes.ImageNote]) -> list[str]:
         result.append(
             f"{cropped} images lose over a quarter of their area to the centre crop; source.geometry.square: pad keeps it."
         )
+    for where, groups in image_notes.same_pixels(images, kept).items():
+        if groups:
+            result.append(
+                f"{len(groups)} images are there twice or more, {where.replace('_', ' ')}, e.g. {', '.join(groups[0][:2])}."
+            )
     return result
 
 

@@ -396,6 +396,10 @@ def _grey(dataset: pydicom.Dataset, path: Path) -> Radiograph:
     if padding is not None:
         pixels[padding] = 0
     pixels = _squared(pixels, dataset, remarks)
+    if _code(dataset, "PatientOrientation").strip("[]'\" ").startswith("R"):
+        remarks.append(
+            "mirrored as stored: its rows run to the patient's right"
+        )  # said, since archives err in this, too
     if _code(dataset, "LossyImageCompression") == "01":
         remarks.append("lossy (DICOM)")
     return Radiograph(str(path), pixels, grey_scale, tuple(remarks))

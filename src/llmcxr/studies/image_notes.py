@@ -5,7 +5,8 @@ Notes are kept in the run's `images.parquet`, one row an image that was tried, a
 
 from __future__ import annotations
 
-from collections import Counter
+import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -38,6 +39,7 @@ class ImageNote:
     implausible: str = ""  # why it does not look like a radiograph; "" where it does
     left_out: str = ""  # the reason, in words that can be counted; "" where it was kept
     error: str = ""  # the whole message, where it could not be read
+    pixel_hash: str = ""  # of the square: images that show the same have the same
 
 
 def read_image(
@@ -72,6 +74,7 @@ def read_image(
         lost=round(lost(kept_H, kept_W, geometry), 4),
         implausible=doubt,
         left_out=left_out,
+        pixel_hash=hashlib.blake2b(pixels.tobytes(), digest_size=8).hexdigest(),
     )
     return None if left_out else pixels, note
 
@@ -112,4 +115,16 @@ def counts(notes: Sequence[ImageNote]) -> dict[str, Any]:
         "implausible": dict(Counter(note.implausible for note in read if note.implausible).most_common()),
         "area_lost": round(sum(note.lost for note in read) / len(read), 4) if read else 0.0,
         "images_losing_a_quarter": sum(note.lost > 0.25 for note in read),
+    }
+
+
+def same_pixels(notes: Sequence[ImageNote], studies: Sequence[Study]) -> dict[str, list[list[str]]]:
+    """Image ids of kept images that show the very same, group by group: of several patients, and in several splits."""
+    hashes = {note.image_id: note.pixel_hash for note in notes}
+    groups: defaultdict[str, list[Study]] = defaultdict(list)
+    for study in studies:
+        groups[hashes[study.image_id]].append(study)
+    return {
+        "of_several_patients": [[s.image_id for s in g] for g in groups.values() if len({s.patient_id for s in g}) > 1],
+        "in_several_splits": [[s.image_id for s in g] for g in groups.values() if len({s.split for s in g}) > 1],
     }
