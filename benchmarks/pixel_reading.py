@@ -2,8 +2,9 @@
 
     python benchmarks/pixel_reading.py DATA/real-notes DATA/real-cxr
 
-Each folder holds `images/`, and may hold `lung-masks/` (NAME.png, white lungs of images/NAME.*, of any size). Every image is read by
-the code of a run, also turned into its negative, darkened, and so on, so that both kinds of error are seen.
+Each folder holds `images/`, and may hold `lung-masks/` (NAME.png, white lungs of images/NAME.*, of any size). Every
+image is read by the code of a run, also turned into its negative, darkened, and so on, so that both kinds of error are
+seen.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ CHANGES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {  # what i
 
 
 def lungs_lost(image: Radiograph, mask: Path) -> tuple[float, float]:
-    """Shares of a lung mask, brought to the image's size, that the centre crop and the cut of black borders leave out."""
+    """Shares of a lung mask (of any size) that the centre crop and the cut of black borders leave out."""
     H, W = image.pixels.shape
     with Image.open(mask) as picture:
         lungs = np.asarray(picture.convert("L").resize((W, H), Image.Resampling.NEAREST)) > 127

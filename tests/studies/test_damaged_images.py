@@ -1,4 +1,4 @@
-"""Damaged files: one error that names the file, or an image that is whole; never another exception, never a picture of part of a file."""
+"""Damaged files: one error that names the file, or a whole image; never another exception, never part of a picture."""
 
 from __future__ import annotations
 

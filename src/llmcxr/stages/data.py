@@ -69,12 +69,14 @@ def _image_notes(images: Sequence[image_notes.ImageNote], kept: Sequence[Study])
         result.append(f"{len(odd)} images look {reason}, e.g. {odd[0].image_path}{gone}.")
     if (cropped := image_notes.counts(images)["images_losing_a_quarter"]) > 0:
         result.append(
-            f"{cropped} images lose over a quarter of their area to the centre crop; source.geometry.square: pad keeps it."
+            f"{cropped} images lose over a quarter of their area to the centre crop; "
+            "source.geometry.square: pad keeps it."
         )
     for where, groups in image_notes.same_pixels(images, kept).items():
         if groups:
             result.append(
-                f"{len(groups)} images are there twice or more, {where.replace('_', ' ')}, e.g. {', '.join(groups[0][:2])}."
+                f"{len(groups)} images are there twice or more, {where.replace('_', ' ')}, e.g. "
+                f"{', '.join(groups[0][:2])}."
             )
     return result
 

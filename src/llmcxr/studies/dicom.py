@@ -1,8 +1,8 @@
 """DICOM files to grey values.
 
-Stored values -> modality LUT or rescale -> VOI LUT or window -> presentation LUT shape or photometric interpretation (PS3.3
-C.7.6.3, C.11). Archives hold every kind of header, so what a header says is used where it makes a picture of the data, and what was
-done instead is said (`Radiograph.grey_scale`, `remarks`).
+Stored values -> modality LUT or rescale -> VOI LUT or window -> presentation LUT shape or photometric interpretation
+(PS3.3 C.7.6.3, C.11). Archives hold every kind of header, so what a header says is used where it makes a picture of
+the data, and what was done instead is said (`Radiograph.grey_scale`, `remarks`).
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def _inflated(stream: BinaryIO) -> int:
 
 
 def read_header(path: Path, pixels: bool = False) -> pydicom.Dataset:
-    """The tags of a DICOM file, also of one without preamble or file meta; with `pixels` also the pixel data, still encoded.
+    """The tags of a DICOM file, also of one without preamble or file meta; with `pixels` also the pixel data, still
+    encoded.
 
     Raises `UserError` naming the file where it is missing, damaged, no DICOM file, or larger than any radiograph.
     """
@@ -153,7 +154,8 @@ def _check_size(dataset: pydicom.Dataset) -> None:
     found = decoder.get_parameters(frame)
     if (found["rows"], found["columns"]) != size:
         raise ValueError(
-            f"its compressed image has {found['rows']} x {found['columns']} pixels, its header says {size[0]} x {size[1]}"
+            f"its compressed image has {found['rows']} x {found['columns']} pixels, "
+            f"its header says {size[0]} x {size[1]}"
         )
 
 
@@ -341,8 +343,9 @@ def _squared(pixels: np.ndarray, dataset: pydicom.Dataset, remarks: list[str]) -
 def read_dicom(path: Path) -> Radiograph:
     """A DICOM file of one grey frame.
 
-    Raises `OtherModalityError` for whole files of another modality, and `UserError` naming the file where it is missing, damaged, too
-    large, in colour, of several frames, compressed by a method that is not read, or wrong in a part of its header that matters.
+    Raises `OtherModalityError` for whole files of another modality, and `UserError` naming the file where it is
+    missing, damaged, too large, in colour, of several frames, compressed by a method that is not read, or wrong in a
+    part of its header that matters.
     """
     dataset = read_header(path, pixels=True)
     try:
@@ -352,8 +355,8 @@ def read_dicom(path: Path) -> Radiograph:
         raise
     except Exception as error:  # pydicom and its decoders raise almost anything on a damaged or exotic file
         raise UserError(
-            f"{path}: its pixels cannot be read ({_why(error)}). Its header or pixel data is damaged or unusual: replace it, "
-            f"convert it to PNG, or leave it out."
+            f"{path}: its pixels cannot be read ({_why(error)}). Its header or pixel data is damaged or unusual: "
+            f"replace it, convert it to PNG, or leave it out."
         ) from error
 
 

@@ -49,7 +49,10 @@ def read_image(
     geometry: Geometry = CENTRE_CROP,
     leave_out_implausible: bool = False,
 ) -> tuple[np.ndarray | None, ImageNote]:
-    """(uint8 [size, size], how it was read) of a study's image (a relative path is below `root`); None where it is left out."""
+    """(uint8 [size, size], how it was read) of a study's image; None where it is left out.
+
+    A relative path is below `root`. Whatever is wrong with the file is in the note: nothing is raised.
+    """
     path = Path(root) / study.image_path
     try:
         found = read_radiograph(path)
