@@ -82,17 +82,12 @@ def main() -> None:
         print(f"; cutting them costs {max(cut_lungs):.1%} of the lungs at most" if cut_lungs else "")
         if lost:
             share = np.array([value for value, _, _ in lost])
+            mean, worst = share.mean(), max(lost)[2]
             long = np.array([aspect >= 1.3 for _, aspect, _ in lost])
-            print(
-                f"    the centre crop loses of {len(lost)} lungs: mean {share.mean():.1%}, median {np.median(share):.1%}, "
-            )
-            print(
-                f"        over 5 % in {(share > 0.05).sum()}, worst {share.max():.0%} ({max(lost)[2]}); padding loses none"
-            )
+            print(f"    the centre crop loses of {len(lost)} lungs: mean {mean:.1%}, median {np.median(share):.1%}")
+            print(f"        over 5 % in {(share > 0.05).sum()}, worst {share.max():.0%} ({worst})")
             if long.any():
-                print(
-                    f"        of the {long.sum()} films at least 1.3 times as long as wide: mean {share[long].mean():.1%}"
-                )
+                print(f"        of the {long.sum()} of aspect 1.3 or more: mean {share[long].mean():.1%}")
         for change, (reason, apply) in CHANGES.items():
             said = Counter(implausible(apply(pixels)) or "plausible" for _, pixels in images)
             right = said[reason or "plausible"]
