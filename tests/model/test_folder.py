@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from llmcxr.foundation.artifacts import write_json
+from llmcxr.foundation.assets import SHIPPED_MODELS
 from llmcxr.foundation.errors import UserError
 from llmcxr.image_tokens.architecture import ArchitectureSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
@@ -23,6 +25,7 @@ from llmcxr.model.find import find_model
 from llmcxr.model.folder import ModelInfo, load_info, save_model
 from llmcxr.model.packed import unpack
 from llmcxr.model.sums import check_sums, write_sums
+from llmcxr.studies.geometry import Geometry
 from llmcxr.vocabulary.growing import grow_language_model
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
@@ -295,3 +298,17 @@ def test_sums_that_name_no_file_of_the_model(copied, line):
     (copied / "model" / "SHA256SUMS").write_text(line + "\n")
     with pytest.raises(UserError, match=r"SHA256SUMS, line 1: is not a hash and a file of the model"):
         check_sums(copied / "model")
+
+
+def test_geometry_travels_with_the_model(tmp_path):
+    for geometry in (Geometry(), Geometry("pad", cut_borders=True)):
+        info = ModelInfo("llm", 16, 2, 192, "", "chat", None, ("nodule",), "impression", "0.1", geometry=geometry)
+        values = asdict(info)
+        (tmp_path / "llmcxr.json").write_text(json.dumps(values))
+        assert load_info(tmp_path) == info
+    del values["geometry"]  # models from before it was a choice
+    (tmp_path / "llmcxr.json").write_text(json.dumps(values))
+    assert load_info(tmp_path).geometry == load_info(SHIPPED_MODELS / "phantom").geometry == Geometry()
+    (tmp_path / "llmcxr.json").write_text(json.dumps(values | {"geometry": {"square": "round"}}))
+    with pytest.raises(UserError, match=r"llmcxr\.json.*(?s:.*)square"):
+        load_info(tmp_path)

@@ -1,10 +1,12 @@
-"""Damaged files: one error that names the file, or an image that is whole; never another exception, never a picture of part of a file."""
+"""Damaged files: one error that names the file, or a whole image; never another exception, never part of a picture."""
 
 from __future__ import annotations
 
 import functools
 import io
 import tempfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +160,13 @@ def test_a_damaged_file_is_left_out_and_counted(tmp_path):
     (tmp_path / "a.dcm").write_bytes(content)
     pixels, note = read_image(Study("a", "p", "s", "a.dcm", "train"), tmp_path, 8, leave_out_implausible=False)
     assert pixels is None and note.left_out == UNREADABLE and "a.dcm" in note.error
+
+
+def test_warnings_are_as_before_when_several_threads_have_read(tmp_path):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(whole_files()["a.png"])
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(read_radiograph, [picture] * 200):
+            pass
+    assert list(warnings.filters) == before

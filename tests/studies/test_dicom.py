@@ -205,6 +205,13 @@ def test_pixels_that_are_not_square_are_made_so(tmp_path):
         read_radiograph(dicom_file(tmp_path / "a.dcm", FILM, PixelAspectRatio=[900, 1]))
 
 
+def test_a_mirrored_film_is_said(tmp_path):
+    for orientation, said in ((["L", "F"], 0), (["R", "F"], 1), (["A", "F"], 0)):
+        found = read_radiograph(dicom_file(tmp_path / "a.dcm", RAMP, PatientOrientation=orientation))
+        assert len(found.remarks) == said
+        close(found, RAMP / 3760)
+
+
 def test_compressed_and_without_suffix(tmp_path):
     path = dicom_file(tmp_path / "a.dcm", RAMP)
     expected = shown(path)

@@ -31,7 +31,8 @@ def test_notes_say_how_each_was_read_and_why_some_were_not(tmp_path, studies):
     assert [s.image_id for s in kept] == ["a.png", "dark.png", "film.dcm"]
     assert [n.image_id for n in notes] == [s.image_id for s in studies]
     by = {n.image_id: n for n in notes}
-    assert by["a.png"] == image_notes.ImageNote("a.png", "a.png", 40, 60, "8 bits as displayed", (), 0.3333)
+    expected = image_notes.ImageNote("a.png", "a.png", 40, 60, "8 bits as displayed", (), 0.3333)
+    assert by["a.png"] == expected
     assert by["film.dcm"].grey_scale == "DICOM darkest to brightest"
     assert by["dark.png"].implausible == "nearly black" and not by["dark.png"].left_out
     assert by["slice.dcm"].left_out == "modality CT" and "modality is CT" in by["slice.dcm"].error

@@ -1,13 +1,14 @@
 """DICOM files to grey values.
 
-Stored values -> modality LUT or rescale -> VOI LUT or window -> presentation LUT shape or photometric interpretation (PS3.3
-C.7.6.3, C.11). Archives hold every kind of header, so what a header says is used where it makes a picture of the data, and what was
-done instead is said (`Radiograph.grey_scale`, `remarks`).
+Stored values -> modality LUT or rescale -> VOI LUT or window -> presentation LUT shape or photometric interpretation
+(PS3.3 C.7.6.3, C.11). Archives hold every kind of header, so what a header says is used where it makes a picture of
+the data, and what was done instead is said (`Radiograph.grey_scale`, `remarks`).
 """
 
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -37,7 +38,7 @@ from llmcxr.studies.quiet import no_warnings
 
 # Radiographs, and what says nothing of itself (secondary captures); all else among them is refused by name.
 MODALITIES = ("CR", "DX", "DR", "RG", "RF", "OT", "SC", "")
-_MOST_BYTES = 8 * MOST_PIXELS  # of a file, or of what it inflates to
+_MOST_BYTES = 4 * MOST_PIXELS  # of a file, or of what it inflates to
 _LEAST_SPREAD = 0.25  # of the range of grey: a window that leaves less of it to the data is not theirs
 _MOST_CLIPPED = 0.95  # of the pixels: a window that cuts off more shows nothing
 _TABLE = 2**17  # as many stored values at most are mapped by a table
@@ -83,7 +84,8 @@ def _inflated(stream: BinaryIO) -> int:
 
 
 def read_header(path: Path, pixels: bool = False) -> pydicom.Dataset:
-    """The tags of a DICOM file, also of one without preamble or file meta; with `pixels` also the pixel data, still encoded.
+    """The tags of a DICOM file, also of one without preamble or file meta; with `pixels` also the pixel data, still
+    encoded.
 
     Raises `UserError` naming the file where it is missing, damaged, no DICOM file, or larger than any radiograph.
     """
@@ -152,7 +154,8 @@ def _check_size(dataset: pydicom.Dataset) -> None:
     found = decoder.get_parameters(frame)
     if (found["rows"], found["columns"]) != size:
         raise ValueError(
-            f"its compressed image has {found['rows']} x {found['columns']} pixels, its header says {size[0]} x {size[1]}"
+            f"its compressed image has {found['rows']} x {found['columns']} pixels, "
+            f"its header says {size[0]} x {size[1]}"
         )
 
 
@@ -222,6 +225,11 @@ def _number(dataset: pydicom.Dataset, name: str) -> float | None:
     return number
 
 
+def _code(dataset: pydicom.Dataset, name: str) -> str:
+    """A word of the header in capitals; "" where it is missing."""
+    return "".join(filter(str.isprintable, str(dataset.get(name) or ""))).strip().upper()
+
+
 def _numbers(dataset: pydicom.Dataset, name: str) -> list[float]:
     value = dataset.get(name)
     if value is None or value == "":
@@ -270,7 +278,7 @@ def _windows(dataset: pydicom.Dataset, little_endian: bool, remarks: list[str]) 
     for item in dataset.get("VOILUTSequence") or ():
         lookup, white = _lookup(item, little_endian)
         yield "VOI LUT", lambda values, f=lookup, w=white: f(values) / w  # type: ignore[misc]
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper().replace(" ", "_")
+    function = (_code(dataset, "VOILUTFunction") or "LINEAR").replace(" ", "_")
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         function = "LINEAR"
         remarks.append("unknown VOI LUT function, taken as LINEAR")
@@ -306,7 +314,7 @@ def _shown(values: np.ndarray, dataset: pydicom.Dataset, little_endian: bool, re
 def _inverted(dataset: pydicom.Dataset, photometric: str, remarks: list[str]) -> bool:
     """Whether large values are black. The presentation LUT shape decides where there is one, as in dcm4che."""
     inverted = photometric == "MONOCHROME1"
-    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
+    shape = _code(dataset, "PresentationLUTShape")
     if shape in ("IDENTITY", "INVERSE") and (shape == "INVERSE") != inverted:
         inverted = not inverted
         remarks.append(f"{photometric} with presentation LUT shape {shape}, which decides")
@@ -335,8 +343,9 @@ def _squared(pixels: np.ndarray, dataset: pydicom.Dataset, remarks: list[str]) -
 def read_dicom(path: Path) -> Radiograph:
     """A DICOM file of one grey frame.
 
-    Raises `OtherModalityError` for whole files of another modality, and `UserError` naming the file where it is missing, damaged, too
-    large, in colour, of several frames, compressed by a method that is not read, or wrong in a part of its header that matters.
+    Raises `OtherModalityError` for whole files of another modality, and `UserError` naming the file where it is
+    missing, damaged, too large, in colour, of several frames, compressed by a method that is not read, or wrong in a
+    part of its header that matters.
     """
     dataset = read_header(path, pixels=True)
     try:
@@ -346,18 +355,20 @@ def read_dicom(path: Path) -> Radiograph:
         raise
     except Exception as error:  # pydicom and its decoders raise almost anything on a damaged or exotic file
         raise UserError(
-            f"{path}: its pixels cannot be read ({_why(error)}). Its header or pixel data is damaged or unusual: replace it, "
-            f"convert it to PNG, or leave it out."
+            f"{path}: its pixels cannot be read ({_why(error)}). Its header or pixel data is damaged or unusual: "
+            f"replace it, convert it to PNG, or leave it out."
         ) from error
 
 
 def _grey(dataset: pydicom.Dataset, path: Path) -> Radiograph:
-    modality = str(dataset.get("Modality") or "").strip().upper()
+    modality = _code(dataset, "Modality")
+    if modality and not re.fullmatch(r"[A-Z][A-Z0-9_]{1,15}", modality):
+        raise ValueError("its modality is no code")
     if modality not in MODALITIES:
         raise OtherModalityError(path, modality)
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise UserError(f"{path} holds no pixel data. Use the DICOM object that holds the image, or leave it out.")
-    photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
+    photometric = _code(dataset, "PhotometricInterpretation")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise UserError(
             f"{path}: photometric interpretation {photometric or '(none)'} is not a radiograph's; "
@@ -388,6 +399,10 @@ def _grey(dataset: pydicom.Dataset, path: Path) -> Radiograph:
     if padding is not None:
         pixels[padding] = 0
     pixels = _squared(pixels, dataset, remarks)
-    if str(dataset.get("LossyImageCompression") or "").strip() == "01":
+    if _code(dataset, "PatientOrientation").strip("[]'\" ").startswith("R"):
+        remarks.append(
+            "mirrored as stored: its rows run to the patient's right"
+        )  # said, since archives err in this, too
+    if _code(dataset, "LossyImageCompression") == "01":
         remarks.append("lossy (DICOM)")
     return Radiograph(str(path), pixels, grey_scale, tuple(remarks))

@@ -31,16 +31,16 @@ class Geometry(Settings):
 CENTRE_CROP = Geometry()  # the paper's
 
 
-def without_borders(pixels: np.ndarray) -> np.ndarray:
-    """[H, W] in [0, 1] without black rows and columns at its edges; the whole where less than a quarter of a side would be left."""
+def inside_borders(pixels: np.ndarray) -> tuple[slice, slice]:
+    """(rows, columns) of [H, W] in [0, 1] without black ones at its edges; all where hardly any would be left."""
     bright = pixels > _BLACK
     box = []
     for axis in (1, 0):
         full = np.flatnonzero(bright.mean(axis=axis) > _BRIGHT)
         if not full.size or full[-1] + 1 - full[0] < _LEAST * pixels.shape[1 - axis]:
-            return pixels
-        box.append(slice(full[0], full[-1] + 1))
-    return pixels[box[0], box[1]]
+            return slice(None), slice(None)
+        box.append(slice(int(full[0]), int(full[-1]) + 1))
+    return box[0], box[1]
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
@@ -53,12 +53,13 @@ def _resize(pixels: np.ndarray, size: tuple[int, int], box: tuple[float, float, 
 def to_square(pixels: np.ndarray, size: int, geometry: Geometry = CENTRE_CROP) -> np.ndarray:
     """[H, W] in [0, 1] to float32 [size, size] in [-1, 1].
 
-    `crop`: the shorter side is resized to `size` (Lanczos) and the centre square kept. The square is resampled directly from
-    its box in the input, so both axes have exactly the same scale and nothing outside the crop is computed.
-    `pad`: the longer side is resized to `size`, and the rest is black, the same on both sides (but for an odd pixel).
+    `crop`: the shorter side is resized to `size` (Lanczos) and the centre square kept. The square is resampled
+    directly from its box in the input, so both axes have exactly the same scale and nothing outside the crop is
+    computed. `pad`: the longer side is resized to `size`, and the rest is black, the same on both sides (but for an
+    odd pixel).
     """
     if geometry.cut_borders:
-        pixels = without_borders(pixels)
+        pixels = pixels[inside_borders(pixels)]
     H, W = pixels.shape
     if H == W == size:
         square = pixels.astype(np.float32)
@@ -67,7 +68,7 @@ def to_square(pixels: np.ndarray, size: int, geometry: Geometry = CENTRE_CROP) -
         square = _resize(pixels, (size, size), ((W - side) / 2, (H - side) / 2, (W + side) / 2, (H + side) / 2))
     else:
         scale = size / max(H, W)
-        # Whole pixels of the square; what is over half a pixel of it at each edge goes, so that both axes keep their scale.
+        # Whole pixels of the square: at each edge less than one of them goes, so that both axes keep their scale.
         h, w = max(1, int(H * scale + 1e-6)), max(1, int(W * scale + 1e-6))
         top, left = max(0.0, (H - h / scale) / 2), max(0.0, (W - w / scale) / 2)
         square = np.zeros((size, size), dtype=np.float32)

@@ -33,7 +33,8 @@ class Radiograph:
 
 
 def value_range(values: np.ndarray) -> tuple[float, float]:
-    """(black, white) of values (any shape, finite) of which nothing else is known: all but the thousandth at either end.
+    """(black, white) of values (any shape, finite) of which nothing else is known: all but the thousandth at either
+    end.
 
     Continuous in the values, unlike a guess at the number of bits. All values count where the rest is constant.
     """

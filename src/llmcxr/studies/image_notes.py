@@ -16,7 +16,7 @@ import numpy as np
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
 from llmcxr.studies.dicom import OtherModalityError
-from llmcxr.studies.geometry import CENTRE_CROP, Geometry, lost, without_borders
+from llmcxr.studies.geometry import CENTRE_CROP, Geometry, inside_borders, lost
 from llmcxr.studies.plausibility import implausible
 from llmcxr.studies.radiographs import network_square, read_radiograph, to_uint8
 from llmcxr.studies.study import Study
@@ -47,7 +47,10 @@ def read_image(
     geometry: Geometry = CENTRE_CROP,
     leave_out_implausible: bool = False,
 ) -> tuple[np.ndarray | None, ImageNote]:
-    """(uint8 [size, size], how it was read) of a study's image (a relative path is below `root`); None where it is left out."""
+    """(uint8 [size, size], how it was read) of a study's image; None where it is left out.
+
+    A relative path is below `root`. Whatever is wrong with the file is in the note: nothing is raised.
+    """
     path = Path(root) / study.image_path
     try:
         found = read_radiograph(path)
@@ -58,7 +61,8 @@ def read_image(
     doubt = implausible(pixels)
     left_out = f"implausible image: {doubt}" if doubt and leave_out_implausible else ""
     (H, W), remarks = found.pixels.shape, found.remarks
-    kept_H, kept_W = (without_borders(found.pixels) if geometry.cut_borders else found.pixels).shape
+    kept = found.pixels[inside_borders(found.pixels)] if geometry.cut_borders else found.pixels
+    kept_H, kept_W = kept.shape
     if (kept_H, kept_W) != (H, W):
         remarks = (*remarks, "black borders cut")
     note = ImageNote(

@@ -1,6 +1,7 @@
 """PNG and JPEG files, and PIL images, to grey values: taken as displayed, i.e. bone white already.
 
-PNG states no depth that is used: files of 16 bits hold 8 to 16 bits of a detector, so their grey scale is `grey_scale.value_range`.
+PNG states no depth that is used: files of 16 bits hold 8 to 16 bits of a detector, so their grey scale is
+`grey_scale.value_range`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from llmcxr.studies.quiet import no_warnings
 _FORMATS = ("PNG", "JPEG")
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's own
 _ORIENTATION = 0x0112
-# Pillow keeps the high byte of colour and alpha of 16 bits. Raw modes in whose parts lie the high and low bytes of grey or colour.
+# Pillow keeps only the high bytes of 16-bit colour and of grey with alpha. These raw modes give it the low bytes, too.
 _DEEP: dict[str, tuple[str, tuple[str, ...]]] = {
     "LA;16B": ("RGBA", ("RGBA",)),
     "RGB;16B": ("RGB", ("RGB;16B", "RGB;16L")),
@@ -31,13 +32,13 @@ _DEEP: dict[str, tuple[str, tuple[str, ...]]] = {
 def _too_large(width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
         raise UserError(
-            f"the image has {width} x {height} pixels, more than any radiograph ({MOST_PIXELS:,} at most). Scale it down or "
-            f"leave it out."
+            f"the image has {width} x {height} pixels, more than any radiograph ({MOST_PIXELS:,} at most). "
+            f"Scale it down or leave it out."
         )
 
 
 def _deep_colour(picture: Image.Image) -> np.ndarray | None:
-    """Luminance [H, W] of a PNG of 16-bit colour, or 16-bit grey with alpha, that is not decoded yet; None for any other."""
+    """Luminance [H, W] of a PNG of 16-bit colour or grey with alpha, not decoded yet; None for any other."""
     if not isinstance(picture, PngImagePlugin.PngImageFile) or not picture.tile or picture.fp is None:
         return None
     raw = str(picture.tile[0].args)
@@ -98,8 +99,8 @@ def _transparent(picture: Image.Image) -> bool:
 def read_pil(picture: Image.Image) -> Radiograph:
     """A PIL image as displayed, bone white.
 
-    8 bits are divided by 255, integers of more bits stretched from darkest to brightest; floating-point values are taken as they
-    are; colour becomes luminance; transparent parts are shown; EXIF's orientation is obeyed.
+    8 bits are divided by 255, integers of more bits stretched from darkest to brightest; floating-point values are
+    taken as they are; colour becomes luminance; transparent parts are shown; EXIF's orientation is obeyed.
     Raises `UserError` for more pixels than any radiograph has, and values out of range.
     """
     _too_large(*picture.size)
@@ -122,7 +123,8 @@ def read_pil(picture: Image.Image) -> Radiograph:
 def read_picture(path: Path) -> Radiograph:
     """A PNG or JPEG file by `read_pil`; `UserError` where it is neither, damaged, or too large.
 
-    The checksums of all parts of a PNG are looked at. JPEG has none: a truncated file is refused, a changed byte goes unseen.
+    The checksums of all parts of a PNG are looked at. JPEG has none: a truncated file is refused, a changed byte goes
+    unseen.
     """
     try:
         with no_warnings():

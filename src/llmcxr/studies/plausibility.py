@@ -1,6 +1,8 @@
-"""Whether pixels look like a chest radiograph at all: what no header can say, and no reader notices among thousands of images.
+"""Whether pixels look like a chest radiograph at all: what no header can say, and no reader notices among thousands of
+images.
 
-The limits lie well outside 1,051 real radiographs and 60 phantoms (`benchmarks/pixel_reading.py` measures what they flag).
+The limits lie well outside 1,051 real radiographs and 60 phantoms (`benchmarks/pixel_reading.py` measures what they
+flag).
 Letters: S side of the square.
 """
 
@@ -43,7 +45,7 @@ def _inside(pixels: np.ndarray) -> np.ndarray:
 
 
 def mediastinum_lightness(pixels: np.ndarray) -> float:
-    """How much lighter the middle of uint8 [H, W] is than lungs and upper corners: about 2, and -2 of the same film inverted."""
+    """How much lighter the middle of uint8 [H, W] is than lungs and upper corners: about 2; -2 of a negative."""
     H, W = pixels.shape
 
     def mean(top: float, bottom: float, left: float, right: float) -> float:

@@ -14,7 +14,7 @@ _inside: list[Any] = []  # of the first reader, once for each that is at work
 
 @contextmanager
 def no_warnings() -> Iterator[None]:
-    """Within it no warning is shown. Threads share Python's filters: the first reader sets them, the last puts them back."""
+    """Within it no warning is shown. Threads share the filters: the first reader sets them, the last puts them back."""
     with _lock:
         if not _inside:
             first: Any = warnings.catch_warnings()

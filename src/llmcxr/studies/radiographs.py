@@ -32,7 +32,7 @@ _MAGNIFIED = 4  # times at most: smaller images show nothing at the size that is
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is read as DICOM: by its content, and by its suffix where that says nothing. `OSError` where it is not there."""
+    """Whether a file is read as DICOM: by its content, else by its suffix. `OSError` where it is not there."""
     with open(path, "rb") as stream:
         head = stream.read(132)
     if head.startswith(_PICTURES):
@@ -56,8 +56,9 @@ def _checked(found: Radiograph) -> Radiograph:
 def read_radiograph(image: str | Path | Image.Image) -> Radiograph:
     """Read a PNG, JPEG or DICOM file (what it is, its content says), or a PIL image, at its own size.
 
-    Raises `UserError` naming the file where it is missing, damaged, no image, empty, constant, larger or narrower than any
-    radiograph, and as `pictures.read_picture` and `dicom.read_dicom` say (`dicom.OtherModalityError` for a CT and the like).
+    Raises `UserError` naming the file where it is missing, damaged, no image, empty, constant, larger or narrower than
+    any radiograph, and as `pictures.read_picture` and `dicom.read_dicom` say (`dicom.OtherModalityError` for a CT and
+    the like).
     """
     if isinstance(image, Image.Image):
         return _checked(read_pil(image))
@@ -95,5 +96,5 @@ def network_square(found: Radiograph, size: int, geometry: Geometry = CENTRE_CRO
 
 
 def load_square(image: str | Path | Image.Image, size: int, geometry: Geometry = CENTRE_CROP) -> np.ndarray:
-    """A file or a PIL image to float32 [size, size] in [-1, 1]: `network_square(read_radiograph(image), size, geometry)`."""
+    """A file or PIL image to float32 [size, size] in [-1, 1]: `network_square(read_radiograph(image), ...)`."""
     return network_square(read_radiograph(image), size, geometry)
