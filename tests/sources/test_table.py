@@ -76,7 +76,9 @@ def collect(settings: TableSettings, seed: int = 0) -> tuple[list[Study], Counte
 @pytest.mark.parametrize("table", ["t.csv", "t.tsv", "t.jsonl", "t.parquet"])
 def test_every_format_gives_the_same_studies(folder, table):
     studies, left_out = collect(settings(folder, table))
-    assert left_out == Counter({"image file missing": 1, "empty report": 1, "image repeated": 1, "no image named": 1})
+    assert left_out == Counter(
+        {"image file missing": 1, "report: no text": 1, "image repeated": 1, "no image named": 1}
+    )
     a, b, c, e = studies
     assert dataclasses.asdict(a) == {
         "image_id": "a",
@@ -129,7 +131,7 @@ def test_classes_and_reports_from_a_label(folder):
         ("COVID-19 pneumonia.", {"covid": 1, "other": 0}),
         ("No acute disease.", {"covid": 0, "other": 0}),  # "none" is the absence of the others
     ]
-    assert left_out == {"empty report": 2}
+    assert left_out == {"report: no text": 2}
     kept, _ = collect(build_settings(TableSettings, only))  # no reports are asked for: all rows stay
     assert [s.labels for s in kept][2:] == [{}, {"covid": 0, "other": 1}]
     with pytest.raises(UserError, match="'other' .1 rows. has no line in report_from_label"):
@@ -238,7 +240,7 @@ def test_report_lines_of_several_labels(folder):
     (folder / "m.csv").write_text('file,kind\na.png,"COVID-19, ARDS"\nb.png,"COVID-19, Mass"\nc.png,Mass\n')
     studies, left_out = collect(build_settings(TableSettings, values | {"path": folder / "m.csv"}))
     assert [s.impression_text for s in studies] == ["COVID-19 pneumonia. ARDS.", "Both."] and left_out == {
-        "empty report": 1
+        "report: no text": 1
     }
 
 

@@ -21,7 +21,8 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import setting, settings_to_dict
 from llmcxr.studies.cohort import DEFAULT_FRACTIONS, assign_splits, check_splits
 from llmcxr.studies.findings import LabelSet, is_finding, normal_form
-from llmcxr.studies.report_sections import clean_text, parse_report
+from llmcxr.studies.report_cleaning import clean_text
+from llmcxr.studies.reports import Report, read_report
 from llmcxr.studies.study import SPLITS, Split, Study
 
 _SPLIT_NAMES = {
@@ -310,7 +311,7 @@ class TableSource:
             raise UserError(f"{path} has no rows. Set source `path` to a table with one row an image.")
         self._check_columns(rows)
         classes = _classes(rows, settings)
-        kept: list[tuple[str, Path, dict[str, Any], tuple[str, str], str]] = []
+        kept: list[tuple[str, Path, dict[str, Any], Report, str]] = []
         seen: set[Path] = set()
         for number, row in enumerate(rows, 2 if self.path.suffix.lower() in (".csv", ".tsv") else 1):
             name = _cell(row, settings.column("image")).replace("\\", "/")
@@ -321,8 +322,8 @@ class TableSource:
                 self.left_out["image file missing"] += 1
             elif image in seen:
                 self.left_out["image repeated"] += 1
-            elif not any(report := self._report(row, classes)) and self._wants_report:
-                self.left_out["empty report"] += 1
+            elif (report := self._report(row, classes)).problem and self._wants_report:
+                self.left_out[f"report: {report.problem}"] += 1
             else:
                 seen.add(image)
                 kept.append((name, image, row, report, f"{path}, row {number}"))
@@ -348,8 +349,8 @@ class TableSource:
                     image_path=str(image),
                     split=self._split(row, where),
                     view=_cell(row, settings.column("view")).upper(),
-                    findings_text=report[0],
-                    impression_text=report[1],
+                    findings_text=report.findings,
+                    impression_text=report.impression,
                     labels=self._labels(row, classes, where),
                 )
             )
@@ -385,13 +386,14 @@ class TableSource:
         s = self.settings
         return bool(s.column("report") or s.column("findings") or s.column("impression") or s.report_from_label)
 
-    def _report(self, row: Mapping[str, Any], classes: _Classes) -> tuple[str, str]:
-        settings, sections = self.settings, parse_report(_cell(row, self.settings.column("report")))
-        findings = sections.findings or clean_text(_cell(row, settings.column("findings")))
-        impression = sections.impression or clean_text(_cell(row, settings.column("impression")))
-        if not findings and not impression:
-            impression = classes.report(_cell(row, settings.column("label")))
-        return findings, impression
+    def _report(self, row: Mapping[str, Any], classes: _Classes) -> Report:
+        whole, findings, impression = (
+            _cell(row, self.settings.column(role)) for role in ("report", "findings", "impression")
+        )
+        report = read_report(whole, findings, impression)
+        if report.problem and (line := classes.report(_cell(row, self.settings.column("label")))):
+            return Report(impression=line, structure="headings")
+        return report
 
     def _split(self, row: Mapping[str, Any], where: str) -> Split:
         cell, names = _cell(row, self.settings.column("split")), self.settings.split_names

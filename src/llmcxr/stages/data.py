@@ -12,6 +12,7 @@ from llmcxr.labelling.registry import label_studies
 from llmcxr.stages.context import Context
 from llmcxr.studies.cohort import check_splits
 from llmcxr.studies.pixel_store import PixelStore
+from llmcxr.studies.prior_references import edit_prior_references
 from llmcxr.studies.study import SPLITS, write_manifest
 
 
@@ -21,6 +22,9 @@ def studies_stage(context: Context) -> Stage:
 
     def run() -> None:
         found = label_studies(list(source.studies(folder, context.image_size)), context.labeller)
+        found, references = edit_prior_references(
+            found, context.recipe.prior_references
+        )  # labels are of the whole text
         left_out = Counter(source.left_out)
         if not found:
             raise UserError(f"the source holds no usable study; left out: {dict(left_out)}.")
@@ -29,10 +33,15 @@ def studies_stage(context: Context) -> Stage:
         left_out.update(unreadable)
         write_manifest(folder / "manifest.parquet", kept)
         counts = {split: sum(s.split == split for s in kept) for split in SPLITS}
-        write_json(folder / "studies.json", {"studies": counts, "left_out": dict(left_out)})
+        write_json(
+            folder / "studies.json",
+            {"studies": counts, "left_out": dict(left_out), "prior_references": references.as_json()},
+        )
         print(f"    {counts['train']} training, {counts['validate']} validation and {counts['test']} test images")
         for reason, count in left_out.most_common(8):
             print(f"    left out {count}: {reason}")
+        if references.reports:
+            print(f"    {references.said(context.recipe.prior_references)}")
         for note in notes(context):
             print(f"    note: {note}")
 
@@ -40,7 +49,7 @@ def studies_stage(context: Context) -> Stage:
         "studies",
         "radiographs and their reports: the data that everything else learns from",
         run,
-        settings=(source.fingerprint(), context.image_size, context.recipe.labeller),
+        settings=(source.fingerprint(), context.image_size, context.recipe.labeller, context.recipe.prior_references),
         outputs=("manifest.parquet", "pixels.npy", "studies.json"),
         check=source.check,
     )
