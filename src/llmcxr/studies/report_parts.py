@@ -52,7 +52,7 @@ _ABOVE = re.compile(
     r"\W*(?:(?:FINAL|SECOND|FIRST|THIRD) )?(?P<what>ADDEND(?:UM|A)|WET ?READ|PFI|PROVISIONAL|PRELIM\w*)\b(?:[ :(#*]|$)"
 )
 STAMP = re.compile(  # "WET READ: ___ ___ 10:01 PM", "WET READ VERSION #1"
-    r"\W*(?:WET ?READ|PROVISIONAL(?: FINDINGS)?(?: IMPRESSION)?|PRELIM\w*(?: REPORT"
+    r"(?<![A-Za-z])(?:WET ?READ|PROVISIONAL(?: FINDINGS)?(?: IMPRESSION)?|PRELIM\w*(?: REPORT"
     r"| READ)?)\b(?: \(PFI\))?(?: VERSION #\d*)?"
     r"[\s:*]*(?:[_\s:]*\d{0,2}:[\d_]{1,3} ?[AP]M)?[\s*]*"
 )
@@ -74,13 +74,13 @@ _VERB = re.compile(
     r"\b(?:is|are|was|were|has|have|had|be|been|seen|noted|shows?|there|this|which|we|i)\b", re.IGNORECASE
 )
 _PLAIN_WORDS = re.compile(
-    rf"(?:{_NAMES}|clinical|medical|patient|patient's|radiographic|radiological|chest|cxr|x-?ray|final|preliminary"
+    rf"(?:\b(?:{_NAMES}|clinical|medical|patient|patient's|radiographic|radiological|chest|cxr|x-?ray|final|preliminary"
     rf"|provisional|wet|read|imaging"
     r"|other|additional|incidental|pertinent|relevant|reason|for|of|the|and|or|to|exam|study|studies|film|reference"
     r"|type|date|name|plan"
     r"|addendum|summary|report|narrative|procedure|comments?|protocol|opinion|interpretation|diagnosis|notification"
     r"|attestation|data|details"
-    r"|question|brief|present|past|\d|\W)*$",
+    r"|question|brief|present|past)\b|\d|\W)*$",
     re.IGNORECASE,
 )
 

@@ -136,12 +136,14 @@ def _resolve(parts: list[Part], final: bool) -> ReportSections:
 
 def _provisional(parts: list[Part]) -> Part | None:
     """The provisional readings without their time stamps, taken out of their parts; None where there is none."""
-    taken = Part(Heading("impression", "impression"))
-    for part in parts:
-        if part.heading.name == "provisional":
-            taken.paragraphs += [[STAMP.sub("", line, count=1) for line in paragraph] for paragraph in part.paragraphs]
-            part.paragraphs = []
-    return None if is_no_text(taken.text) else taken
+    taken, read = Part(Heading("impression", "impression")), [p for p in parts if p.heading.name == "provisional"]
+    for paragraph in (paragraph for part in read for paragraph in part.paragraphs):
+        taken.paragraphs.append([STAMP.sub("", line, count=1) for line in paragraph])
+    if is_no_text(taken.text):
+        return None
+    for part in read:
+        part.paragraphs = []
+    return taken
 
 
 def _is_prose(text: str) -> bool:
