@@ -12,6 +12,7 @@ from llmcxr.foundation.workflow import RESERVED
 from llmcxr.image_tokens.settings import ClinicalFeatureSettings, ImageTokenizerSettings
 from llmcxr.labelling.registry import LabellerName
 from llmcxr.sources.registry import SourceSettings
+from llmcxr.studies.prior_references import PriorReferences
 from llmcxr.tuning.settings import TuningSettings
 
 
@@ -44,6 +45,10 @@ class Recipe(Settings):
     )
     source: SourceSettings = setting(SourceSettings(), "data")
     labeller: LabellerName = setting("rules", "what reads findings from text: hand-written rules, or none")
+    prior_references: PriorReferences = setting(
+        "keep",
+        "sentences of reports that refer to earlier studies, which no reader of one image knows: keep or drop them",
+    )
     clinical_features: ClinicalFeatureSettings = setting(
         ClinicalFeatureSettings(), "network of the clinical feature loss"
     )

@@ -25,7 +25,7 @@ from llmcxr.sources.base import FilesByName, Tally, finish, study_text, study_vi
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, near, read_rows, state_of, text_of
 from llmcxr.sources.times import StudyKey, reader_of
 from llmcxr.studies.findings import LabelSet, is_finding, normal_form
-from llmcxr.studies.report_sections import clean_text
+from llmcxr.studies.report_cleaning import clean_text
 from llmcxr.studies.study import SPLITS, Split, Study
 from llmcxr.studies.views import is_radiography
 

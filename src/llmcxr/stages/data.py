@@ -17,6 +17,7 @@ from llmcxr.stages.context import Context
 from llmcxr.studies import image_notes
 from llmcxr.studies.cohort import check_splits, count_of, find_copies, into_one_split, select_cohort
 from llmcxr.studies.pixel_store import PixelStore
+from llmcxr.studies.prior_references import edit_prior_references
 from llmcxr.studies.study import SPLITS, Collection, Study, write_manifest
 
 _SHOWN = 8  # reasons that are printed; all are in studies.json
@@ -30,6 +31,7 @@ def studies_stage(context: Context) -> Stage:
         settings, labels = context.recipe.source, folder / "labels.partial.jsonl"
         chosen = read_studies(source, settings, folder, context.image_size)
         found = label_studies(chosen.studies, context.labeller, labels)
+        found, references = edit_prior_references(found, context.recipe.prior_references)  # labels are of the whole text
         check_splits(found)
         without = settings.implausible == "leave_out"
         pixels = folder / "pixels.npy"
@@ -44,9 +46,12 @@ def studies_stage(context: Context) -> Stage:
         summary = _summary(source.tally, chosen, kept, images)
         named = [[study.image_id for study in group] for group in copies.groups[:20]]
         summary["copies"] = counts | {"patients moved": moved, "examples": named}
+        summary["prior_references"] = references.as_json()
         write_json(folder / "studies.json", summary)
         labels.unlink(missing_ok=True)
         _say(summary)
+        if references.reports:
+            print(f"    {references.said(context.recipe.prior_references)}")
         for note in [*_image_notes(images), *notes(context)]:
             print(f"    note: {note}")
 
@@ -58,6 +63,7 @@ def studies_stage(context: Context) -> Stage:
             source.fingerprint(),
             context.image_size,
             context.recipe.labeller,
+            context.recipe.prior_references,
             context.recipe.source.cohort,
             context.recipe.source.copies,
             context.geometry,
