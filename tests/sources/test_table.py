@@ -501,7 +501,9 @@ def test_the_covid_collection_from_its_own_table():
     source = TableSource(dataclasses.replace(block, path=here / "metadata.csv", images=here / "images"), 0)
     chosen = read_studies(source, recipe.source, Path("unused"), 8)
     assert [rule.images for rule in chosen.rules] == [159, 146] and chosen.dropped == {"view LATERAL": 13}
-    assert {s.view for s in chosen.studies} == {"PA", "AP"} and source.tally.left_out == {"image repeated": 2}
+    assert {s.view for s in chosen.studies} == {"PA", "AP"} and source.tally.left_out == {
+        "image repeated, under another patient": 2
+    }
     assert source.tally.noted["patient of several studies whose order is not known"] == 10
     assert source.tally.noted["image without a report"] == 40
     assert any(s.labels["COVID-19"] == s.labels["ARDS"] == 1 for s in chosen.studies)

@@ -303,7 +303,7 @@ class MimicCxrSource:
         alike: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}  # a few thousand rows differ
         for row in self._rows(name):
             where = f"{path.name}, study {cell(row, 'study_id')}"
-            states = labels_of({own: state_of(row.get(theirs), where) for theirs, own in OBSERVATIONS.items()})
+            states = labels_of({name: state_of(row.get(name), where) for name in OBSERVATIONS})
             labels[id_of(row, "subject_id"), id_of(row, "study_id")] = alike.setdefault(tuple(states.items()), states)
         if not studies & labels.keys():
             example = next(iter(labels), ("none", "none"))

@@ -261,6 +261,7 @@ class TableSource:
     def _usable(self, rows: list[Row]) -> list[tuple[str, Path, int]]:
         """(name, file, place among the rows) of the rows whose image is there, is a radiograph and comes for the first time."""
         settings, files, used = self.settings, FilesByName(self.images), dict[Path, tuple[str, Path, int]]()
+        patient = settings.column("patient")
         for place, row in enumerate(rows):
             name = self._name(row)
             modality = cell(row, settings.column("modality"))
@@ -271,7 +272,8 @@ class TableSource:
             elif (file := files.find(name)) is None:
                 self.tally.leave_out("image file missing", name)
             elif (file := Path(os.path.normpath(file))) in used:
-                self.tally.leave_out("image repeated", name)
+                other = id_of(rows[used[file][2]], patient) != id_of(row, patient)
+                self.tally.leave_out("image repeated" + ", under another patient" * other, name)
             else:
                 used[file] = name, file, place
         return list(used.values())
