@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pydicom
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydicom.sequence import Sequence
 from trees import ILL, WELL, dicom, dicom_folder, write
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings
-from llmcxr.sources.dicom_folder import DicomFolderSettings, DicomFolderSource
+from llmcxr.sources.dicom_folder import DicomFolderSettings, DicomFolderSource, read_header
 
 COLUMNS = {"study": "accession", "report": "report", "split": "use"}
 
@@ -126,3 +129,21 @@ def test_the_fingerprint_knows_files_and_reports(tmp_path):
     after = DicomFolderSource(settings, 0).fingerprint()
     dicom(tmp_path / "export" / "more.dcm", 9)
     assert len({str(f) for f in (before, after, DicomFolderSource(settings, 0).fingerprint())}) == 3
+
+
+SAMPLE: list[bytes] = []
+
+
+@given(st.integers(0, 2000), st.binary(min_size=1, max_size=8), st.booleans())
+def test_a_damaged_header_is_a_reason(at, noise, cut):
+    """Bytes changed or cut off anywhere: tags, or a sentence; never a crash."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.dcm"
+        if not SAMPLE:
+            dicom(path, 1, StudyDate="20190402")
+            SAMPLE.append(path.read_bytes())
+        whole = SAMPLE[0]
+        at = min(at, len(whole))
+        path.write_bytes(whole[:at] if cut else whole[:at] + noise + whole[at + len(noise) :])
+        header = read_header(path)
+        assert isinstance(header, str) or all(isinstance(value, str) for value in header.values())

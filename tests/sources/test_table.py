@@ -452,10 +452,11 @@ def test_a_name_in_two_folders_is_not_guessed(folder):
     for name in ("x", "y"):
         (folder / "pictures" / name).mkdir()
         (folder / "pictures" / name / "same.png").write_bytes((folder / "pictures" / "a.png").read_bytes())
-    (folder / "n.csv").write_text("file\nsame.png\nx/same.png\n")
-    values = {"path": folder / "n.csv", "images": folder / "pictures", "columns": {"image": "file"}}
+    (folder / "n.csv").write_text("file\nsame.png\nx/same.png\nz/a.png\nx/same.jpg\n")
+    values = {"path": folder / "n.csv", "images": folder, "columns": {"image": "file"}}
     studies, left_out = collect(build_settings(TableSettings, values))
-    assert [Path(s.image_path).parent.name for s in studies] == ["x"] and left_out == {"image file missing": 1}
+    assert [Path(s.image_path).parent.name for s in studies] == ["x"], "below, but in the folder that is named"
+    assert left_out == {"image file missing": 2, "image repeated": 1}
 
 
 def test_ids_that_became_floats(folder):

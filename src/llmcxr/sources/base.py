@@ -191,8 +191,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 class FilesByName:
     """Finds files of a data set by the name that its tables give, wherever below the root they lie.
 
-    The tables' own place is tried first, then every suffix of images, then a file of that name (without suffix) anywhere below
-    the root, whose folders are listed once, when a name is first missed.
+    The tables' own place is tried first, then every suffix of images, then a file of that name (and in the folders that the name
+    says) anywhere below the root, whose folders are listed once, when a name is first missed.
     """
 
     SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".dcm")
@@ -202,7 +202,7 @@ class FilesByName:
         self._stems: dict[str, list[Path]] | None = None
 
     def find(self, name: str) -> Path | None:
-        """The file; None where there is none, or several of that name in other folders than the one named."""
+        """The file; None where there is none, or where several could be meant."""
         for suffix in self.SUFFIXES:
             if (path := self.root / (name + suffix)).is_file():
                 return path
@@ -211,7 +211,9 @@ class FilesByName:
             for path in files_below(self.root, lambda n: n.lower().endswith(self.SUFFIXES[1:])):
                 for key in {path.name, path.stem}:
                     self._stems.setdefault(key, []).append(path)
-        last = name.rpartition("/")[2]
+        folders, _, last = name.strip("/").rpartition("/")
         stem = re.sub(r"\.(png|jpe?g|dcm)$", "", last, flags=re.IGNORECASE)
         found = self._stems.get(last) or self._stems.get(stem) or []
+        # Another folder's file of the same name is another image.
+        found = [path for path in found if not folders or path.parent.as_posix().endswith(f"/{folders}")]
         return found[0] if len(found) == 1 else None
