@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -67,11 +66,10 @@ def _summary(tally: Tally, chosen: Collection, kept: list[Study], unreadable: Co
         "studies": {split: sum(s.split == split for s in kept) for split in SPLITS},
         "patients": {split: len({s.patient_id for s in kept if s.split == split}) for split in SPLITS},
         "views": dict(Counter(s.view or "unknown" for s in kept).most_common()),
-        "rules": [dataclasses.asdict(rule) for rule in chosen.rules],
+        **chosen.as_json(),
         "left_out": dict(tally.left_out + chosen.dropped + unreadable),
         "noted": dict(tally.noted),
         "examples": {reason: examples for reason, examples in tally.examples.items() if examples},
-        "without_effect": chosen.notes,
     }
 
 
