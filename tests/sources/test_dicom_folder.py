@@ -100,6 +100,13 @@ def test_labels_from_a_table(tmp_path):
     assert read.tally.noted["image without a row in the table of reports"] == 1
 
 
+def test_a_placeholder_for_all_patients_is_said(tmp_path):
+    for k in range(20):
+        dicom(tmp_path / "export" / f"{k}.dcm", k, PatientID="ANONYMOUS")
+    noted = collect(tmp_path).tally.noted
+    assert noted["one patient has most of the studies (a placeholder? they are all in one split)"] == 1
+
+
 def test_mistakes_are_named(tmp_path):
     dicom_folder(tmp_path, 2)
     reports = {"reports": tmp_path / "reports.csv"}

@@ -21,6 +21,7 @@ from llmcxr.studies.study import Study
 from llmcxr.studies.views import VIEWS, normal_view
 
 _EXAMPLES = 3  # of each reason
+_MANY = 20  # studies; nobody has most of a data set
 _LONG = 300  # words; no section of a chest radiograph's report is as long, so it is a history or another document
 
 
@@ -147,6 +148,12 @@ def finish(
     """
     if not studies:
         raise UserError(f"{nothing} (left out: {tally.reasons()}).")
+    patient, most = Counter(patient for patient, _ in {(s.patient_id, s.study_id) for s in studies}).most_common(1)[0]
+    if most >= _MANY and 2 * most > len({(s.patient_id, s.study_id) for s in studies}):
+        tally.note(
+            "one patient has most of the studies (a placeholder? they are all in one split)",
+            f"{patient}: {most:,} studies",
+        )
     order = ranks(times)
     unordered = {patient for (patient, _), place in order.items() if place is None}
     for patient in sorted({s.patient_id for s in studies} & unordered):

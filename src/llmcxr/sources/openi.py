@@ -179,6 +179,10 @@ class OpenISource:
                     impression_text=text[1],
                 )
             )
+        if not projections:
+            self.tally.examples["view unknown"] = [
+                f"no indiana_projections.csv in {self.folder}, which alone says views"
+            ]
         times = dict.fromkeys(((s.patient_id, s.study_id) for s in studies), None)
         nothing = f"no image is in {self.folder} (looked for names like CXR1_1_IM-0001-3001.png, 1_IM-0001-3001.dcm, at any depth)"
         return finish(studies, times, self.seed, self.tally, nothing)
