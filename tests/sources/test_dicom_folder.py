@@ -60,6 +60,7 @@ def test_only_radiographs(tmp_path):
         dicom(export / f"{k}.dcm", k, Modality=modality)
     dicom(export / "raw.dcm", 1, Modality="DX", PresentationIntentType="FOR PROCESSING")  # of study 1.2.3.2
     dicom(export / "only-raw.dcm", 20, Modality="DX", PresentationIntentType="FOR PROCESSING")
+    dicom(export / "no-image.dcm", 22, Rows=None, Modality=None)
     dicom(export / "knee.dcm", 21, BodyPartExamined="KNEE")
     (export / "copy.dcm").write_bytes((export / "0.dcm").read_bytes())
     (export / "short.dcm").write_bytes((export / "0.dcm").read_bytes()[:200])
@@ -68,7 +69,8 @@ def test_only_radiographs(tmp_path):
     left = read.tally.left_out
     assert left["modality CT"] == 2 and left["modality SEG"] == left["modality SR"] == 1
     assert left["raw detector image (FOR PROCESSING) of a study that has processed ones"] == 1
-    assert left["image repeated (its SOPInstanceUID came before)"] == 1 and sum(left.values()) == 7
+    assert left["image repeated (its SOPInstanceUID came before)"] == 1 and sum(left.values()) == 8
+    assert left["DICOM object without an image"] == 1
     assert read.tally.noted["image of another part of the body by its tag: KNEE"] == 1
 
 

@@ -47,7 +47,7 @@ from llmcxr.studies.views import is_radiography, view_in
 
 _TAGS = (
     "PatientID", "StudyInstanceUID", "SOPInstanceUID", "AccessionNumber", "StudyDate", "StudyTime", "Modality", "ViewPosition",
-    "ViewCodeSequence", "SeriesDescription", "PresentationIntentType", "BodyPartExamined", "NumberOfFrames",
+    "ViewCodeSequence", "SeriesDescription", "PresentationIntentType", "BodyPartExamined", "Rows",
 )  # fmt: skip
 _ROLES = {
     "study": "StudyInstanceUID, AccessionNumber, SOPInstanceUID or the file's name",
@@ -227,6 +227,8 @@ class DicomFolderSource:
                 self.tally.leave_out(header, path.name)
             elif header["Modality"] and not is_radiography(header["Modality"]):
                 self.tally.leave_out(f"modality {header['Modality']}", path.name)
+            elif not header["Rows"]:
+                self.tally.leave_out("DICOM object without an image", path.name)
             elif header["PresentationIntentType"] == "FOR PROCESSING" and processed[header["StudyInstanceUID"]]:
                 self.tally.leave_out(
                     "raw detector image (FOR PROCESSING) of a study that has processed ones", path.name

@@ -19,6 +19,7 @@ As published (invented ids):
 Tables may be .csv or .csv.gz, and lie with the images or apart. Reports are read from the zip file, with or without a folder around
 `files`, or from where it was unpacked, at any depth. `files/` of MIMIC-CXR itself (.dcm) takes the place of the JPEG files.
 Parts of a tree are read as far as they go, and what is missing is counted.
+Not read: mimic-cxr-2.1.0-test-set-labeled.csv (687 reports labelled by a radiologist).
 """
 
 from __future__ import annotations
