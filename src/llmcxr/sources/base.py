@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,32 +100,42 @@ class Source(Protocol):
         """Names of the labels that its studies will have, where they are known before the data are read."""
 
 
-_sections = functools.lru_cache(1024)(parse_report)  # images of one study follow one another, with one report
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What a study learns from a report, cleaned, and what is amiss with it: reasons, each with a piece of the text."""
+
+    findings: str = ""
+    impression: str = ""
+    amiss: tuple[tuple[str, str], ...] = ()
 
 
-def study_text(
-    tally: Tally, example: str, report: str = "", findings: str = "", impression: str = ""
-) -> tuple[str, str]:
-    """(findings, impression) of a study, cleaned, from its whole report, or from sections that the data give apart.
-
-    Sections come first; the report fills what they leave open only where they hold nothing. Texts in which nothing is found,
-    that are long, or that lost characters are noted.
+@functools.lru_cache(1024)  # images of one study follow one another, with one report
+def read_text(report: str = "", findings: str = "", impression: str = "") -> Text:
+    """The text of a study from its whole report, or from sections that the data give apart; these come first, and the report is
+    read only where they hold nothing. The one place where reports become text.
     """
     findings, impression = clean_text(findings), clean_text(impression)
-    if not findings and not impression and report.strip():
-        sections = _sections(report)
+    if not findings and not impression:
+        if not report.strip():
+            return Text(amiss=(("image without a report", ""),))
+        sections = parse_report(report)
         findings, impression = sections.findings, sections.impression
         if not findings and not impression:
-            tally.note("report in which no findings and no impression were found", f"{example}: {clean_text(report)}")
-    if not findings and not impression and not report.strip():
-        tally.note("image without a report", example)
-    text = f"{findings} {impression}".strip()
+            return Text(amiss=(("report in which no findings and no impression were found", clean_text(report)[:200]),))
+    text, amiss = f"{findings} {impression}".strip(), []
     if len(text) > 4 * _LONG and len(text.split()) > _LONG:
-        tally.note(f"report of more than {_LONG} words (a case history?)", f"{example}: {text}")
+        amiss.append((f"report of more than {_LONG} words (a case history?)", text[:200]))
     if "\ufffd" in text:
         place = text.index("\ufffd")
-        tally.note("report with lost characters (U+FFFD)", f"{example}: {text[max(0, place - 60) : place + 60]}")
-    return findings, impression
+        amiss.append(("report with lost characters (U+FFFD)", text[max(0, place - 60) : place + 60]))
+    return Text(findings, impression, tuple(amiss))
+
+
+def study_text(tally: Tally, example: str, text: Text) -> tuple[str, str]:
+    """(findings, impression) of a study; what is amiss is noted."""
+    for reason, piece in text.amiss:
+        tally.note(reason, f"{example}: {piece}" if piece else example)
+    return text.findings, text.impression
 
 
 def study_view(tally: Tally, *texts: str) -> str:

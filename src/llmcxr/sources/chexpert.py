@@ -42,7 +42,7 @@ from tqdm import tqdm
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import setting, settings_to_dict
-from llmcxr.sources.base import Tally, finish, folders_below, study_text, study_view
+from llmcxr.sources.base import Tally, finish, folders_below, read_text, study_text, study_view
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, read_rows, state_of
 from llmcxr.sources.times import StudyKey, number
 from llmcxr.studies.cohort import split_of
@@ -204,7 +204,7 @@ class ChexpertSource:
         findings, impression = cell(row, "section_findings"), cell(row, "section_impression")
         # Some studies have their whole text in one of the other sections.
         rest = cell(row, "section_narrative") or cell(row, "section_summary")
-        return study_text(self.tally, path, cell(row, "report") or rest, findings, impression)
+        return study_text(self.tally, path, read_text(cell(row, "report") or rest, findings, impression))
 
     def _states(self, row: Row, where: str) -> dict[str, int]:
         return labels_of({name: state_of(row.get(name), f"{where}, column {name!r}") for name in OBSERVATIONS})

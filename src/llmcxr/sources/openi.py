@@ -39,7 +39,7 @@ from tqdm import tqdm
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import setting, settings_to_dict
-from llmcxr.sources.base import Tally, files_below, finish, study_text, study_view
+from llmcxr.sources.base import Tally, files_below, finish, read_text, study_text, study_view
 from llmcxr.sources.rows import cell, columns_of, id_of, read_rows
 from llmcxr.studies.study import Split, Study
 
@@ -166,7 +166,11 @@ class OpenISource:
             if study not in reports:
                 self.tally.note("image whose report is missing", name)
             said = reports.get(study, _Report("", "", ()))
-            text = study_text(self.tally, name, "", said.findings, said.impression) if study in reports else ("", "")
+            text = (
+                study_text(self.tally, name, read_text("", said.findings, said.impression))
+                if study in reports
+                else ("", "")
+            )
             studies.append(
                 Study(
                     image_id=name,

@@ -21,7 +21,7 @@ from typing import Any, cast
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import setting, settings_to_dict
-from llmcxr.sources.base import FilesByName, Tally, finish, study_text, study_view
+from llmcxr.sources.base import FilesByName, Tally, finish, read_text, study_text, study_view
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, near, read_rows, state_of, text_of
 from llmcxr.sources.times import StudyKey, reader_of
 from llmcxr.studies.findings import LabelSet, is_finding, normal_form
@@ -336,7 +336,9 @@ class TableSource:
         report, findings, impression = (cell(row, settings.column(n)) for n in ("report", "findings", "impression"))
         if not (report or findings or impression):
             impression = classes.report(_label_cell(row, settings.column("label")))
-        return study_text(self.tally, image, report, findings, impression) if self._wants_report else ("", "")
+        if not self._wants_report:
+            return "", ""
+        return study_text(self.tally, image, read_text(report, findings, impression))
 
     def _split(self, row: Row, where: str) -> Split:
         text, names = cell(row, self.settings.column("split")), self.settings.split_names
