@@ -31,6 +31,8 @@ def toy(tmp_path, capsys):
         assert not (folder / "labels.partial.jsonl").exists()
         summary = json.loads((folder / "evaluation" / "summary.json").read_text())
         assert summary["report"]["n"] == 4
+        cohort = json.loads((folder / "stage1" / "cohort.json").read_text())
+        assert cohort["rules"][0]["rule"] == "all" and f"stage1: {cohort['rules'][-1]['rule']}" in said.out
         return json.loads((folder / "studies.json").read_text()) | {"said": said.out}
 
     return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -33,23 +33,26 @@ class Counting:
         self.read_texts.append(text)
         return Reading({"effusion": 1})
 
+    def each(self, texts: Sequence[str]) -> Iterator[dict[str, int]]:
+        return (self.read(text).states for text in texts)
+
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path):
     kept = tmp_path / "labels.partial.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        read_all(TEXTS, Counting(TEXTS[20]), kept)
+        read_all(TEXTS, Counting(TEXTS[20]).each, "key", kept)
     with open(kept, "a") as stream:
         stream.write('["cut off')
     labeller = Counting()
-    assert read_all([*TEXTS, TEXTS[0]], labeller, kept) == dict.fromkeys(TEXTS, {"effusion": 1})
+    assert read_all([*TEXTS, TEXTS[0]], labeller.each, "key", kept) == dict.fromkeys(TEXTS, {"effusion": 1})
     assert labeller.read_texts == TEXTS[20:]
 
 
 def test_labels_of_another_labeller_are_not_taken(tmp_path):
     kept = tmp_path / "labels.partial.jsonl"
-    read_all(TEXTS, build_labeller("rules"), kept)
+    read_all(TEXTS, Counting().each, "another", kept)
     labeller = Counting()
-    read_all(TEXTS, labeller, kept)
+    read_all(TEXTS, labeller.each, "key", kept)
     assert labeller.read_texts == TEXTS and len(kept.read_text().splitlines()) == 31
 
 
@@ -68,10 +71,10 @@ def test_processes_give_what_one_gives(monkeypatch):
         list(in_processes(len, [*TEXTS, 3], "x", "y", chunk=7, worth=0))  # type: ignore[list-item]
 
 
-def test_nothing_is_read_twice_from_a_file_of_all(tmp_path):
+def test_a_data_set_that_is_done_is_not_read_again(tmp_path):
     kept = tmp_path / "labels.partial.jsonl"
-    wanted = read_all(iter(TEXTS), build_labeller("rules"), kept)
-    again: Iterator[str] = iter(TEXTS)
+    studies = [Study(str(k), "p", str(k), "x.png", "train", impression_text=text) for k, text in enumerate(TEXTS)]
+    wanted = label_studies(studies, build_labeller("rules"), kept)
     before = kept.read_text()
-    assert read_all(again, build_labeller("rules"), kept) == wanted and kept.read_text() == before
-    assert json.loads(before.splitlines()[1])[1]["pleural effusion"] == 1
+    assert label_studies(studies, build_labeller("rules"), kept) == wanted and kept.read_text() == before
+    assert json.loads(before.splitlines()[1])[1] == wanted[0].labels != {}

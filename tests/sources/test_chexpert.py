@@ -56,14 +56,14 @@ def test_chexpert(tmp_path):
     one, side = found["patient00001-study1-view1_frontal"], found["patient00001-study1-view2_lateral"]
     assert (one.patient_id, one.study_id, one.view, one.order) == ("patient00001", "patient00001-study1", "AP", 0)
     assert (side.view, side.study_id) == ("LATERAL", one.study_id)
-    assert one.labels == {"pleural effusion": 1, "pulmonary edema": -1}, "a blank is unknown"
+    assert one.labels == {"Pleural Effusion": 1, "Edema": -1}, "a blank is unknown"
     normal = found["patient00000-study2-view1_frontal"]
-    assert normal.labels["pneumothorax"] == 0 and "support device" not in normal.labels
+    assert normal.labels["Pneumothorax"] == 0 and "Support Devices" not in normal.labels
     assert normal.order is None and read.tally.noted["patient of several studies whose order is not known"] == 3
     splits = {s.patient_id: s.split for s in found.values()}
     assert splits["patient00001"] == "train" and splits["patient00100"] == "validate"
     assert splits["patient00200"] == "test"
-    assert found["patient00101-study1-view1_frontal"].labels["fracture"] == 0, "radiologists left no blanks"
+    assert found["patient00101-study1-view1_frontal"].labels["Fracture"] == 0, "radiologists left no blanks"
 
 
 def test_without_test_csv_valid_is_the_test_split(tmp_path):
@@ -81,7 +81,7 @@ def test_chexpert_plus(tmp_path):
     one = found["patient00001-study1-view1_frontal"]
     assert one.image_path.endswith("PNG/train/patient00001/study1/view1_frontal.png"), "the table says .jpg"
     assert (one.view, one.findings_text, one.impression_text, one.order) == ("AP", ILL, ILL, 0)
-    assert one.labels == {"pleural effusion": 1, "cardiomegaly": 1} and rows[1]["path_to_image"].endswith(".jpg")
+    assert one.labels == {"Pleural Effusion": 1, "Cardiomegaly": 1} and rows[1]["path_to_image"].endswith(".jpg")
     none = found["patient00000-study1-view1_frontal"]
     assert (none.findings_text, none.impression_text) == ("", WELL), "the section is empty, the impression is not"
     assert {found[f"patient{k:05d}-study1-view1_frontal"].split for k in (6, 7)} == {"test"}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pydicom
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydicom.sequence import Sequence
 from trees import ILL, WELL, dicom, dicom_folder, write
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings
-from llmcxr.sources.dicom_folder import DicomFolderSettings, DicomFolderSource
+from llmcxr.sources.dicom_folder import DicomFolderSettings, DicomFolderSource, read_header
 
 COLUMNS = {"study": "accession", "report": "report", "split": "use"}
 
@@ -57,6 +60,7 @@ def test_only_radiographs(tmp_path):
         dicom(export / f"{k}.dcm", k, Modality=modality)
     dicom(export / "raw.dcm", 1, Modality="DX", PresentationIntentType="FOR PROCESSING")  # of study 1.2.3.2
     dicom(export / "only-raw.dcm", 20, Modality="DX", PresentationIntentType="FOR PROCESSING")
+    dicom(export / "no-image.dcm", 22, Rows=None, Modality=None)
     dicom(export / "knee.dcm", 21, BodyPartExamined="KNEE")
     (export / "copy.dcm").write_bytes((export / "0.dcm").read_bytes())
     (export / "short.dcm").write_bytes((export / "0.dcm").read_bytes()[:200])
@@ -65,7 +69,8 @@ def test_only_radiographs(tmp_path):
     left = read.tally.left_out
     assert left["modality CT"] == 2 and left["modality SEG"] == left["modality SR"] == 1
     assert left["raw detector image (FOR PROCESSING) of a study that has processed ones"] == 1
-    assert left["image repeated (its SOPInstanceUID came before)"] == 1 and sum(left.values()) == 7
+    assert left["image repeated (its SOPInstanceUID came before)"] == 1 and sum(left.values()) == 8
+    assert left["DICOM object without an image"] == 1
     assert read.tally.noted["image of another part of the body by its tag: KNEE"] == 1
 
 
@@ -97,6 +102,13 @@ def test_labels_from_a_table(tmp_path):
     assert read.tally.noted["image without a row in the table of reports"] == 1
 
 
+def test_a_placeholder_for_all_patients_is_said(tmp_path):
+    for k in range(20):
+        dicom(tmp_path / "export" / f"{k}.dcm", k, PatientID="ANONYMOUS")
+    noted = collect(tmp_path).tally.noted
+    assert noted["one patient has most of the studies (a placeholder? they are all in one split)"] == 1
+
+
 def test_mistakes_are_named(tmp_path):
     dicom_folder(tmp_path, 2)
     reports = {"reports": tmp_path / "reports.csv"}
@@ -126,3 +138,21 @@ def test_the_fingerprint_knows_files_and_reports(tmp_path):
     after = DicomFolderSource(settings, 0).fingerprint()
     dicom(tmp_path / "export" / "more.dcm", 9)
     assert len({str(f) for f in (before, after, DicomFolderSource(settings, 0).fingerprint())}) == 3
+
+
+SAMPLE: list[bytes] = []
+
+
+@given(st.integers(0, 2000), st.binary(min_size=1, max_size=8), st.booleans())
+def test_a_damaged_header_is_a_reason(at, noise, cut):
+    """Bytes changed or cut off anywhere: tags, or a sentence; never a crash."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.dcm"
+        if not SAMPLE:
+            dicom(path, 1, StudyDate="20190402")
+            SAMPLE.append(path.read_bytes())
+        whole = SAMPLE[0]
+        at = min(at, len(whole))
+        path.write_bytes(whole[:at] if cut else whole[:at] + noise + whole[at + len(noise) :])
+        header = read_header(path)
+        assert isinstance(header, str) or all(isinstance(value, str) for value in header.values())

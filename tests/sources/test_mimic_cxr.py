@@ -69,7 +69,7 @@ def test_the_release_is_read_as_it_is(tmp_path, mimic, gz, wrapper, floats, vers
         "order": 1,
         "findings_text": ILL,
         "impression_text": ILL,
-        "labels": {"pulmonary edema": 0, "pleural effusion": 1},
+        "labels": {"Edema": 0, "Pleural Effusion": 1},
         "truth": (),
         "mask_path": "",
     }
@@ -82,8 +82,8 @@ def test_the_release_is_read_as_it_is(tmp_path, mimic, gz, wrapper, floats, vers
         "LORDOTIC",
     ]
     assert [s.split for s in found.values()] == ["train"] * 4 + ["validate", "test", "test"]
-    assert found["dd-1"].labels == {"pleural effusion": -1} and found["ff-1"].labels == {} == found["cc-1"].labels
-    assert found["ee-1"].labels["pneumothorax"] == 0 and "support device" not in found["ee-1"].labels
+    assert found["dd-1"].labels == {"Pleural Effusion": -1} and found["ff-1"].labels == {} == found["cc-1"].labels
+    assert found["ee-1"].labels["Pneumothorax"] == 0 and "Support Devices" not in found["ee-1"].labels
     assert found["ff-1"].impression_text == "" and not read.tally.left_out
     assert read.tally.noted == {
         "study without a report file (its images are kept)": 1,

@@ -11,6 +11,7 @@ from trees import ILL, WELL, dicom, openi, openi_xml, picture, write
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings
 from llmcxr.sources.openi import OpenISettings, OpenISource, image_key
+from llmcxr.sources.registry import SourceSettings, read_studies
 
 
 def collect(folder: Path, **changes: object) -> OpenISource:
@@ -94,6 +95,13 @@ def test_without_projections_views_are_unknown(tmp_path):
     (tmp_path / "indiana_projections.csv").unlink()
     read = collect(tmp_path)
     assert {s.view for s in read.found.values()} == {""} and read.tally.noted["view unknown"] == 2
+    settings = build_settings(
+        SourceSettings, {"kind": "openi", "openi": {"folder": tmp_path}, "cohort": {"views": ["frontal"]}}
+    )
+    with pytest.raises(
+        UserError, match="no study passes source.cohort; left out: view unknown: 2 .no indiana_projections.csv in"
+    ):
+        read_studies(read, settings, tmp_path, 8)
 
 
 def test_what_is_missing_is_said(tmp_path):

@@ -452,10 +452,11 @@ def test_a_name_in_two_folders_is_not_guessed(folder):
     for name in ("x", "y"):
         (folder / "pictures" / name).mkdir()
         (folder / "pictures" / name / "same.png").write_bytes((folder / "pictures" / "a.png").read_bytes())
-    (folder / "n.csv").write_text("file\nsame.png\nx/same.png\n")
-    values = {"path": folder / "n.csv", "images": folder / "pictures", "columns": {"image": "file"}}
+    (folder / "n.csv").write_text("file\nsame.png\nx/same.png\nz/a.png\nx/same.jpg\n")
+    values = {"path": folder / "n.csv", "images": folder, "columns": {"image": "file"}}
     studies, left_out = collect(build_settings(TableSettings, values))
-    assert [Path(s.image_path).parent.name for s in studies] == ["x"] and left_out == {"image file missing": 1}
+    assert [Path(s.image_path).parent.name for s in studies] == ["x"], "below, but in the folder that is named"
+    assert left_out == {"image file missing": 2, "image repeated": 1}
 
 
 def test_ids_that_became_floats(folder):
@@ -485,10 +486,10 @@ def test_what_is_amiss_with_texts_is_counted(folder):
     assert [bool(s.findings_text + s.impression_text) for s in source.studies(folder, 8)] == [True, False, True, False]
     assert source.tally.noted == {
         "image without a report": 2,
-        "report of more than 300 words (a case history?)": 1,
-        "report with lost characters (U+FFFD)": 1,
+        "report: more than 300 words (a case history?)": 1,
+        "report: lost characters (U+FFFD)": 1,
     }
-    assert source.tally.examples["report with lost characters (U+FFFD)"][0].startswith("c: Seen\ufffd.")
+    assert source.tally.examples["report: lost characters (U+FFFD)"][0].startswith("c: Seen\ufffd.")
 
 
 def test_the_covid_collection_from_its_own_table():
@@ -501,7 +502,9 @@ def test_the_covid_collection_from_its_own_table():
     source = TableSource(dataclasses.replace(block, path=here / "metadata.csv", images=here / "images"), 0)
     chosen = read_studies(source, recipe.source, Path("unused"), 8)
     assert [rule.images for rule in chosen.rules] == [159, 146] and chosen.dropped == {"view LATERAL": 13}
-    assert {s.view for s in chosen.studies} == {"PA", "AP"} and source.tally.left_out == {"image repeated": 2}
+    assert {s.view for s in chosen.studies} == {"PA", "AP"} and source.tally.left_out == {
+        "image repeated, under another patient": 2
+    }
     assert source.tally.noted["patient of several studies whose order is not known"] == 10
     assert source.tally.noted["image without a report"] == 40
     assert any(s.labels["COVID-19"] == s.labels["ARDS"] == 1 for s in chosen.studies)

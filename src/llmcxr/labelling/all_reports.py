@@ -1,34 +1,26 @@
-"""What a labeller reads in all reports of a data set: on all cores, each text once, and kept as it goes."""
+"""What a labeller reads in all reports of a data set: each text once, and kept as it goes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-
-from llmcxr.foundation.artifacts import fingerprint
-from llmcxr.foundation.workers import in_processes
-from llmcxr.labelling.base import Labeller
 
 States = dict[str, int]
 _FLUSH = 1000  # texts
 
 
-def _states(labeller: Labeller, text: str) -> States:
-    return dict(labeller.read(text).states)
+def read_all(
+    texts: Iterable[str], read: Callable[[Sequence[str]], Iterable[States]], key: str, kept: Path | None = None
+) -> dict[str, States]:
+    """Text -> what it says of findings (1, 0, -1), of every text; `read` gives those of several texts, in order, as it goes.
 
-
-def read_all(texts: Iterable[str], labeller: Labeller, kept: Path | None = None) -> dict[str, States]:
-    """Text -> what it says of findings (1, 0, -1), of every text.
-
-    `kept` is a file that takes what is read as it goes; one that is there, of the same labeller, is gone on with. The caller removes it
-    when the labels are safe.
+    `kept` is a file that takes what is read as it goes; one that is there, of the same `key` (the labeller), is gone on with. The
+    caller removes it when the labels are safe.
     """
     todo = list(dict.fromkeys(texts))
     found: dict[str, States] = {}
-    key = fingerprint(type(labeller).__name__, list(labeller.findings))
     before = _read_kept(kept, key) if kept is not None else {}
     found = {text: before[name] for text in todo if (name := _name(text)) in before}
     todo = [text for text in todo if text not in found]
@@ -41,8 +33,7 @@ def read_all(texts: Iterable[str], labeller: Labeller, kept: Path | None = None)
         if not before:
             stream.write(json.dumps(key) + "\n")
     try:
-        results = in_processes(partial(_states, labeller), todo, "labels from reports", "report")
-        for count, (text, states) in enumerate(zip(todo, results, strict=True), 1):
+        for count, (text, states) in enumerate(zip(todo, read(todo), strict=True), 1):
             found[text] = states
             if stream is not None:
                 stream.write(json.dumps([_name(text), states]) + "\n")

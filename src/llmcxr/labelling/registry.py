@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from llmcxr.foundation.artifacts import fingerprint
+from llmcxr.foundation.workers import in_processes
 from llmcxr.labelling.all_reports import read_all
 from llmcxr.labelling.base import Labeller, Reading
 from llmcxr.labelling.rules import RuleLabeller
@@ -33,6 +35,15 @@ def build_labeller(name: LabellerName) -> Labeller:
     return RuleLabeller() if name == "rules" else _Nothing()
 
 
+def _read(labeller: Labeller, text: str) -> dict[str, int]:
+    return dict(labeller.read(text).states)
+
+
+def _states(labeller: Labeller, texts: Sequence[str]) -> Iterator[dict[str, int]]:
+    """What texts say, in order, read on all cores."""
+    return in_processes(functools.partial(_read, labeller), texts, "labels from reports", "report")
+
+
 def label_studies(studies: Sequence[Study], labeller: Labeller, kept: Path | None = None) -> list[Study]:
     """The studies as they are where any has labels; else labelled from their whole reports.
 
@@ -42,5 +53,6 @@ def label_studies(studies: Sequence[Study], labeller: Labeller, kept: Path | Non
     if not labeller.findings or any(study.labels for study in studies):
         return list(studies)
     texts = [report_text(study, "findings_and_impression") for study in studies]
-    states = read_all(texts, labeller, kept)  # images of one study share their report
+    key = fingerprint(type(labeller).__name__, list(labeller.findings))
+    states = read_all(texts, functools.partial(_states, labeller), key, kept)  # images of one study share their report
     return [dataclasses.replace(s, labels=dict(states[text])) for s, text in zip(studies, texts, strict=True)]

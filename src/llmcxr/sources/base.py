@@ -16,12 +16,12 @@ from typing import Any, Protocol
 from llmcxr.foundation.errors import UserError
 from llmcxr.sources.times import StudyKey, ranks
 from llmcxr.studies.cohort import DEFAULT_FRACTIONS, assign_splits, check_splits
-from llmcxr.studies.report_sections import clean_text, parse_report
+from llmcxr.studies.reports import Report, read_report
 from llmcxr.studies.study import Study
 from llmcxr.studies.views import VIEWS, normal_view
 
 _EXAMPLES = 3  # of each reason
-_LONG = 300  # words; no section of a chest radiograph's report is as long, so it is a history or another document
+_MANY = 20  # studies; nobody has most of a data set
 
 
 class Tally:
@@ -98,32 +98,20 @@ class Source(Protocol):
         """Names of the labels that its studies will have, where they are known before the data are read."""
 
 
-_sections = functools.lru_cache(1024)(parse_report)  # images of one study follow one another, with one report
+@functools.lru_cache(1024)  # images of one study follow one another, with one report
+def read_text(report: str = "", findings: str = "", impression: str = "") -> Report:
+    """`read_report`, once for all images of a study."""
+    return read_report(report, findings, impression)
 
 
-def study_text(
-    tally: Tally, example: str, report: str = "", findings: str = "", impression: str = ""
-) -> tuple[str, str]:
-    """(findings, impression) of a study, cleaned, from its whole report, or from sections that the data give apart.
-
-    Sections come first; the report fills what they leave open only where they hold nothing. Texts in which nothing is found,
-    that are long, or that lost characters are noted.
-    """
-    findings, impression = clean_text(findings), clean_text(impression)
-    if not findings and not impression and report.strip():
-        sections = _sections(report)
-        findings, impression = sections.findings, sections.impression
-        if not findings and not impression:
-            tally.note("report in which no findings and no impression were found", f"{example}: {clean_text(report)}")
-    if not findings and not impression and not report.strip():
-        tally.note("image without a report", example)
-    text = f"{findings} {impression}".strip()
-    if len(text) > 4 * _LONG and len(text.split()) > _LONG:
-        tally.note(f"report of more than {_LONG} words (a case history?)", f"{example}: {text}")
-    if "\ufffd" in text:
-        place = text.index("\ufffd")
-        tally.note("report with lost characters (U+FFFD)", f"{example}: {text[max(0, place - 60) : place + 60]}")
-    return findings, impression
+def study_text(tally: Tally, example: str, text: Report) -> tuple[str, str]:
+    """(findings, impression) of a study; why there is none, and what is odd, is noted."""
+    if text.problem:
+        reason = "image without a report" if text.problem == "no text" else f"report: {text.problem}"
+        tally.note(reason, f"{example}: {text.excerpt}" if text.excerpt else example)
+    for reason, piece in text.warnings:
+        tally.note(f"report: {reason}", f"{example}: {piece}")
+    return text.findings, text.impression
 
 
 def study_view(tally: Tally, *texts: str) -> str:
@@ -147,6 +135,12 @@ def finish(
     """
     if not studies:
         raise UserError(f"{nothing} (left out: {tally.reasons()}).")
+    patient, most = Counter(patient for patient, _ in {(s.patient_id, s.study_id) for s in studies}).most_common(1)[0]
+    if most >= _MANY and 2 * most > len({(s.patient_id, s.study_id) for s in studies}):
+        tally.note(
+            "one patient has most of the studies (a placeholder? they are all in one split)",
+            f"{patient}: {most:,} studies",
+        )
     order = ranks(times)
     unordered = {patient for (patient, _), place in order.items() if place is None}
     for patient in sorted({s.patient_id for s in studies} & unordered):
@@ -191,8 +185,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 class FilesByName:
     """Finds files of a data set by the name that its tables give, wherever below the root they lie.
 
-    The tables' own place is tried first, then every suffix of images, then a file of that name (without suffix) anywhere below
-    the root, whose folders are listed once, when a name is first missed.
+    The tables' own place is tried first, then every suffix of images, then a file of that name (and in the folders that the name
+    says) anywhere below the root, whose folders are listed once, when a name is first missed.
     """
 
     SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".dcm")
@@ -202,7 +196,7 @@ class FilesByName:
         self._stems: dict[str, list[Path]] | None = None
 
     def find(self, name: str) -> Path | None:
-        """The file; None where there is none, or several of that name in other folders than the one named."""
+        """The file; None where there is none, or where several could be meant."""
         for suffix in self.SUFFIXES:
             if (path := self.root / (name + suffix)).is_file():
                 return path
@@ -211,7 +205,9 @@ class FilesByName:
             for path in files_below(self.root, lambda n: n.lower().endswith(self.SUFFIXES[1:])):
                 for key in {path.name, path.stem}:
                     self._stems.setdefault(key, []).append(path)
-        last = name.rpartition("/")[2]
+        folders, _, last = name.strip("/").rpartition("/")
         stem = re.sub(r"\.(png|jpe?g|dcm)$", "", last, flags=re.IGNORECASE)
         found = self._stems.get(last) or self._stems.get(stem) or []
+        # Another folder's file of the same name is another image.
+        found = [path for path in found if not folders or path.parent.as_posix().endswith(f"/{folders}")]
         return found[0] if len(found) == 1 else None

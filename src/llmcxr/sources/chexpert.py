@@ -42,31 +42,19 @@ from tqdm import tqdm
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Settings, setting, settings_to_dict
-from llmcxr.sources.base import Tally, finish, folders_below, study_text, study_view
+from llmcxr.sources.base import Tally, finish, folders_below, read_text, study_text, study_view
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, read_rows, state_of
 from llmcxr.sources.times import StudyKey, number
 from llmcxr.studies.cohort import split_of
 from llmcxr.studies.findings import is_finding
 from llmcxr.studies.study import Split, Study
 
-# The 14 observations of CheXpert's labeller, which MIMIC-CXR-JPG has too -> the finding as the labeller here names it.
-OBSERVATIONS = {
-    "Atelectasis": "atelectasis",
-    "Cardiomegaly": "cardiomegaly",
-    "Consolidation": "consolidation",
-    "Edema": "pulmonary edema",
-    "Enlarged Cardiomediastinum": "enlarged cardiomediastinum",
-    "Fracture": "fracture",
-    "Lung Lesion": "lung lesion",
-    "Lung Opacity": "opacity",
-    "No Finding": "no finding",
-    "Pleural Effusion": "pleural effusion",
-    "Pleural Other": "other pleural disease",
-    "Pneumonia": "pneumonia",
-    "Pneumothorax": "pneumothorax",
-    "Support Devices": "support device",
-}
-OBSERVED = tuple(name for name in OBSERVATIONS.values() if is_finding(name))
+# What CheXpert's labeller observes, which MIMIC-CXR-JPG's tables have too; labels keep these names.
+OBSERVATIONS = (
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion", "Lung Opacity",
+    "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia", "Pneumothorax", "Support Devices",
+)  # fmt: skip
+OBSERVED = tuple(name for name in OBSERVATIONS if is_finding(name))
 
 _ACCESS = (
     "CheXpert and CheXpert Plus are given by Stanford AIMI after registration and Stanford's research use agreement: "
@@ -216,12 +204,10 @@ class ChexpertSource:
         findings, impression = cell(row, "section_findings"), cell(row, "section_impression")
         # Some studies have their whole text in one of the other sections.
         rest = cell(row, "section_narrative") or cell(row, "section_summary")
-        return study_text(self.tally, path, cell(row, "report") or rest, findings, impression)
+        return study_text(self.tally, path, read_text(cell(row, "report") or rest, findings, impression))
 
     def _states(self, row: Row, where: str) -> dict[str, int]:
-        return labels_of(
-            {own: state_of(row.get(name), f"{where}, column {name!r}") for name, own in OBSERVATIONS.items()}
-        )
+        return labels_of({name: state_of(row.get(name), f"{where}, column {name!r}") for name in OBSERVATIONS})
 
     def _published_labels(self, images: set[str]) -> dict[str, dict[str, int]]:
         """CheXbert's labels by path of the image, where their file is there."""

@@ -38,7 +38,7 @@ from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Settings, setting, settings_to_dict
 from llmcxr.foundation.workers import in_processes
-from llmcxr.sources.base import Tally, files_below, finish, study_text, study_view
+from llmcxr.sources.base import Tally, files_below, finish, read_text, study_text, study_view
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, near, read_rows, state_of
 from llmcxr.sources.times import StudyKey, date
 from llmcxr.studies.findings import LabelSet, is_finding
@@ -47,7 +47,7 @@ from llmcxr.studies.views import is_radiography, view_in
 
 _TAGS = (
     "PatientID", "StudyInstanceUID", "SOPInstanceUID", "AccessionNumber", "StudyDate", "StudyTime", "Modality", "ViewPosition",
-    "ViewCodeSequence", "SeriesDescription", "PresentationIntentType", "BodyPartExamined", "NumberOfFrames",
+    "ViewCodeSequence", "SeriesDescription", "PresentationIntentType", "BodyPartExamined", "Rows",
 )  # fmt: skip
 _ROLES = {
     "study": "StudyInstanceUID, AccessionNumber, SOPInstanceUID or the file's name",
@@ -227,6 +227,8 @@ class DicomFolderSource:
                 self.tally.leave_out(header, path.name)
             elif header["Modality"] and not is_radiography(header["Modality"]):
                 self.tally.leave_out(f"modality {header['Modality']}", path.name)
+            elif not header["Rows"]:
+                self.tally.leave_out("DICOM object without an image", path.name)
             elif header["PresentationIntentType"] == "FOR PROCESSING" and processed[header["StudyInstanceUID"]]:
                 self.tally.leave_out(
                     "raw detector image (FOR PROCESSING) of a study that has processed ones", path.name
@@ -280,7 +282,7 @@ class DicomFolderSource:
         columns, labels = self.settings.columns, self.settings.label_columns
         texts = {role: cell(row, columns.get(role, "")) for role in ("report", "findings", "impression")}
         wanted = any(role in columns for role in texts)
-        findings, impression = study_text(self.tally, name, **texts) if wanted else ("", "")
+        findings, impression = study_text(self.tally, name, read_text(**texts)) if wanted else ("", "")
         states = {label: state_of(row.get(label), f"{self.reports}, column {label!r}") for label in labels}
         return {"findings_text": findings, "impression_text": impression, "labels": labels_of(states)}
 

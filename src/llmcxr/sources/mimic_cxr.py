@@ -19,6 +19,7 @@ As published (invented ids):
 Tables may be .csv or .csv.gz, and lie with the images or apart. Reports are read from the zip file, with or without a folder around
 `files`, or from where it was unpacked, at any depth. `files/` of MIMIC-CXR itself (.dcm) takes the place of the JPEG files.
 Parts of a tree are read as far as they go, and what is missing is counted.
+Not read: mimic-cxr-2.1.0-test-set-labeled.csv (687 reports labelled by a radiologist).
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from tqdm import tqdm
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Settings, setting, settings_to_dict
-from llmcxr.sources.base import Tally, files_below, finish, folders_below, study_text, study_view
+from llmcxr.foundation.workers import in_processes
+from llmcxr.sources.base import Tally, files_below, finish, folders_below, read_text, study_text, study_view
 from llmcxr.sources.chexpert import OBSERVATIONS, OBSERVED
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, read_rows, state_of
 from llmcxr.sources.times import StudyKey, date
@@ -232,11 +234,12 @@ class MimicCxrSource:
                 f"{reports.path}: none of its {len(reports.places):,} reports is of a study in {self._table('split').name}, e.g. "
                 f"s{next(iter(reports.places))}.txt. Set source.mimic_cxr.reports to the reports of MIMIC-CXR."
             )
-        studies, study, text, present = [], "", ("", ""), _present(base)
+        texts = self._texts(list(dict.fromkeys(study for _, study, _ in images)))
+        studies, study, present = [], "", _present(base)
         for patient, study_id, image in tqdm(images, desc="MIMIC-CXR", unit="image"):
             where = f"p{patient[:2]}/p{patient}/s{study_id}"
             if study_id != study:
-                study, text = study_id, self._text(reports, study_id)
+                study = study_id
                 if (patient, study_id) not in labels and self.settings.labels != "none":
                     self.tally.note("study without published labels", f"s{study_id}")
             if not (suffix := present(where, image)):
@@ -250,8 +253,8 @@ class MimicCxrSource:
                     image_path=f"{base}/{where}/{image}{suffix}",
                     split=cast(Split, splits.get(image, "")),
                     view=study_view(self.tally, *views.get(image, ())),
-                    findings_text=text[0],
-                    impression_text=text[1],
+                    findings_text=texts[study_id][0],
+                    impression_text=texts[study_id][1],
                     labels=labels.get((patient, study_id), {}),
                 )
             )
@@ -303,7 +306,7 @@ class MimicCxrSource:
         alike: dict[tuple[tuple[str, int], ...], dict[str, int]] = {}  # a few thousand rows differ
         for row in self._rows(name):
             where = f"{path.name}, study {cell(row, 'study_id')}"
-            states = labels_of({own: state_of(row.get(theirs), where) for theirs, own in OBSERVATIONS.items()})
+            states = labels_of({name: state_of(row.get(name), where) for name in OBSERVATIONS})
             labels[id_of(row, "subject_id"), id_of(row, "study_id")] = alike.setdefault(tuple(states.items()), states)
         if not studies & labels.keys():
             example = next(iter(labels), ("none", "none"))
@@ -313,11 +316,16 @@ class MimicCxrSource:
             )
         return labels
 
-    def _text(self, reports: Reports, study: str) -> tuple[str, str]:
-        if (report := reports.read(study)) is None:
-            self.tally.note("study without a report file (its images are kept)", f"s{study}.txt")
-            return "", ""
-        return study_text(self.tally, f"s{study}", report)
+    def _texts(self, studies: list[str]) -> dict[str, tuple[str, str]]:
+        """Study -> (findings, impression), ("", "") where there is no report; read on all cores."""
+        reports = [self._reports.read(study) for study in studies]
+        read = in_processes(read_text, [report or "" for report in reports], "reports", "report")
+        texts: dict[str, tuple[str, str]] = {}
+        for study, report, text in zip(studies, reports, read, strict=True):
+            if report is None:
+                self.tally.note("study without a report file (its images are kept)", f"s{study}.txt")
+            texts[study] = ("", "") if report is None else study_text(self.tally, f"s{study}", text)
+        return texts
 
 
 def _key(row: Row) -> _IMAGE_KEY:

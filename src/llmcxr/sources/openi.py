@@ -39,7 +39,7 @@ from tqdm import tqdm
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Settings, setting, settings_to_dict
-from llmcxr.sources.base import Tally, files_below, finish, study_text, study_view
+from llmcxr.sources.base import Tally, files_below, finish, read_text, study_text, study_view
 from llmcxr.sources.rows import cell, columns_of, id_of, read_rows
 from llmcxr.studies.study import Split, Study
 
@@ -166,7 +166,11 @@ class OpenISource:
             if study not in reports:
                 self.tally.note("image whose report is missing", name)
             said = reports.get(study, _Report("", "", ()))
-            text = study_text(self.tally, name, "", said.findings, said.impression) if study in reports else ("", "")
+            text = (
+                study_text(self.tally, name, read_text("", said.findings, said.impression))
+                if study in reports
+                else ("", "")
+            )
             studies.append(
                 Study(
                     image_id=name,
@@ -179,6 +183,10 @@ class OpenISource:
                     impression_text=text[1],
                 )
             )
+        if not projections:
+            self.tally.examples["view unknown"] = [
+                f"no indiana_projections.csv in {self.folder}, which alone says views"
+            ]
         times = dict.fromkeys(((s.patient_id, s.study_id) for s in studies), None)
         nothing = f"no image is in {self.folder} (looked for names like CXR1_1_IM-0001-3001.png, 1_IM-0001-3001.dcm, at any depth)"
         return finish(studies, times, self.seed, self.tally, nothing)

@@ -73,6 +73,7 @@ def read_studies(source: Source, settings: SourceSettings, folder: Path, image_s
         raise UserError(f"the source holds no usable study (left out: {source.tally.reasons()}).")
     chosen = select_cohort(found, settings.cohort)
     if not chosen.studies:
-        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in chosen.dropped.most_common())
-        raise UserError(f"no study passes source.cohort ({reasons}). Ask for less, or mend the data's column.")
+        told = {reason: f" ({why[0]})" for reason, why in source.tally.examples.items() if why}
+        reasons = ", ".join(f"{reason}: {n:,}{told.get(reason, '')}" for reason, n in chosen.dropped.most_common())
+        raise UserError(f"no study passes source.cohort; left out: {reasons}. Ask for less, or mend the data's column.")
     return chosen

@@ -21,7 +21,7 @@ from typing import Any, cast
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Settings, setting, settings_to_dict
-from llmcxr.sources.base import FilesByName, Tally, finish, study_text, study_view
+from llmcxr.sources.base import FilesByName, Tally, finish, read_text, study_text, study_view
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, near, read_rows, state_of, text_of
 from llmcxr.sources.times import StudyKey, reader_of
 from llmcxr.studies.findings import LabelSet, is_finding, normal_form
@@ -261,6 +261,7 @@ class TableSource:
     def _usable(self, rows: list[Row]) -> list[tuple[str, Path, int]]:
         """(name, file, place among the rows) of the rows whose image is there, is a radiograph and comes for the first time."""
         settings, files, used = self.settings, FilesByName(self.images), dict[Path, tuple[str, Path, int]]()
+        patient = settings.column("patient")
         for place, row in enumerate(rows):
             name = self._name(row)
             modality = cell(row, settings.column("modality"))
@@ -271,7 +272,8 @@ class TableSource:
             elif (file := files.find(name)) is None:
                 self.tally.leave_out("image file missing", name)
             elif (file := Path(os.path.normpath(file))) in used:
-                self.tally.leave_out("image repeated", name)
+                other = id_of(rows[used[file][2]], patient) != id_of(row, patient)
+                self.tally.leave_out("image repeated" + ", under another patient" * other, name)
             else:
                 used[file] = name, file, place
         return list(used.values())
@@ -334,7 +336,9 @@ class TableSource:
         report, findings, impression = (cell(row, settings.column(n)) for n in ("report", "findings", "impression"))
         if not (report or findings or impression):
             impression = classes.report(_label_cell(row, settings.column("label")))
-        return study_text(self.tally, image, report, findings, impression) if self._wants_report else ("", "")
+        if not self._wants_report:
+            return "", ""
+        return study_text(self.tally, image, read_text(report, findings, impression))
 
     def _split(self, row: Row, where: str) -> Split:
         text, names = cell(row, self.settings.column("split")), self.settings.split_names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +30,9 @@ def studies_stage(context: Context) -> Stage:
         settings, labels = context.recipe.source, folder / "labels.partial.jsonl"
         chosen = read_studies(source, settings, folder, context.image_size)
         found = label_studies(chosen.studies, context.labeller, labels)
-        found, references = edit_prior_references(found, context.recipe.prior_references)  # labels are of the whole text
+        found, references = edit_prior_references(
+            found, context.recipe.prior_references
+        )  # labels are of the whole text
         check_splits(found)
         without = settings.implausible == "leave_out"
         pixels = folder / "pixels.npy"
@@ -96,11 +97,10 @@ def _summary(
         "studies": {split: sum(s.split == split for s in kept) for split in SPLITS},
         "patients": {split: len({s.patient_id for s in kept if s.split == split}) for split in SPLITS},
         "views": dict(Counter(s.view or "unknown" for s in kept).most_common()),
-        "rules": [dataclasses.asdict(rule) for rule in chosen.rules],
+        **chosen.as_json(),
         "left_out": dict(tally.left_out + chosen.dropped + image_notes.left_out(images)),
         "noted": dict(tally.noted),
         "examples": {reason: examples for reason, examples in tally.examples.items() if examples},
-        "without_effect": chosen.notes,
         "images": image_notes.counts(images),
     }
 

@@ -22,7 +22,7 @@ from llmcxr.model.folder import ModelInfo, save_model
 from llmcxr.model.patients import patient_hash, seen_patients
 from llmcxr.stages.context import Context, start_files
 from llmcxr.studies.cohort import select_cohort
-from llmcxr.studies.study import Split, sided_labels
+from llmcxr.studies.study import Collection, Split, sided_labels
 from llmcxr.tasks.base import Items, TaskData, tasks
 from llmcxr.tasks.language import SHIPPED, instructions_of
 from llmcxr.tuning.alignment import align, alignment_prompt
@@ -79,8 +79,8 @@ def tunable_model(context: Context, after: str | None = None, empty: bool = Fals
     return tunable
 
 
-def task_items(context: Context, stage: StageSettings, split: Split) -> tuple[dict[str, Items], dict[str, int]]:
-    """Items of every task with a weight in a stage, for the patients of a split, and studies outside its cohort by reason.
+def task_items(context: Context, stage: StageSettings, split: Split) -> tuple[dict[str, Items], Collection]:
+    """Items of every task with a weight in a stage, for the patients of a split, and the stage's cohort among them.
 
     Tasks for which the data has nothing are left out.
     """
@@ -102,7 +102,7 @@ def task_items(context: Context, stage: StageSettings, split: Split) -> tuple[di
         {**vars(tuning), **vars(stage)},
     )
     items = {n: task.items(data) for n, task in tasks().items() if stage.mixture.get(n, 0) > 0}
-    return {name: own for name, own in items.items() if len(own)}, cohort.dropped
+    return {name: own for name, own in items.items() if len(own)}, cohort
 
 
 def _shared(context: Context) -> dict[str, Any]:
@@ -258,15 +258,16 @@ def _train(context: Context, stage: StageSettings, folder: Path) -> None:
     before = _before(context, stage)
     tunable = tunable_model(context, before, empty=context.processes.receives)
     tunable.shrink_adapters(stage.adapters_kept)  # a checkpoint of this stage, if there is one, replaces them
-    train, outside = task_items(context, stage, "train")
+    train, cohort = task_items(context, stage, "train")
     unseen, _ = task_items(context, stage, "validate")
     if not train:
         raise context.processes.fault(
             f"{stage.name}: the data has nothing for any task of its mixture. Set other weights."
         )
     if context.processes.main:
-        for reason, count in outside.items():
-            print(f"    left out of {stage.name}, {count}: {reason}")
+        write_json(folder / "cohort.json", cohort.as_json())
+        for line in cohort.told():
+            print(f"    {stage.name}: {line}")
         for name in stage.mixture:
             if name not in train and stage.mixture[name] > 0:
                 print(f"    {name}: the data has nothing for this task, so it is left out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +60,20 @@ class Collection:
     dropped: Counter[str] = field(default_factory=Counter)
     rules: list[RuleCount] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # rules that could do nothing, and why
+
+    def as_json(self) -> dict[str, Any]:
+        """What was left after each rule, what was left out by reason, and which rule did nothing."""
+        return {
+            "rules": [asdict(rule) for rule in self.rules],
+            "left_out": dict(self.dropped),
+            "without_effect": self.notes,
+        }
+
+    def told(self) -> list[str]:
+        """The same as lines for people."""
+        lines = [f"{r.rule}: {r.images:,} images, {r.patients:,} patients" for r in self.rules if len(self.rules) > 1]
+        lines += [f"left out {count:,}: {reason}" for reason, count in self.dropped.most_common()]
+        return lines + self.notes
 
 
 def write_manifest(path: Path, studies: Sequence[Study]) -> None:
