@@ -24,6 +24,7 @@ def normal_form(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
+NO_FINDING = "No Finding"  # as CheXpert spells it
 # What data sets call the absence of all findings; it is never a finding itself.
 _NO_FINDING = {"no finding", "no findings", "no abnormal finding", "normal", "none", "healthy"}
 
