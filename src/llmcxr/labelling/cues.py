@@ -42,7 +42,7 @@ CUES: dict[str, str] = {
         history of\b | h/o\b | hx (?:of)?\b
         | (?:evaluat\w+|assess\w*|eval|check\w*|look\w*|follow(?:-| )?up) (?:for|of)\b
         | if (?:\w+ ){0,6}?(?:concern|suspicion|suspected|symptom\w*|clinically)\b | indication\b | r/o\b
-        | high risk (?:for|of)\b | (?<!cannot )(?<!can not )(?<!can't )(?<!to )rule out\b
+        | high risk (?:for|of)\b | (?<!cannot )(?<!can not )(?<!can't )(?<!to )rule[- ]out\b
         | sensitivity (?:\w+ )?(?:to|for|of)\b | to (?:detect|diagnose|visuali[sz]e|identify)\b
         | (?:limit\w*|obscur\w*|preclud\w*|difficult|hinder\w*) (?:the )?(?:evaluation|assessment|detection) (?:of|for)\b
         | no (?:further )?(?:enlarging|increasing|worsening|progressive|progression of|progressing|growing|recurrent)
@@ -56,9 +56,11 @@ CUES: dict[str, str] = {
         | not (?:\w+ )?(?:exclude|rule out)\b(?!d)
         | suspicio\w+ (?:for|of)\b | suspect\w*\b | concern\w* (?:for|of|is for)\b | worrisome for\b
         | question\w*(?: of)?\b | equivocal\b | suggestion of\b | if there (?:is|are) (?:any |an? )?
-        | versus\b | vs\.? | differential\b | maybe\b
-        | raises? (?:the )?(?:possibility|question) of\b | potential(?:ly)?\b | \?
+        | differential\b | maybe\b
+        | raises? (?:the )?(?:possibility|question) of\b | potential(?:ly)?\b
     """,
+    # Doubts what is behind it, and the one finding directly before it.
+    "either": r"versus\b | vs\.? | \?",
     "doubt_after": rf"""
         (?:can|could) ?(?:no|')t (?:be )?(?:\w+ )?(?:excluded?|ruled out)
         | (?:is|are)? ?not (?:\w+ )?(?:excluded|ruled out)
@@ -67,7 +69,6 @@ CUES: dict[str, str] = {
         | {_COPULA} (?:probably|possibly) (?:also )?{_SEEN}
         | (?:may|might|could) (?:\w+ )?(?:be|coexist) (?:present|seen|considered)
         | (?:should|could|may|might|must) (?:also )?be considered | (?:is|remains) an? (?:\w+ )?(?:possibility|consideration|concern)
-        | versus\b | vs\.? | \?
     """,
     # The same, across a verb: "effusions are small if any".
     "if_any": r"if (?:any|present|real|there (?:is|are) any|at all)\b",
@@ -106,24 +107,24 @@ _NEW = (
 )
 BREAK = re.compile(
     r"\b(?:but|however|although|though|except|aside from|apart from|other than|yet|which|whereas|while|besides|"
-    r"otherwise|despite|secondary to|with the exception of|there (?:is|are|has|have|may|might|was|were))\b"
+    r"otherwise|despite|with the exception of|there (?:is|are|has|have|may|might|was|were))\b"
     rf"|,\s?(?:and |with )?(?={_NEW}\b)(?![^;]{{0,80}}, (?:or|nor)\b)"  # "no new, worsening, or enlarging nodule" is one list
     r"|,\s?(?=(?:an? )?(?:small|tiny|trace)\b)(?![^;]{0,80}\b(?:or|nor)\b)"
     rf"|\band (?=(?:(?:an? )?{_NEW}|small|trace|a)\b)"
     r"|\band (?=(?:the )?(?:\w+ ){1,3}(?:is|are|has|have|appears?|remains?)\b(?! not))"
-    rf"|\bwith (?=(?:an? )?(?:{_NEW}|small|large|trace|bilateral|enlarge\w+)\b)"
+    rf"|(?<!compatible )(?<!consistent )\bwith (?=(?:an? )?(?:{_NEW}|small|large|trace|bilateral|enlarge\w+)\b)"
     r"|[;()]"
 )
 # Beyond these a doubt does not reach once it has met a finding: "possible pneumonia with effusion" doubts the pneumonia.
 DOUBT_ENDS = re.compile(
-    r"\b(?:with|due to|from|in addition to|as well as|superimposed on|adjacent to|in the setting of|related to|caused by|"
+    r"\b(?:with|due to|from|in addition to|as well as|superimposed on|adjacent to|in the setting of|related to|secondary to|caused by|"
     r"accompany\w+|associated with)\b"
 )
 VERB = re.compile(r"\b(?:is|are|was|were|has|have|seen|present|noted)\b(?! on (?:the )?(?:prior|previous|ct|chest ct|recent|\w+ ct)\b)")
 COPULA_END = re.compile(rf"\b{_COPULA} ?$")
 # A degree directly after a mention belongs to the next one ("no pneumothorax mild cardiomegaly") ...
-DEGREE = re.compile(r" (?:mild|moderate|severe|stable|unchanged|small|large|low|the heart|heart|the lungs|lungs)\b")
-# ... but for a list without commas ("no consolidation large effusion or pneumothorax").
+DEGREE = re.compile(r" (?:mild|moderate|severe|stable|unchanged|small|low|the heart|heart|the lungs|lungs)\b")
+# ... but for a list without commas ("no consolidation small effusion or pneumothorax").
 LIST_END = re.compile(r"\b(?:or|nor)\b")
 ALTERNATIVE = re.compile(r",? or (?:\w+ ){0,3}")
 
@@ -137,14 +138,11 @@ def _compile_cues() -> re.Pattern[str]:
 
 
 _CUES = _compile_cues()
-_BOTH_WAYS = re.compile(r"versus|vs\.?|\?")
 
 
 def find_cues(sentence: str) -> dict[str, list[tuple[int, int]]]:
-    """Spans in order, by kind of cue. "versus" and "?" doubt what is on either side."""
+    """Spans in order, by kind of cue."""
     found: dict[str, list[tuple[int, int]]] = {kind: [] for kind in CUES}
     for match in _CUES.finditer(sentence):
         found[str(match.lastgroup)].append(match.span())
-        if _BOTH_WAYS.fullmatch(match.group()):
-            found["doubt_after"].append(match.span())
     return found

@@ -88,26 +88,25 @@ class _Scope:
         self.cues = cues.find_cues(sentence)
         self.breaks = [match.start() for match in cues.BREAK.finditer(sentence)]
         self.verbs = [match.start() for match in cues.VERB.finditer(sentence)]
-        starts, ends = [start for start, _, _ in spans], sorted(end for _, end, _ in spans)
+        self.starts, self.ends = [start for start, _, _ in spans], sorted(end for _, end, _ in spans)
         lists = [match.start() for match in cues.LIST_END.finditer(sentence)]
         # "no pneumothorax mild cardiomegaly": a degree opens a new statement, but in a list that goes on with "or".
-        degrees = [end for end in ends if cues.DEGREE.match(sentence, end) and not self._goes_on(end, lists, starts)]
+        degrees = [end for end in self.ends if cues.DEGREE.match(sentence, end) and not self._goes_on(end, lists)]
         self.stops = sorted({*self.breaks, *degrees})
         joints = [match.start() for match in cues.DOUBT_ENDS.finditer(sentence)]
         joints += [match.start() for match in re.finditer(r", (?!or\b|and/or\b)", sentence) if not self._listed(match.end(), lists)]
-        self.joints = sorted(joint for joint in joints if bisect_right(ends, joint))
-        self.ends = ends
+        self.joints = sorted(joint for joint in joints if bisect_right(self.ends, joint))
         self.stop_of = {kind: [stop for _, stop in found] for kind, found in self.cues.items()}
         self.start_of = {kind: [start for start, _ in found] for kind, found in self.cues.items()}
 
-    def _goes_on(self, end: int, lists: list[int], starts: list[int]) -> bool:
+    def _goes_on(self, end: int, lists: list[int]) -> bool:
         """Whether an "or" joins what follows `end` to a list: at most one further finding stands before it."""
         at = bisect_left(lists, end)
         if at == len(lists) or lists[at] - end > 60:
             return False
         crossed = bisect_left(self.breaks, end) < bisect_left(self.breaks, lists[at])
         denied = bisect_left(self.cues["not_before"], (end, 0)) < bisect_left(self.cues["not_before"], (lists[at], 0))
-        return not crossed and not denied and bisect_left(starts, lists[at]) - bisect_left(starts, end) == 1
+        return not crossed and not denied and bisect_left(self.starts, lists[at]) - bisect_left(self.starts, end) == 1
 
     def _listed(self, place: int, lists: list[int]) -> bool:
         at = bisect_left(lists, place)
@@ -122,15 +121,26 @@ class _Scope:
         crossed = bisect_right(self.stops, start)
         return stop if not crossed or self.stops[crossed - 1] < stop else None
 
-    def doubted(self, start: int) -> bool:
-        """Whether a doubt reaches forward to `start`: not across a joint behind the finding that it doubts."""
-        stop = self.before("doubt_before", start)
+    def doubted(self, start: int, end: int) -> bool:
+        """Whether a doubt reaches the mention at [start, end) from either side."""
+        if any(self._doubts(self.before(kind, start), start) for kind in ("doubt_before", "either")):
+            return True
+        at = bisect_left(self.start_of["either"], end)
+        if at < len(self.start_of["either"]) and self.after("either", end):
+            return bisect_left(self.starts, self.start_of["either"][at]) == bisect_left(self.starts, end)  # the nearest
+        if self.after("doubt_after", end) or self.after("if_any", end):
+            return True
+        # "minimal if any effusion"; but "effusions are minimal if any, cardiomegaly" has met its finding
+        stop = self.before("if_any", start)
+        return stop is not None and not bisect_right(self.ends, stop)
+
+    def _doubts(self, stop: int | None, start: int) -> bool:
+        """Whether a doubt that ends at `stop` reaches `start`: not across a joint behind a finding that it has met."""
         if stop is None:
             return False
         joint = bisect_right(self.joints, start) - 1
         if joint < 0 or self.joints[joint] < stop:
             return True
-        # the doubted finding must end between cue and joint for the joint to close the doubt
         return bisect_right(self.ends, self.joints[joint]) == bisect_right(self.ends, stop)
 
     def after(self, kind: str, end: int) -> bool:
@@ -157,7 +167,7 @@ class _Scope:
             return 0
         if self.before("not_before", start) is not None or self.after("not_after", end):
             return 0
-        return -1 if self.doubted(start) or self.after("doubt_after", end) or self.after("if_any", end) else 1
+        return -1 if self.doubted(start, end) else 1
 
 
 _BOTH = (

@@ -76,7 +76,7 @@ PRESENT: dict[str, str] = {
     """,
     "tortuous aorta": rf"""
         \b(?:tortuo\w+|ecta\w+|unfold\w+|uncoil\w+|dilat\w+|aneurysm\w*|elongat\w+)\b
-          (?:(?!\b(?:and (?!calcif|athero|arterio|ecta|tortuo|elongat|dilat|unfold)|with|heart|cardiac|pulmonary|hil\w+|
+          (?:(?!\b(?:and (?!calcif|athero|arterio|ecta|tortuo|elongat|dilat|unfold|upper|abdom|thorac)|with|heart|cardiac|pulmonary|hil\w+|
           mediastin\w+)\b).){{0,60}}?\b{_AORTA}\b
         | \b(?:prominen\w+|enlarge\w+)\b
           (?:(?!\b(?:and|with|heart|cardiac|pulmonary|hil\w+|mediastin\w+|calcifications?|athero\w+)\b).){{0,40}}?\b{_AORTA}\b
@@ -207,7 +207,7 @@ UNRELATED: dict[str, str] = {
     "scoliosis": r"\bkypho(?:sis|tic) (?:\w+ )?curvature",
     "support device": r"""
         \b(?:ekg|ecg|monitor\w*|telemetry|cardiac monitor\w*|external|electro\w*) (?:\w+ )?(?:leads?|wires?|devices?|electrodes?)
-        | \bclip (?:number|\#|no\b) | \bbreast (?:\w+ )?(?:implant|prosthe)\w* | \btubes? to tissue | \beustachian tubes?
+        | \bclip (?:number|\#|no\b|___) | \bbreast (?:\w+ )?(?:implant|prosthe)\w* | \btubes? to tissue | \beustachian tubes?
         | \b(?:status post|s/p) (?:\w+ ){0,3}?removal (?:of )?(?:(?!with|and|there|now)[\w-]+ ?){1,5}
     """,
     "fracture": r"\bfracture (?:risk|line of) | \b(?:wire|lead|device|hardware|catheter|clip)s? fractures?",
