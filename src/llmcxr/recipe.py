@@ -43,7 +43,12 @@ class Recipe:
         "measure, or train on from, a model also where it was trained on patients of the validation or test split",
     )
     source: SourceSettings = setting(SourceSettings(), "data")
-    labeller: LabellerName = setting("rules", "what reads findings from text: hand-written rules, or none")
+    labeller: LabellerName = setting(
+        "rules",
+        "what reads findings from text: rules (17 findings), the same rules for CheXpert's 14 observations (chexpert), CheXbert's "
+        "own network (chexbert), or none",
+    )
+    chexbert: Path | None = setting(None, "folder with chexbert.pth and vocab.txt, for labeller: chexbert")
     clinical_features: ClinicalFeatureSettings = setting(
         ClinicalFeatureSettings(), "network of the clinical feature loss"
     )

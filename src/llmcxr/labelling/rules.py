@@ -221,9 +221,9 @@ class RuleLabeller:
         # Reports repeat their sentences; a long one is hardly met again.
         self._remembered = functools.lru_cache(maxsize=20_000)(self._said)
 
-    def __reduce__(self) -> tuple[type[RuleLabeller], tuple[Mapping[str, Sequence[str]]]]:
-        """Pickled by its vocabulary: patterns and memory are made anew in the other process."""
-        return RuleLabeller, (terms.CHEXPERT if self._chexpert else terms.FINDINGS,)
+    def read_all(self, texts: Sequence[str]) -> list[Reading]:
+        """What texts say, in order."""
+        return [self.read(text) for text in texts]
 
     def _spans(self, sentence: str) -> list[tuple[int, int, str]]:
         """(start, end, term) of all mentions, in order."""

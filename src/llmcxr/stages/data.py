@@ -41,6 +41,7 @@ def studies_stage(context: Context) -> Stage:
         "radiographs and their reports: the data that everything else learns from",
         run,
         settings=(source.fingerprint(), context.image_size, context.recipe.labeller),
+        reads=context.labeller_files,
         outputs=("manifest.parquet", "pixels.npy", "studies.json"),
         check=source.check,
     )

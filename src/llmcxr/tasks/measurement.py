@@ -199,7 +199,7 @@ class Cases:
         A finding that a text doubts counts as stated where `uncertain_labels` is positive, else as not stated.
         """
         assert self.labeller is not None
-        states = [{normal_form(k): v for k, v in self.labeller.read(text).states.items()} for text in texts]
+        states = [{normal_form(k): v for k, v in reading.states.items()} for reading in self.labeller.read_all(texts)]
         rows = [
             [label_value(state.get(normal_form(name)), self.uncertain_labels) == 1 for name in self.findings]
             for state in states
