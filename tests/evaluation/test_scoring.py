@@ -51,7 +51,12 @@ def test_a_model_that_reads_what_is_there():
     routes = {"original": 1.0, "reconstruction": 1.0, "drawn": 1.0, "reading": 1.0}
     assert summary["findings"] == [{"name": "nodule", "positives": 12} | routes]
     assert {score.key.partition(".")[0] for score in SCORES} <= set(summary)
-    assert summary["protocol"] == {"test_images": 24, "left_out": {}, "unknown_labels": "left_out", "uncertain_labels": "left_out"}
+    assert summary["protocol"] == {
+        "test_images": 24,
+        "left_out": {},
+        "unknown_labels": "left_out",
+        "uncertain_labels": "left_out",
+    }
 
 
 def test_drawings_are_held_to_their_patient_and_to_what_was_asked():

@@ -11,7 +11,25 @@ from llmcxr.labelling.chexbert import CheXbertLabeller
 from llmcxr.labelling.registry import build_labeller
 from llmcxr.studies.study import Study
 
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] no effusion mass the lungs are clear small left . pneumo ##thorax".split()
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "no",
+    "effusion",
+    "mass",
+    "the",
+    "lungs",
+    "are",
+    "clear",
+    "small",
+    "left",
+    ".",
+    "pneumo",
+    "##thorax",
+]
 TEXTS = ["No pneumothorax.\n The lungs  are clear", "Small left effusion. " * 20, "", "\u0130 xyz \ud800"]
 
 
@@ -36,7 +54,9 @@ def folder(tmp_path):
             f"module.linear_heads.{i}.weight": torch.randn(classes, 64),
             f"module.linear_heads.{i}.bias": torch.randn(classes),
         }
-    torch.save({"epoch": 1, "model_state_dict": weights, "optimizer_state_dict": {"state": {}}}, tmp_path / "chexbert.pth")
+    torch.save(
+        {"epoch": 1, "model_state_dict": weights, "optimizer_state_dict": {"state": {}}}, tmp_path / "chexbert.pth"
+    )
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     return tmp_path
 

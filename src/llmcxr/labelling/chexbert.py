@@ -115,9 +115,7 @@ class CheXbertLabeller:
         readings: list[Reading] = []
         for at in range(0, len(texts), _BATCH):
             # a lone surrogate, which the word-piece tokenizer refuses, becomes "?"
-            part = [
-                " ".join(text.encode("utf-8", "replace").decode().split()) for text in texts[at : at + _BATCH]
-            ]
+            part = [" ".join(text.encode("utf-8", "replace").decode().split()) for text in texts[at : at + _BATCH]]
             batch = self._tokenizer(
                 part,
                 padding=True,

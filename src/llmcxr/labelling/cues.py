@@ -5,7 +5,8 @@ a new statement. Where cues overlap the leftmost counts, and of those that begin
 "not apparent" is a denial before "apparent" could be anything, and "has not resolved" holds no "resolved".
 
 What is doubt follows the CheXpert labeller (Irvin et al., AAAI 2019): "may", "possible", "probable", "suspected", "concern for",
-"A or B" and "A versus B" are uncertain; "likely", "consistent with" and "suggestive of" affirm.
+"A or B" and "A versus B" are uncertain; "likely" and "consistent with" affirm. Unlike there "suggestive of" is a doubt: MeSH tags
+of real reports agree with that.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CUES: dict[str, str] = {
     # Takes words away from the kinds below, and says nothing itself.
     "none": rf"""
         no (?:\w+ ){{0,2}}?change\b | without (?:\w+ ){{0,2}}?change\b | not (?:\w+ )?changed\b | not only\b
-        | (?:no|without|not) (?:\w+ ){{0,2}}?(?:increase|decrease|improvement|worsening|{_GOES})\b(?: (?:in|of))?
+        | (?:no|without|not) (?:\w+ ){{0,2}}?(?:increase|decrease|improvement|worsening (?:of|in)|{_GOES})\b(?: (?:in|of))?
         | (?:(?:has|have|had|is|are|was|were) )?not (?:yet )?(?:\w+ly )?(?:been )?
           (?:{_GOES}|increased|decreased|changed|worsened|improved|progressed|grown|removed|moved|advanced)\b
         | (?:has|have|had) not (?:\w+ )?enlarged\b
@@ -48,23 +49,24 @@ CUES: dict[str, str] = {
         | no (?:further )?(?:enlarging|increasing|worsening|progressive|progression of|progressing|growing|recurrent)
           (?=[\w -]*)(?!,)(?! or new)
     """,
-    "doubt_before": rf"""
+    "doubt_before": r"""
         (?<=there )(?:is|are) (?:also )?(?:possible|suspected|questionable|presumed|equivocal) | possib(?:le|ly|ility)\b | probabl[ey]\b | perhaps\b | presum\w+
-        | (?:may|might|could|can|would) (?:\w+ )?(?:be|represent|reflect|indicate|relate|suggest|have|include|correspond|signify)\b
+        | (?:may|might|could|can|would) (?:(?!not)\w+ )?(?:be|represent|reflect|indicate|relate|suggest|have|include|correspond|signify)\b
         | (?:can|could) ?(?:no|')t (?:be )?(?:\w+ )?(?:exclude|rule out)\b(?!d)
-        | (?:difficult|hard|impossible) to (?:\w+ )?(?:exclude|rule out)\b
         | not (?:\w+ )?(?:exclude|rule out)\b(?!d)
         | suspicio\w+ (?:for|of)\b | suspect\w*\b | concern\w* (?:for|of|is for)\b | worrisome for\b
-        | question\w*(?: of)?\b | equivocal\b | suggestion of\b | if there (?:is|are) (?:any |an? )?
+        | question\w*(?: of)?\b | equivocal\b | suggest\w*\b | favor\w*\b | if there (?:is|are) (?:any |an? )?
         | differential\b | maybe\b
         | raises? (?:the )?(?:possibility|question) of\b | potential(?:ly)?\b
     """,
     # Doubts what is behind it, and the one finding directly before it.
-    "either": r"versus\b | vs\.? | \?",
+    "either": r"""
+        versus\b | vs\.? | \?
+        | (?:(?:is|are|would be|remains?) )?(?:difficult|hard|impossible) to (?:\w+ )?(?:exclude|rule out)\b
+    """,
     "doubt_after": rf"""
         (?:can|could) ?(?:no|')t (?:be )?(?:\w+ )?(?:excluded?|ruled out)
         | (?:is|are)? ?not (?:\w+ )?(?:excluded|ruled out)
-        | (?:(?:is|are|would be|remains?) )?(?:difficult|hard|impossible) to (?:\w+ )?(?:exclude|rule out)
         | {_COPULA} (?:\w+ly )?(?:also )?(?:possible|questioned|suspected|questionable|considered|equivocal|presumed|conceivable)
         | {_COPULA} (?:probably|possibly) (?:also )?{_SEEN}
         | (?:may|might|could) (?:\w+ )?(?:be|coexist) (?:present|seen|considered)
@@ -80,7 +82,8 @@ CUES: dict[str, str] = {
         | within (?:the )?(?:limits of normal|normal limits)\b | (?:is|are) not\b$
     """,
     "colon": r"""
-        : ?(?:none|no|nil|negative|absent|not (?:seen|present|identified))\b(?= ?(?:[.,;]|$|seen|identified|present))
+        : ?(?:none|no|nil|negative|absent|not (?:seen|present|identified))\b
+          (?= ?(?:[.,;]|$|seen|identified|present)|\s\w+(?: \w+){0,2} ?:)
     """,
     "not_before": r"""
         no\b | not\b | without\b | w/o\b | free (?:of|from)\b | negative (?:for|of)\b
@@ -120,7 +123,9 @@ DOUBT_ENDS = re.compile(
     r"\b(?:with|due to|from|in addition to|as well as|superimposed on|adjacent to|in the setting of|related to|secondary to|caused by|"
     r"accompany\w+|associated with)\b"
 )
-VERB = re.compile(r"\b(?:is|are|was|were|has|have|seen|present|noted)\b(?! on (?:the )?(?:prior|previous|ct|chest ct|recent|\w+ ct)\b)")
+VERB = re.compile(
+    r"\b(?:is|are|was|were|has|have|seen|present|noted)\b(?! on (?:the )?(?:prior|previous|ct|chest ct|recent|\w+ ct)\b)"
+)
 COPULA_END = re.compile(rf"\b{_COPULA} ?$")
 # A degree directly after a mention belongs to the next one ("no pneumothorax mild cardiomegaly") ...
 DEGREE = re.compile(r" (?:mild|moderate|severe|stable|unchanged|small|low|the heart|heart|the lungs|lungs)\b")

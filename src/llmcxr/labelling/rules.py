@@ -53,7 +53,7 @@ class _Sentence:
         return self.origins[word] + place + self.offset - self.starts[word]
 
 
-def _sentences(text: str) -> Iterator[_Sentence]:
+def sentences(text: str) -> Iterator[_Sentence]:
     """The sentences of a text that tell of the images. A blank line, a heading and a list number end a sentence too."""
     # Every character keeps its place: those that have no small letter of one character stay as they are.
     lower = text.lower()
@@ -94,7 +94,11 @@ class _Scope:
         degrees = [end for end in self.ends if cues.DEGREE.match(sentence, end) and not self._goes_on(end, lists)]
         self.stops = sorted({*self.breaks, *degrees})
         joints = [match.start() for match in cues.DOUBT_ENDS.finditer(sentence)]
-        joints += [match.start() for match in re.finditer(r", (?!or\b|and/or\b)", sentence) if not self._listed(match.end(), lists)]
+        joints += [
+            match.start()
+            for match in re.finditer(r", (?!or\b|and/or\b)", sentence)
+            if not self._listed(match.end(), lists)
+        ]
         self.joints = sorted(joint for joint in joints if bisect_right(self.ends, joint))
         self.stop_of = {kind: [stop for _, stop in found] for kind, found in self.cues.items()}
         self.start_of = {kind: [start for start, _ in found] for kind, found in self.cues.items()}
@@ -127,7 +131,10 @@ class _Scope:
             return True
         at = bisect_left(self.start_of["either"], end)
         if at < len(self.start_of["either"]) and self.after("either", end):
-            return bisect_left(self.starts, self.start_of["either"][at]) == bisect_left(self.starts, end)  # the nearest
+            # the nearest, which is not "concerning for" what stands here
+            begin, hedges = self.start_of["either"][at], self.start_of["doubt_before"]
+            if all(bisect_left(places, begin) == bisect_left(places, end) for places in (self.starts, hedges)):
+                return True
         if self.after("doubt_after", end) or self.after("if_any", end):
             return True
         # "minimal if any effusion"; but "effusions are minimal if any, cardiomegaly" has met its finding
@@ -163,7 +170,8 @@ class _Scope:
         """What the cues make of the mention at [start, end): 1, 0, -1, or None where it is to be ignored."""
         if self.before("ignore", start) is not None or self.after("ignore_after", end):
             return None
-        if self.sentence.startswith(":", end) and self.after("colon", end):
+        at = bisect_left(self.start_of["colon"], end)
+        if at < len(self.start_of["colon"]) and not self.sentence[end : self.start_of["colon"][at]].strip():
             return 0
         if self.before("not_before", start) is not None or self.after("not_after", end):
             return 0
@@ -180,13 +188,17 @@ _PAUSE = re.compile(r",|;|\b(?:and|or|with)\b")
 _REACH = 120  # characters
 
 
-def _side(sentence: str, mention: Mention, starts: list[int], words: list[tuple[int, int, str]], breaks: list[int]) -> str:
+def _side(
+    sentence: str, mention: Mention, starts: list[int], words: list[tuple[int, int, str]], breaks: list[int]
+) -> str:
     """The word for a side that is nearest to a mention, crossing as few others, commas and conjunctions as possible.
 
     `starts` are those of all mentions, `words` the (start, end, side) of the sentence, `breaks` its new statements.
     """
     ranked = []
-    for start, end, side in words[bisect_left(words, (mention.start - _REACH - 40,)) : bisect_right(words, (mention.end + _REACH + 1,))]:
+    for start, end, side in words[
+        bisect_left(words, (mention.start - _REACH - 40,)) : bisect_right(words, (mention.end + _REACH + 1,))
+    ]:
         ahead = start >= mention.start
         low, high = (mention.end, start) if ahead else (end, mention.start)
         # A side inside the mention ("blunting of the left angle") has an empty gap.
@@ -225,8 +237,12 @@ class RuleLabeller:
         """What texts say, in order."""
         return [self.read(text) for text in texts]
 
-    def _spans(self, sentence: str) -> list[tuple[int, int, str]]:
-        """(start, end, term) of all mentions, in order."""
+    def named_by(self, term: str) -> tuple[str, ...]:
+        """The findings that a term names."""
+        return tuple(self._terms[term])
+
+    def spans(self, sentence: str) -> list[tuple[int, int, str]]:
+        """(start, end, term) of all mentions in a lower-case sentence with single spaces, in order."""
         spans = []
         for term, pattern in self._present.items():
             found = []
@@ -241,7 +257,7 @@ class RuleLabeller:
 
     def _said(self, sentence: str) -> tuple[Mention, ...]:
         """All mentions in a sentence by term, with their sides, and statements of normality and doubt; places as in it."""
-        spans, said = self._spans(sentence), []
+        spans, said = self.spans(sentence), []
         if spans:
             scope = _Scope(sentence, spans)
             found = [
@@ -279,7 +295,7 @@ class RuleLabeller:
         """
         mentions = tuple(
             Mention(finding, m.state, sentence.origin(m.start), sentence.origin(m.end - 1) + 1, m.side)
-            for sentence in _sentences(text)
+            for sentence in sentences(text)
             for m in (self._remembered if len(sentence.text) < 400 else self._said)(sentence.text)
             for finding in self._terms[m.finding]
         )

@@ -210,15 +210,13 @@ UNRELATED: dict[str, str] = {
         | \bclip (?:number|\#|no\b|___) | \bbreast (?:\w+ )?(?:implant|prosthe)\w* | \btubes? to tissue | \beustachian tubes?
         | \b(?:status post|s/p) (?:\w+ ){0,3}?removal (?:of )?(?:(?!with|and|there|now)[\w-]+ ?){1,5}
     """,
-    "fracture": r"\bfracture (?:risk|line of) | \b(?:wire|lead|device|hardware|catheter|clip)s? fractures?",
+    "fracture": r"\bfracture (?:risk|line of) | \b(?:wire|lead|device|hardware|catheter|clip)s? fractures? | \bfractured (?:\w+ ){0,2}?(?:wire|lead|catheter|hardware)s?",
     "wide mediastinum": rf"\bmediastin\w+ (?:\w+ )?(?:lymph|nod|aden)\w+ | \b{_AORTA} (?:\w+ )?(?:prominen|enlarge)\w+",
 }
 
 # Statements of normality, and of doubt that is built into the words. Evidence is the whole statement ("lungs are clear").
 _NORMAL_WORD = r"(?:normal|unremarkable|within (?:the )?(?:\w+ )?(?:normal )?limits|not enlarged|wnl)"
-_UPPER_NORMAL = (
-    r"(?:upper (?:limits? )?(?:of )?normal|upper limits?|top[ -](?:limits? (?:of )?)?normal|high normal|borderline|at the upper)"
-)
+_UPPER_NORMAL = r"(?:upper (?:limits? )?(?:of )?normal|upper limits?|top[ -](?:limits? (?:of )?)?normal|high normal|borderline|at the upper)"
 ABSENT: list[tuple[tuple[str, ...], str]] = [
     (
         ("cardiomegaly",),
