@@ -44,6 +44,7 @@ KINDS: dict[str, list[tuple[str, str, int | None]]] = {
         ("Decrease in the pneumothorax.", "pneumothorax", PRESENT),
         ("The effusion has completely resolved.", "pleural effusion", ABSENT),
         ("Interval clearing of the infiltrate.", "opacity", ABSENT),
+        ("Pneumothorax has not recurred.", "pneumothorax", ABSENT),
         ("The right opacity and the left effusion have resolved.", "opacity", ABSENT),
     ],
     "if any": [
@@ -77,6 +78,11 @@ KINDS: dict[str, list[tuple[str, str, int | None]]] = {
         ("There is suspected edema.", "pulmonary edema", UNCERTAIN),
         ("Effusions are presumed.", "pleural effusion", UNCERTAIN),
         ("Pneumonia should be considered.", "opacity", UNCERTAIN),
+        ("A trace effusion may be present.", "pleural effusion", UNCERTAIN),
+        ("?nodule at the left apex.", "nodule", UNCERTAIN),
+        ("Atelectasis, less likely pneumonia.", "atelectasis", PRESENT),
+        ("Atelectasis, less likely pneumonia.", "opacity", UNCERTAIN),
+        ("Suspected pneumonia and known cardiomegaly.", "cardiomegaly", PRESENT),
         ("Edema, likely chronic.", "pulmonary edema", PRESENT),
         ("Opacity consistent with pneumonia.", "opacity", PRESENT),
     ],
@@ -92,6 +98,8 @@ KINDS: dict[str, list[tuple[str, str, int | None]]] = {
     ],
     "answers after a colon": [
         ("Pneumothorax: none.", "pneumothorax", ABSENT),
+        ("Pneumothorax - none.", "pneumothorax", ABSENT),
+        ("Edema, none. Effusion, small.", "pulmonary edema", ABSENT),
         ("Effusion: NO.", "pleural effusion", ABSENT),
         ("Effusion: No\nPneumothorax: small\nMass: none.", "pleural effusion", ABSENT),
         ("Effusion: No\nPneumothorax: small\nMass: none.", "pneumothorax", PRESENT),
@@ -112,6 +120,8 @@ KINDS: dict[str, list[tuple[str, str, int | None]]] = {
         ("Evaluate for pneumothorax.", "pneumothorax", NOT_MENTIONED),
         ("The sensitivity for detecting a nodule is limited.", "nodule", NOT_MENTIONED),
         ("Study limited to detect pneumothorax.", "pneumothorax", NOT_MENTIONED),
+        ("Exam is limited for detection of small effusions.", "pleural effusion", NOT_MENTIONED),
+        ("Effusion cannot be assessed.", "pleural effusion", NOT_MENTIONED),
     ],
     "what only looks like the finding": [
         ("Pericardial effusion.", "pleural effusion", NOT_MENTIONED),

@@ -89,7 +89,8 @@ class CheXbertLabeller:
         path = folder / WEIGHTS
         weights = _state_dict(path)
         self._device = torch.device(device)
-        self._bert = _bert(weights, path).to(self._device)
+        self._bert = _bert(weights, path)
+        torch.nn.Module.to(self._bert, self._device)
         self._heads = []
         for i, name in enumerate(self.findings):
             classes = 2 if name == NO_FINDING else 4

@@ -31,8 +31,8 @@ CUES: dict[str, str] = {
         | (?:(?:has|have|had|is|are|was|were) )?not (?:yet )?(?:\w+ly )?(?:been )?
           (?:{_GOES}|increased|decreased|changed|worsened|improved|progressed|grown|removed|moved|advanced)\b
         | (?:has|have|had) not (?:\w+ )?enlarged\b
-        | (?:(?:has|have|had|is|are|was|were) )?(?:near(?:ly)?|almost|partial(?:ly)?|incomplete(?:ly)?|mostly|largely|virtually)[ -](?:complete(?:ly)? |total(?:ly)? |entire(?:ly)? )?
-          {_GOES}(?: of)?
+        | (?:(?:has|have|had|is|are|was|were) )?(?:near(?:ly)?|almost|partial(?:ly)?|incomplete(?:ly)?|mostly|largely|virtually|
+          substantially|markedly)[ -](?:complete(?:ly)? |total(?:ly)? |entire(?:ly)? )?{_GOES}(?: of)?
         | not (?:well )?visuali[sz]ed on (?:the )?lateral
         | no (?:prior|previous|comparison)\w*\b | clinically significant\b | without (?:\w+ )?complication\w*
         | without (?:comparison|priors?)\b | no longer as\b | not (?:negative for|without|free of|clear of)\b
@@ -44,33 +44,34 @@ CUES: dict[str, str] = {
         | (?:evaluat\w+|assess\w*|eval|check\w*|look\w*|follow(?:-| )?up) (?:for|of)\b
         | if (?:\w+ ){0,6}?(?:concern|suspicion|suspected|symptom\w*|clinically)\b | indication\b | r/o\b
         | high risk (?:for|of)\b | (?<!cannot )(?<!can not )(?<!can't )(?<!to )rule[- ]out\b
+        | detection of\b | simulat\w+\b | mimic\w*\b
         | sensitivity (?:\w+ )?(?:to|for|of)\b | to (?:detect|diagnose|visuali[sz]e|identify)\b
         | (?:limit\w*|obscur\w*|preclud\w*|difficult|hinder\w*) (?:the )?(?:evaluation|assessment|detection) (?:of|for)\b
-        | no (?:further )?(?:enlarging|increasing|worsening|progressive|progression of|progressing|growing|recurrent)
+        | no (?:further )?(?:enlarging|increasing|worsening|progressive|progression of|progressing|growing)
           (?=[\w -]*)(?!,)(?! or new)
     """,
+    "doubt_after": rf"""
+        (?:can|could) ?(?:no|')t be (?:\w+ )?(?:excluded|ruled out)
+        | (?:is|are)? ?not (?:\w+ )?(?:excluded|ruled out)
+        | (?<!there ){_COPULA} (?:\w+ly )?(?:also )?(?:less likely|possible|questioned|suspected|questionable|considered|equivocal|presumed|conceivable)
+        | {_COPULA} (?:probably|possibly) (?:also )?{_SEEN}
+        | (?:may|might|could) (?:\w+ )?(?:be|coexist) (?:present|seen|considered)
+        | (?:should|could|may|might|must) (?:also )?be considered | (?:is|remains) an? (?:\w+ )?(?:possibility|consideration|concern)
+    """,
     "doubt_before": r"""
-        (?<=there )(?:is|are) (?:also )?(?:possible|suspected|questionable|presumed|equivocal) | possib(?:le|ly|ility)\b | probabl[ey]\b | perhaps\b | presum\w+
+        possib(?:le|ly|ility)\b | probabl[ey]\b | perhaps\b | presum\w+
         | (?:may|might|could|can|would) (?:(?!not)\w+ )?(?:be|represent|reflect|indicate|relate|suggest|have|include|correspond|signify)\b
         | (?:can|could) ?(?:no|')t (?:be )?(?:\w+ )?(?:exclude|rule out)\b(?!d)
         | not (?:\w+ )?(?:exclude|rule out)\b(?!d)
         | suspicio\w+ (?:for|of)\b | suspect\w*\b | concern\w* (?:for|of|is for)\b | worrisome for\b
         | question\w*(?: of)?\b | equivocal\b | suggest\w*\b | favor\w*\b | if there (?:is|are) (?:any |an? )?
         | differential\b | maybe\b
-        | raises? (?:the )?(?:possibility|question) of\b | potential(?:ly)?\b
+        | raises? (?:the )?(?:possibility|question) of\b | potential(?:ly)?\b | less likely\b
     """,
     # Doubts what is behind it, and the one finding directly before it.
     "either": r"""
         versus\b | vs\.? | \?
         | (?:(?:is|are|would be|remains?) )?(?:difficult|hard|impossible) to (?:\w+ )?(?:exclude|rule out)\b
-    """,
-    "doubt_after": rf"""
-        (?:can|could) ?(?:no|')t (?:be )?(?:\w+ )?(?:excluded?|ruled out)
-        | (?:is|are)? ?not (?:\w+ )?(?:excluded|ruled out)
-        | {_COPULA} (?:\w+ly )?(?:also )?(?:possible|questioned|suspected|questionable|considered|equivocal|presumed|conceivable)
-        | {_COPULA} (?:probably|possibly) (?:also )?{_SEEN}
-        | (?:may|might|could) (?:\w+ )?(?:be|coexist) (?:present|seen|considered)
-        | (?:should|could|may|might|must) (?:also )?be considered | (?:is|remains) an? (?:\w+ )?(?:possibility|consideration|concern)
     """,
     # The same, across a verb: "effusions are small if any".
     "if_any": r"if (?:any|present|real|there (?:is|are) any|at all)\b",
@@ -78,11 +79,13 @@ CUES: dict[str, str] = {
         {_COPULA} (?:\w+ )?(?:absent|resolved|cleared|gone|excluded|removed|ruled out|unlikely)\b
         | (?:has|have|had) (?:\w+ )?(?:resolved|cleared|disappeared|been removed|been excluded)\b | unlikely\b
         | (?:not|no longer) (?:\w+ ){{0,2}}?{_SEEN}\b
+        | (?:has|have) not (?:\w+ )?(?:recurred|re-?accumulated|developed|returned)\b
         | resolved\b(?= ?(?:[.,;]|$|since|in the interval|compared))
         | within (?:the )?(?:limits of normal|normal limits)\b | (?:is|are) not\b$
     """,
     "colon": r"""
-        : ?(?:none|no|nil|negative|absent|not (?:seen|present|identified))\b
+        (?:,\s|\s-\s)(?:none|nil|absent|negative)\b(?= ?(?:[.,;]|$))
+        | : ?(?:none|no|nil|negative|absent|not (?:seen|present|identified))\b
           (?= ?(?:[.,;]|$|seen|identified|present)|\s\w+(?: \w+){0,2} ?:)
     """,
     "not_before": r"""
@@ -98,12 +101,13 @@ CUES: dict[str, str] = {
     "ignore_after": r"""
         (?:(?:most |very )?(?:likely|probably) )?(?:represent\w*|reflect\w*|is|are|due to|from|consistent with|compatible with|likely|probably)
         \s(?:an? )?(?:\w+ ){0,2}?(?:nipple|artifact|skin ?fold|summation)\w*
+        | (?:can|could) ?not be (?:\w+ )?(?:assessed|evaluated|determined)
     """,
 }
 # A word that opens a new statement: cues do not reach across it.
 _NEW = (
     r"(?:stable|unchanged|persistent|increased|increasing|new|worsen\w+|improv\w+|mild\w*|moderate\w*|severe\w*|"
-    r"minimal\w*|there|the heart|heart|the lungs|lungs|low lung|low volume|again|redemonstrat\w+|status|chronic|"
+    r"minimal\w*|there|known|the heart|heart|the lungs|lungs|low lung|low volume|again|redemonstrat\w+|status|chronic|"
     r"probable|possible|possibly|probably|calcified|tortuous|the aorta|aorta|degenerative|scoliosis|patient|"
     r"hyperexpan\w+|hyperinflat\w+|bony|"
     r"visuali[sz]ed|the (?:\w+ ){1,3}(?:is|are))"

@@ -64,7 +64,8 @@ def _by_rules(name: LabellerName, texts: Sequence[str]) -> list[dict[str, int]]:
 def _states(labeller: Labeller, texts: Sequence[str]) -> Iterator[list[dict[str, int]]]:
     """What texts say, chunk by chunk in order; rules read many texts in parallel processes."""
     chunks = [texts[at : at + _CHUNK] for at in range(0, len(texts), _CHUNK)]
-    name = next((n for n in ("rules", "chexpert") if labeller is build_labeller(n)), None)  # type: ignore[arg-type]
+    rules: tuple[LabellerName, ...] = ("rules", "chexpert")
+    name = next((n for n in rules if labeller is build_labeller(n)), None)
     if name is None or len(texts) <= _ALONE or core_count() == 1:
         for chunk in chunks:
             yield [reading.states for reading in labeller.read_all(chunk)]

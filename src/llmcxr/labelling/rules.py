@@ -31,7 +31,7 @@ _ASKING = (
 )
 _TELLING = r"(?:findings?|impressions?|conclusions?|findings? (?:and|/) ?impressions?|interpretation|opinion|report)"
 _SENTENCE = re.compile(
-    rf"(?<=[.!?;])(?:\s+|(?=[a-z]))|\s*\b(?P<asking>{_ASKING})\s?:|\s*\b{_TELLING}\s?:|(?<=\s)\d{{1,2}}[.)]\s|^\d{{1,2}}[.)]\s"
+    rf"(?:(?<=[.!;])|(?<=[\w)]\?))(?:\s+|(?=[a-z]))|\s*\b(?P<asking>{_ASKING})\s?:|\s*\b{_TELLING}\s?:|(?<=\s)\d{{1,2}}[.)]\s|^\d{{1,2}}[.)]\s"
 )
 _WORD = re.compile(r"\S+")
 _BLANK_LINE = re.compile(r"\n\s*\n")
@@ -302,7 +302,9 @@ class RuleLabeller:
         told: dict[str, set[int]] = {}
         for mention in mentions:
             told.setdefault(mention.finding, set()).add(mention.state)
-        states = {name: next(s for s in (1, -1, 0) if s in told[name]) for name in self.findings if name in told}
+        states: dict[str, int] = {
+            name: next(s for s in (1, -1, 0) if s in told[name]) for name in self.findings if name in told
+        }
         if self._chexpert and text.strip() and not any(s for name, s in states.items() if name != "Support Devices"):
             states[NO_FINDING] = 1
         return Reading(states, mentions)
