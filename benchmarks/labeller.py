@@ -1,12 +1,13 @@
 """How well and how fast the labeller reads reports: against MeSH tags, against silver labels, beside another library.
 
-    python benchmarks/labeller.py                                        # 3,955 Indiana reports (fetched) against their MeSH tags
-    python benchmarks/labeller.py --radlabels FOLDER                     # and 1,000 MIMIC-style reports against silver labels
-    python benchmarks/labeller.py --disagreements out.jsonl              # what differs, of the half that may be read
-    python benchmarks/labeller.py --compare medspacy negspacy            # and their cues in place of ours, on our terms
+    python benchmarks/labeller.py                              # 3,955 Indiana reports (fetched) against their MeSH tags
+    python benchmarks/labeller.py --radlabels FOLDER           # and 1,000 MIMIC-style reports against silver labels
+    python benchmarks/labeller.py --disagreements out.jsonl    # what differs, of the half that may be read
+    python benchmarks/labeller.py --compare medspacy negspacy  # and their cues in place of ours, on our terms
 
-FOLDER is the unpacked wheel of radlabels 0.2.0 (`pip download --no-deps radlabels==0.2.0`). Reports are halved by a hash of their
-text: disagreements are written of the development half only, so that the other half stays unread while rules are mended.
+FOLDER is the unpacked wheel of radlabels 0.2.0 (`pip download --no-deps radlabels==0.2.0`). Reports are halved by a
+hash of their text: disagreements are written of the development half only, so that the other half stays unread while
+rules are mended.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Case:
 # ------------------------------------------------------------------------------------------------------- references
 
 
-# Headings of tags that name a finding also where the phantom cannot draw it ("Mass/mediastinum", "Scoliosis/lumbar vertebrae").
+# Headings of tags that name a finding also where the phantom cannot draw it ("Mass/mediastinum", "Scoliosis/lumbar
+# vertebrae").
 _NAMED = {
     "mass": ("mass",),
     "nodule": ("nodule",),
@@ -92,8 +94,9 @@ def indiana(lenient: bool = False) -> list[Case]:
     ]
 
 
-# Our finding -> the labels of radlabels that together mean the same. Others have no partner: "granuloma" is a part of its
-# lung_nodule_or_mass, mass and nodule are one there, and its lists know neither scoliosis nor a raised or low diaphragm.
+# Our finding -> the labels of radlabels that together mean the same. Others have no partner: "granuloma" is a part of
+# its lung_nodule_or_mass, mass and nodule are one there, and its lists know neither scoliosis nor a raised or low
+# diaphragm.
 RADLABELS = {
     "opacity": (
         "air_space_opacity",
@@ -127,7 +130,7 @@ _STATE = {"definitely present": 1, "uncertain": -1, "definitely absent": 0}
 
 
 def radlabels(folder: Path) -> list[Case]:
-    """The reports that come with radlabels, whole, with its labels (RadGraph and lists of phrases: silver, not truth)."""
+    """The reports that come with radlabels, whole, with its labels (RadGraph and phrases: silver, not truth)."""
     samples = next(folder.rglob("synthetic_labels.json")).parent
     labels = json.loads((samples / "synthetic_labels.json").read_text())
     cases = []
@@ -225,9 +228,11 @@ _ASSERTIONS: dict[str, Callable[[RuleLabeller], Read]] = {"medspacy": medspacy, 
 def score(
     cases: Sequence[Case], read: Read, findings: Sequence[str], uncertain: UncertainLabels = "negative"
 ) -> dict[str, tuple[float, float, float, int]]:
-    """F1, precision, recall and number of positives of each finding, of "micro" and of "macro"; present against all else.
+    """F1, precision, recall and number of positives of each finding, of "micro" and of "macro"; present against all
+    else.
 
-    What either side doubts counts as `uncertain` says; what it does not mention is absent. "unclear" findings are left out.
+    What either side doubts counts as `uncertain` says; what it does not mention is absent. "unclear" findings are left
+    out.
     """
     both, ours, theirs = Counter[str](), Counter[str](), Counter[str]()
     for case in cases:
@@ -251,6 +256,11 @@ def score(
     return rows
 
 
+def states_of(labeller: RuleLabeller) -> Read:
+    """The labeller, as far as it is scored."""
+    return lambda text: labeller.read(text).states
+
+
 def show(title: str, cases: Sequence[Case], readers: dict[str, Read], findings: Sequence[str]) -> None:
     """Print a table: all reports, and F1 of the half that may be read and of the other one."""
     halves = [[c for c in cases if c.held_out is held] for held in (False, True)]
@@ -264,7 +274,8 @@ def show(title: str, cases: Sequence[Case], readers: dict[str, Read], findings: 
         print(f"\n{name}: {rate:,.0f} reports a second\n{'':24}{head}")
         for key, (f1, precision, recall, count) in whole.items():
             print(
-                f"{key:24}{f1:6.3f} {precision:6.3f} {recall:6.3f} {count:6d} {parts[0][key][0]:9.3f} {parts[1][key][0]:10.3f} "
+                f"{key:24}{f1:6.3f} {precision:6.3f} {recall:6.3f} {count:6d} "
+                f"{parts[0][key][0]:9.3f} {parts[1][key][0]:10.3f} "
                 f"{parts[2][key][0]:10.3f}"
             )
 
@@ -316,21 +327,21 @@ def main() -> None:
         "--compare", nargs="*", default=[], choices=_ASSERTIONS, help="other libraries, where they are installed"
     )
     arguments = parser.parse_args()
-    labeller = RuleLabeller()
-    readers: dict[str, Read] = {"rules": lambda text: labeller.read(text).states}
-    for name in arguments.compare:
-        readers[name] = _ASSERTIONS[name](labeller)
+    findings = tuple(RuleLabeller().findings)
     sets = [
-        ("Indiana, MeSH tags", indiana(), tuple(labeller.findings)),
-        ("Indiana, without findings in places that are not drawn", indiana(lenient=True), tuple(labeller.findings)),
+        ("Indiana, MeSH tags", indiana(), findings),
+        ("Indiana, without findings in places that are not drawn", indiana(lenient=True), findings),
     ]
     if arguments.radlabels:
         sets.append(("radlabels 0.2.0, silver labels", radlabels(arguments.radlabels), tuple(RADLABELS)))
     rows = []
     for title, cases, findings in sets:
+        labeller = RuleLabeller()  # anew, since it remembers sentences
+        readers: dict[str, Read] = {"rules": states_of(labeller)}
+        readers |= {name: _ASSERTIONS[name](labeller) for name in arguments.compare}
         show(title, cases, readers, findings)
         rows += disagreements(title, cases, labeller, findings)
-    sentence_lengths(labeller)
+    sentence_lengths(RuleLabeller())
     if arguments.disagreements:
         arguments.disagreements.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

@@ -62,7 +62,7 @@ def folder(tmp_path):
 
 
 def by_hand(folder, text: str) -> dict[str, int]:
-    """One text, as the published code reads it: words of the whole text, at most 512 with both ends, the class of [CLS]."""
+    """One text, as the published code reads it: at most 512 words with both ends, the class of [CLS]."""
     weights = torch.load(folder / "chexbert.pth", weights_only=True)["model_state_dict"]
     config = BertConfig(
         vocab_size=len(WORDS),

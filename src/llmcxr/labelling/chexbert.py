@@ -5,8 +5,9 @@ The folder holds two files that are not shipped here:
     chexbert.pth    the checkpoint of stanfordmlgroup/CheXbert, also in StanfordAIMI/RRG_scorers on the Hugging Face Hub
     vocab.txt       the vocabulary of google-bert/bert-base-uncased there
 
-In the checkpoint `model_state_dict` has keys `module.bert.*` and `module.linear_heads.N.*`. Classes of a head are blank, positive,
-negative and uncertain; the last head, No Finding, has the first two. It reads English, gives no evidence, and no sides.
+In the checkpoint `model_state_dict` has keys `module.bert.*` and `module.linear_heads.N.*`. Classes of a head are
+blank, positive, negative and uncertain; the last head, No Finding, has the first two. It reads English, gives no
+evidence, and no sides.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
         return found
     except Exception as error:  # disk, the safe unpickler and wrong contents raise many kinds
         raise UserError(
-            f"{path} is not CheXbert's checkpoint ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
-            f"Download it again from stanfordmlgroup/CheXbert."
+            f"{path} is not CheXbert's checkpoint ({type(error).__name__}: {str(error).partition(chr(10))[0]}). "
+            "Download it again from stanfordmlgroup/CheXbert."
         ) from error
 
 
@@ -83,8 +84,9 @@ class CheXbertLabeller:
         missing = [name for name in (WEIGHTS, VOCABULARY) if not (folder / name).is_file()]
         if missing:
             raise UserError(
-                f"chexbert: {folder} holds no {' and no '.join(missing)}. Put there {WEIGHTS} (stanfordmlgroup/CheXbert, or "
-                f"StanfordAIMI/RRG_scorers on the Hugging Face Hub) and {VOCABULARY} (google-bert/bert-base-uncased there)."
+                f"chexbert: {folder} holds no {' and no '.join(missing)}. Put there {WEIGHTS} "
+                f"(stanfordmlgroup/CheXbert, or StanfordAIMI/RRG_scorers on the Hugging Face Hub) and {VOCABULARY} "
+                "(google-bert/bert-base-uncased there)."
             )
         path = folder / WEIGHTS
         weights = _state_dict(path)
@@ -101,8 +103,8 @@ class CheXbertLabeller:
         self._tokenizer: Any = BertTokenizer(str(folder / VOCABULARY), do_lower_case=True)
         if len(self._tokenizer) > self._bert.config.vocab_size:
             raise UserError(
-                f"{folder / VOCABULARY} has {len(self._tokenizer)} words, {path.name} {self._bert.config.vocab_size}: take the "
-                "vocabulary of bert-base-uncased."
+                f"{folder / VOCABULARY} has {len(self._tokenizer)} words, {path.name} {self._bert.config.vocab_size}: "
+                "take the vocabulary of bert-base-uncased."
             )
 
     def read(self, text: str) -> Reading:

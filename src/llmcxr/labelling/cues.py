@@ -1,12 +1,12 @@
-"""Words that deny, doubt or set aside the findings in their scope, after ConText (Harkema et al., J Biomed Inform 2009).
+"""Words that deny, doubt or set aside the findings in their scope, after ConText (Harkema et al., 2009).
 
-A cue acts on mentions behind it ("no", "possible") or before it ("is not seen", "cannot be excluded"), up to a word that opens
-a new statement. Where cues overlap the leftmost counts, and of those that begin together the one that stands first here: so
-"not apparent" is a denial before "apparent" could be anything, and "has not resolved" holds no "resolved".
+A cue acts on mentions behind it ("no", "possible") or before it ("is not seen", "cannot be excluded"), up to a word
+that opens a new statement. Where cues overlap the leftmost counts, and of those that begin together the one that
+stands first here: so "not apparent" is a denial, and "has not resolved" holds no "resolved".
 
-What is doubt follows the CheXpert labeller (Irvin et al., AAAI 2019): "may", "possible", "probable", "suspected", "concern for",
-"A or B" and "A versus B" are uncertain; "likely" and "consistent with" affirm. Unlike there "suggestive of" is a doubt: MeSH tags
-of real reports agree with that.
+What is doubt follows the CheXpert labeller (Irvin et al., AAAI 2019): "may", "possible", "probable", "suspected",
+"concern for", "A or B" and "A versus B" are uncertain; "likely" and "consistent with" affirm. Unlike there
+"suggestive of" is a doubt: MeSH tags of real reports agree with that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from llmcxr.labelling.terms import compile_phrases
 _COPULA = r"(?:is|are|was|were|has been|have been|be|appears?|remains?)"
 _GOES = r"(?:resol\w+|clear(?:ed|ing|ance)|disappear\w*|regress\w*)"
 _SEEN = (
-    r"(?:seen|identified|visuali[sz]ed|present|evident|appreciated|detected|demonstrated|noted|apparent|visible|found|observed|"
+    r"(?:seen|identified|visuali[sz]ed|present|evident|appreciated|detected|demonstrated|noted|apparent|visible|found|"
+    r"observed|"
     r"definite|discernible|suspected)"
 )
 
@@ -27,16 +28,19 @@ CUES: dict[str, str] = {
     # Takes words away from the kinds below, and says nothing itself.
     "none": rf"""
         no (?:\w+ ){{0,2}}?change\b | without (?:\w+ ){{0,2}}?change\b | not (?:\w+ )?changed\b | not only\b
-        | (?:no|without|not) (?:\w+ ){{0,2}}?(?:increase|decrease|improvement|worsening (?:of|in)|{_GOES})\b(?: (?:in|of))?
+        | (?:no|without|not) (?:\w+ ){{0,2}}?(?:increase|decrease|improvement|worsening (?:of|in)|
+          {_GOES})\b(?: (?:in|of))?
         | (?:(?:has|have|had|is|are|was|were) )?not (?:yet )?(?:\w+ly )?(?:been )?
           (?:{_GOES}|increased|decreased|changed|worsened|improved|progressed|grown|removed|moved|advanced)\b
         | (?:has|have|had) not (?:\w+ )?enlarged\b
-        | (?:(?:has|have|had|is|are|was|were) )?(?:near(?:ly)?|almost|partial(?:ly)?|incomplete(?:ly)?|mostly|largely|virtually|
+        | (?:(?:has|have|had|is|are|was|were) )?(?:near(?:ly)?|almost|partial(?:ly)?|incomplete(?:ly)?|mostly|
+          largely|virtually|
           substantially|markedly)[ -](?:complete(?:ly)? |total(?:ly)? |entire(?:ly)? )?{_GOES}(?: of)?
         | not (?:well )?visuali[sz]ed on (?:the )?lateral
         | no (?:prior|previous|comparison)\w*\b | clinically significant\b | without (?:\w+ )?complication\w*
         | without (?:comparison|priors?)\b | no longer as\b | not (?:negative for|without|free of|clear of)\b
-        | no doubt\b | not (?:a )?surpris\w+ | no (?:definite |clear )?explanation\b | can ?not be (?:\w+ )?distinguished
+        | no doubt\b | not (?:a )?surpris\w+ | no (?:definite |clear )?explanation\b
+        | can ?not be (?:\w+ )?distinguished
     """,
     # What is behind it is a question, a wish, the past, or no statement about the finding's being there.
     "ignore": r"""
@@ -46,21 +50,25 @@ CUES: dict[str, str] = {
         | high risk (?:for|of)\b | (?<!cannot )(?<!can not )(?<!can't )(?<!to )rule[- ]out\b
         | detection of\b | simulat\w+\b | mimic\w*\b
         | sensitivity (?:\w+ )?(?:to|for|of)\b | to (?:detect|diagnose|visuali[sz]e|identify)\b
-        | (?:limit\w*|obscur\w*|preclud\w*|difficult|hinder\w*) (?:the )?(?:evaluation|assessment|detection) (?:of|for)\b
+        | (?:limit\w*|obscur\w*|preclud\w*|difficult|hinder\w*) (?:the )?(?:evaluation|assessment|detection) (?:of|
+          for)\b
         | no (?:further )?(?:enlarging|increasing|worsening|progressive|progression of|progressing|growing)
           (?=[\w -]*)(?!,)(?! or new)
     """,
     "doubt_after": rf"""
         (?:can|could) ?(?:no|')t be (?:\w+ )?(?:excluded|ruled out)
         | (?:is|are)? ?not (?:\w+ )?(?:excluded|ruled out)
-        | (?<!there ){_COPULA} (?:\w+ly )?(?:also )?(?:less likely|possible|questioned|suspected|questionable|considered|equivocal|presumed|conceivable)
+        | (?<!there ){_COPULA} (?:\w+ly )?(?:also )?(?:less likely|possible|questioned|suspected|questionable|
+          considered|equivocal|presumed|conceivable)
         | {_COPULA} (?:probably|possibly) (?:also )?{_SEEN}
         | (?:may|might|could) (?:\w+ )?(?:be|coexist) (?:present|seen|considered)
-        | (?:should|could|may|might|must) (?:also )?be considered | (?:is|remains) an? (?:\w+ )?(?:possibility|consideration|concern)
+        | (?:should|could|may|might|must) (?:also )?be considered | (?:is|remains) an? (?:\w+ )?(?:possibility|
+          consideration|concern)
     """,
     "doubt_before": r"""
         possib(?:le|ly|ility)\b | probabl[ey]\b | perhaps\b | presum\w+
-        | (?:may|might|could|can|would) (?:(?!not)\w+ )?(?:be|represent|reflect|indicate|relate|suggest|have|include|correspond|signify)\b
+        | (?:may|might|could|can|would) (?:(?!not)\w+ )?(?:be|represent|reflect|indicate|relate|suggest|have|
+          include|correspond|signify)\b
         | (?:can|could) ?(?:no|')t (?:be )?(?:\w+ )?(?:exclude|rule out)\b(?!d)
         | not (?:\w+ )?(?:exclude|rule out)\b(?!d)
         | suspicio\w+ (?:for|of)\b | suspect\w*\b | concern\w* (?:for|of|is for)\b | worrisome for\b
@@ -99,7 +107,8 @@ CUES: dict[str, str] = {
     """,
     # The mention before it is explained away.
     "ignore_after": r"""
-        (?:(?:most |very )?(?:likely|probably) )?(?:represent\w*|reflect\w*|is|are|due to|from|consistent with|compatible with|likely|probably)
+        (?:(?:most |very )?(?:likely|probably) )?(?:represent\w*|reflect\w*|is|are|due to|from|consistent with|
+          compatible with|likely|probably)
         \s(?:an? )?(?:\w+ ){0,2}?(?:nipple|artifact|skin ?fold|summation)\w*
         | (?:can|could) ?not be (?:\w+ )?(?:assessed|evaluated|determined)
     """,
@@ -115,20 +124,23 @@ _NEW = (
 BREAK = re.compile(
     r"\b(?:but|however|although|though|except|aside from|apart from|other than|yet|which|whereas|while|besides|"
     r"otherwise|despite|with the exception of|there (?:is|are|has|have|may|might|was|were))\b"
-    rf"|,\s?(?:and |with )?(?={_NEW}\b)(?![^;]{{0,80}}, (?:or|nor)\b)"  # "no new, worsening, or enlarging nodule" is one list
+    # "no new, worsening, or enlarging nodule" is one list
+    rf"|,\s?(?:and |with )?(?={_NEW}\b)(?![^;]{{0,80}}, (?:or|nor)\b)"
     r"|,\s?(?=(?:an? )?(?:small|tiny|trace)\b)(?![^;]{0,80}\b(?:or|nor)\b)"
     rf"|\band (?=(?:(?:an? )?{_NEW}|small|trace|a)\b)"
     r"|\band (?=(?:the )?(?:\w+ ){1,3}(?:is|are|has|have|appears?|remains?)\b(?! not))"
     rf"|(?<!compatible )(?<!consistent )\bwith (?=(?:an? )?(?:{_NEW}|small|large|trace|bilateral|enlarge\w+)\b)"
     r"|[;()]"
 )
-# Beyond these a doubt does not reach once it has met a finding: "possible pneumonia with effusion" doubts the pneumonia.
+# Beyond these a doubt does not reach once it has met a finding: "possible pneumonia with effusion" doubts the
+# pneumonia.
 DOUBT_ENDS = re.compile(
-    r"\b(?:with|due to|from|in addition to|as well as|superimposed on|adjacent to|in the setting of|related to|secondary to|caused by|"
-    r"accompany\w+|associated with)\b"
+    r"\b(?:with|due to|from|in addition to|as well as|superimposed on|adjacent to|in the setting of|related to|"
+    r"secondary to|caused by|accompany\w+|associated with)\b"
 )
 VERB = re.compile(
-    r"\b(?:is|are|was|were|has|have|seen|present|noted)\b(?! on (?:the )?(?:prior|previous|ct|chest ct|recent|\w+ ct)\b)"
+    r"\b(?:is|are|was|were|has|have|seen|present|noted)\b"
+    r"(?! on (?:the )?(?:prior|previous|ct|chest ct|recent|\w+ ct)\b)"
 )
 COPULA_END = re.compile(rf"\b{_COPULA} ?$")
 # A degree directly after a mention belongs to the next one ("no pneumothorax mild cardiomegaly") ...

@@ -1,13 +1,14 @@
 """The rule-based labeller: which findings a text states, denies or doubts, where it says so, and on which side.
 
-Each sentence is searched for mentions (`terms.py`) and, where it has any, for cues (`cues.py`). A cue acts on the mentions in
-its scope: forward ("no", "possible") or backward ("is not seen", "cannot be excluded"), up to a word that opens a new statement.
-States over a report: 1 where any mention is affirmed, else -1 where any is uncertain, else 0. A finding that is not
-mentioned is not in the result. Mentions of history, of questions put by the referrer and of what is only hypothetical
-("evaluate for pneumonia", "if there is concern for effusion") count as no mention, nor do sections such as INDICATION.
+Each sentence is searched for mentions (`terms.py`) and, where it has any, for cues (`cues.py`). A cue acts on the
+mentions in its scope: forward ("no", "possible") or backward ("is not seen", "cannot be excluded"), up to a word that
+opens a new statement. States over a report: 1 where any mention is affirmed, else -1 where any is uncertain, else 0. A
+finding that is not mentioned is not in the result. Mentions of history, of questions put by the referrer and of what
+is only hypothetical ("evaluate for pneumonia", "if there is concern for effusion") count as no mention, nor do
+sections such as INDICATION.
 
-Generated text is often ungrammatical, so nothing here relies on parsing, capitals or complete sentences. Reading takes time in
-proportion to the length, of a sentence too. English only.
+Generated text is often ungrammatical, so nothing here relies on parsing, capitals or complete sentences. Reading takes
+time in proportion to the length, of a sentence too. English only.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from llmcxr.studies.findings import NO_FINDING, LabelSet
 # Sections that ask, tell of the past or of the technique; they end with the next heading, or at a blank line.
 _ASKING = (
     r"(?:indications?|(?:\w+ )?history|clinical (?:information|indications?|data|statement|details?)|"
-    r"reasons? for (?:this |the )?(?:\w+ )?(?:exam\w*|study|visit|consult\w*)|technique|comparisons?|exam(?:ination)?|procedure|study|"
+    r"reasons? for (?:this |the )?(?:\w+ )?(?:exam\w*|study|visit|consult\w*)|technique|comparisons?|"
+    r"exam(?:ination)?|procedure|study|"
     r"type of (?:exam\w*|study)|notification|radiation dose)"
 )
 _TELLING = r"(?:findings?|impressions?|conclusions?|findings? (?:and|/) ?impressions?|interpretation|opinion|report)"
 _SENTENCE = re.compile(
-    rf"(?:(?<=[.!;])|(?<=[\w)]\?))(?:\s+|(?=[a-z]))|\s*\b(?P<asking>{_ASKING})\s?:|\s*\b{_TELLING}\s?:|(?<=\s)\d{{1,2}}[.)]\s|^\d{{1,2}}[.)]\s"
+    r"(?:(?<=[.!;])|(?<=[\w)]\?))(?:\s+|(?=[a-z]))"
+    rf"|\s*\b(?P<asking>{_ASKING})\s?:|\s*\b{_TELLING}\s?:|(?<=\s)\d{{1,2}}[.)]\s|^\d{{1,2}}[.)]\s"
 )
 _WORD = re.compile(r"\S+")
 _BLANK_LINE = re.compile(r"\n\s*\n")
@@ -212,7 +215,10 @@ def _side(
 
 
 class RuleLabeller:
-    """Labels by phrases and cues, without a model. `vocabulary`: what it can read, finding -> terms of `terms.PRESENT`."""
+    """Labels by phrases and cues, without a model.
+
+    `vocabulary`: what it can read, finding -> terms of `terms.PRESENT`.
+    """
 
     def __init__(self, vocabulary: Mapping[str, Sequence[str]] = terms.FINDINGS) -> None:
         self._terms: dict[str, list[str]] = {}  # term -> findings
@@ -256,7 +262,7 @@ class RuleLabeller:
         return sorted(spans)
 
     def _said(self, sentence: str) -> tuple[Mention, ...]:
-        """All mentions in a sentence by term, with their sides, and statements of normality and doubt; places as in it."""
+        """All mentions in a sentence by term, with sides, and statements of normality and doubt; places as in it."""
         spans, said = self.spans(sentence), []
         if spans:
             scope = _Scope(sentence, spans)
@@ -288,10 +294,11 @@ class RuleLabeller:
     def read(self, text: str) -> Reading:
         """What a text says; see `Reading`. Never raises.
 
-        Affirmed wins over uncertain, uncertain over denied (or stated normal): "no pleural effusion on the left; small right
-        effusion" is 1. A heart at the upper limits of normal or of borderline size is -1; one called borderline enlarged is 1.
-        Sides are the patient's, and are of `sided` only. Evidence of normality is the whole statement ("lungs are clear").
-        CheXpert's "No Finding" is 1 where nothing but a device is affirmed or doubted; else it has no entry.
+        Affirmed wins over uncertain, uncertain over denied (or stated normal): "no pleural effusion on the left; small
+        right effusion" is 1. A heart at the upper limits of normal or of borderline size is -1; one called borderline
+        enlarged is 1. Sides are the patient's, and are of `sided` only. Evidence of normality is the whole statement
+        ("lungs are clear"). CheXpert's "No Finding" is 1 where nothing but a device is affirmed or doubted; else it
+        has no entry.
         """
         mentions = tuple(
             Mention(finding, m.state, sentence.origin(m.start), sentence.origin(m.end - 1) + 1, m.side)

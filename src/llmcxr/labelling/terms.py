@@ -1,8 +1,8 @@
-"""The words of each finding: phrases that name it, phrases that only look like it, and statements of normality and doubt.
+"""The words of each finding: what names it, what only looks like it, and statements of normality and doubt.
 
-Every pattern works on one lower-case sentence with single spaces. Phrases stand apart by " | " and may be broken over lines
-anywhere; single spaces inside them count. The part of a pattern named `m` (`m2`, ...) is the mention that cues act on; without
-it, the whole match is.
+Every pattern works on one lower-case sentence with single spaces. Phrases stand apart by " | " and may be broken over
+lines anywhere; single spaces inside them count. The part of a pattern named `m` (`m2`, ...) is the mention that cues
+act on; without it, the whole match is.
 """
 
 from __future__ import annotations
@@ -76,10 +76,12 @@ PRESENT: dict[str, str] = {
     """,
     "tortuous aorta": rf"""
         \b(?:tortuo\w+|ecta\w+|unfold\w+|uncoil\w+|dilat\w+|aneurysm\w*|elongat\w+)\b
-          (?:(?!\b(?:and (?!calcif|athero|arterio|ecta|tortuo|elongat|dilat|unfold|upper|abdom|thorac)|with|heart|cardiac|pulmonary|hil\w+|
+          (?:(?!\b(?:and (?!calcif|athero|arterio|ecta|tortuo|elongat|dilat|unfold|upper|abdom|thorac)|with|heart|
+          cardiac|pulmonary|hil\w+|
           mediastin\w+)\b).){{0,60}}?\b{_AORTA}\b
         | \b(?:prominen\w+|enlarge\w+)\b
-          (?:(?!\b(?:and|with|heart|cardiac|pulmonary|hil\w+|mediastin\w+|calcifications?|athero\w+)\b).){{0,40}}?\b{_AORTA}\b
+          (?:(?!\b(?:and|with|heart|cardiac|pulmonary|hil\w+|mediastin\w+|calcifications?|
+          athero\w+)\b).){{0,40}}?\b{_AORTA}\b
         | \b{_AORTA}\b(?:(?!\b(?:but|however|heart|cardiac|pulmonary|lungs?|there|valve|stent|graft)\b).){{0,45}}?
           \b(?P<m>tortuo\w+|ecta\w+|unfold\w+|uncoil\w+|dilat\w+|aneurysm\w*|elongat\w+|prominen\w+|enlarge\w+)
     """,
@@ -147,7 +149,8 @@ PRESENT: dict[str, str] = {
         | \bcatheter\w* | \bpicc\b | \bcentral (?:venous )?(?:line|access)s?
         | \b(?:pic|ij|jugular|subclavian|venous|femoral|dialysis) (?:\w+ )?(?:line|sheath)s?\b
         | \bcvc\b | \b(?:swan|cordis|dobbhoff|dobhoff)\b | \btracheostomy\b
-        | \b(?:chest|feeding|ng|og|et|nasogastric|orogastric|enteric|endotracheal|tracheal|tracheostomy|drainage|pleural|pigtail|
+        | \b(?:chest|feeding|ng|og|et|nasogastric|orogastric|enteric|endotracheal|tracheal|tracheostomy|drainage|
+          pleural|pigtail|
           gastric|thoracostomy) tubes?\b | \btubes?\b | \bendotracheal\b | \bett\b | \b[no]gt\b | \bnasogastric\b
         | \bshunt\b | \bpigtails?\b | \bballoon pump\b | \biabp\b | \blvad\b | \bimpella\b
         | \bleads?\b(?! to) | \bsternal (?:\w+ )?(?:wire|suture)s? | \bembolization coils?\b | \bcoils\b
@@ -177,8 +180,10 @@ PRESENT: dict[str, str] = {
 }
 # What looks like a finding and is none: a mention that overlaps such words does not count.
 _ELSEWHERE = (
-    r"(?:over|overlying|overlies|projecting over|projects? over|superimposed (?:on|over)|adjacent to|surrounding|within|in) "
-    r"(?:\w+ ){0,5}?(?:ribs?|clavicles?|scapula|humer\w+|spine|vertebra\w*|shoulder|breast|heart|mediastinum|subcutaneous|soft tissues?)\b"
+    r"(?:over|overlying|overlies|projecting over|projects? over|superimposed (?:on|over)|adjacent to|"
+    r"surrounding|within|in) "
+    r"(?:\w+ ){0,5}?(?:ribs?|clavicles?|scapula|humer\w+|spine|vertebra\w*|shoulder|breast|heart|mediastinum|"
+    r"subcutaneous|soft tissues?)\b"
 )
 UNRELATED: dict[str, str] = {
     "opacity": rf"""
@@ -194,11 +199,13 @@ UNRELATED: dict[str, str] = {
     """,
     "pleural effusion": r"""
         (?<!pleural and )(?<!pleural or )(?<!pleural/)\b(?:peri-?cardial|joint) (?:\w+ )?effusions?
-        | \bblunt\w* (?:(?!effusion)[\w-]+ ){0,9}?(?:due to|from|secondary to|related to|consistent with|compatible with|reflects?|represents?)
+        | \bblunt\w* (?:(?!effusion)[\w-]+ ){0,9}?(?:due to|from|secondary to|related to|consistent with|
+          compatible with|reflects?|represents?)
           \s(?:\w+ ){0,3}?(?:scar\w*|(?:pleural )?thicken\w+|fibrosis|adhesions?)
     """,
     "pulmonary edema": r"""
-        \b(?:soft[ -]tissue|peripheral|ankle|pedal|leg|extremity|laryngeal|cerebral|subcutaneous|chest wall|body wall) (?:\w+ )?
+        \b(?:soft[ -]tissue|peripheral|ankle|pedal|leg|extremity|laryngeal|cerebral|subcutaneous|chest wall|
+          body wall) (?:\w+ )?
           (?:o)?edema
     """,
     "mass": r"\b(?:soft[ -]tissue|thyroid|breast|chest wall|body|bone|muscle|abdominal|renal|liver|adrenal) mass\w*",
@@ -206,31 +213,42 @@ UNRELATED: dict[str, str] = {
     "tortuous aorta": r"\bcalcifications? (?:\w+ ){0,2}?prominen\w+ | \bprominen\w+ (?:\w+ )?calcifications?",
     "scoliosis": r"\bkypho(?:sis|tic) (?:\w+ )?curvature",
     "support device": r"""
-        \b(?:ekg|ecg|monitor\w*|telemetry|cardiac monitor\w*|external|electro\w*) (?:\w+ )?(?:leads?|wires?|devices?|electrodes?)
-        | \bclip (?:number|\#|no\b|___) | \bbreast (?:\w+ )?(?:implant|prosthe)\w* | \btubes? to tissue | \beustachian tubes?
+        \b(?:ekg|ecg|monitor\w*|telemetry|cardiac monitor\w*|external|electro\w*) (?:\w+ )?(?:leads?|wires?|
+          devices?|electrodes?)
+        | \bclip (?:number|\#|no\b|___) | \bbreast (?:\w+ )?(?:implant|prosthe)\w* | \btubes? to tissue
+        | \beustachian tubes?
         | \b(?:status post|s/p) (?:\w+ ){0,3}?removal (?:of )?(?:(?!with|and|there|now)[\w-]+ ?){1,5}
     """,
-    "fracture": r"\bfracture (?:risk|line of) | \b(?:wire|lead|device|hardware|catheter|clip)s? fractures? | \bfractured (?:\w+ ){0,2}?(?:wire|lead|catheter|hardware)s?",
+    "fracture": r"""
+        \bfracture (?:risk|line of) | \b(?:wire|lead|device|hardware|catheter|clip)s? fractures?
+        | \bfractured (?:\w+ ){0,2}?(?:wire|lead|catheter|hardware)s?
+    """,
     "wide mediastinum": rf"\bmediastin\w+ (?:\w+ )?(?:lymph|nod|aden)\w+ | \b{_AORTA} (?:\w+ )?(?:prominen|enlarge)\w+",
 }
 
-# Statements of normality, and of doubt that is built into the words. Evidence is the whole statement ("lungs are clear").
+# Statements of normality, and of doubt that is built into the words. Evidence is the whole statement ("lungs are
+# clear").
 _NORMAL_WORD = r"(?:normal|unremarkable|within (?:the )?(?:\w+ )?(?:normal )?limits|not enlarged|wnl)"
-_UPPER_NORMAL = r"(?:upper (?:limits? )?(?:of )?normal|upper limits?|top[ -](?:limits? (?:of )?)?normal|high normal|borderline|at the upper)"
+_UPPER_NORMAL = (
+    r"(?:upper (?:limits? )?(?:of )?normal|upper limits?|top[ -](?:limits? (?:of )?)?normal|high normal|borderline|"
+    r"at the upper)"
+)
 ABSENT: list[tuple[tuple[str, ...], str]] = [
     (
         ("cardiomegaly",),
         rf"""
         \b{_HEART}\b(?:(?!\b(?:but|however|although|{_BIG}|lungs are|upper|top|high|borderline)\b).){{0,60}}?
           \b(?<!upper )(?<!\bnot ){_NORMAL_WORD}
-        | (?<!upper )(?<!top )(?<!top-)(?<!high )(?<!limits of )(?<!limit of )(?<!not )\bnormal (?:\w+[ /,]+){{0,4}}?{_HEART}
+        | (?<!upper )(?<!top )(?<!top-)(?<!high )(?<!limits of )(?<!limit of )(?<!not )
+          \bnormal (?:\w+[ /,]+){{0,4}}?{_HEART}
         | \bunremarkable (?:\w+[ ,]+){{0,3}}?{_HEART}
         """,
     ),
     (
         ("wide mediastinum",),
         r"""
-        \b(?:mediastin\w+|cardiomediastin\w+) (?:(?!\b(?:but|wid|enlarg|prominen)).){0,50}?\b(?<!not )(?:normal|unremarkable|within)
+        \b(?:mediastin\w+|cardiomediastin\w+) (?:(?!\b(?:but|wid|enlarg|prominen)).){0,50}?\b(?<!not )(?:normal|
+          unremarkable|within)
         | (?<!not )\b(?:normal|unremarkable) (?:\w+[ /,]+){0,3}?(?:mediastin\w+|cardiomediastin\w+)
         """,
     ),

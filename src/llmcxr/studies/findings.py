@@ -42,10 +42,10 @@ def is_finding(name: str) -> bool:
 
 
 def published_state(value: object) -> int | None:
-    """The label of one cell of a published label file (CheXpert, and CheXpert or NegBio of MIMIC-CXR-JPG); None: not mentioned.
+    """The label of one cell of a published label file (CheXpert's; CheXpert or NegBio of MIMIC-CXR-JPG).
 
-    There 1 is present, 0 absent, -1 uncertain, and blank (or NaN) not mentioned: unknown, never absent. As numbers or text
-    ("1.0", "-1"). Raises `UserError` for anything else; the caller says of which file, column and row.
+    There 1 is present, 0 absent, -1 uncertain, and blank (or NaN) not mentioned, None here: unknown, never absent. As
+    numbers or text ("1.0", "-1"). Raises `UserError` for anything else; the caller says of which file, column and row.
     """
     text = "" if value is None else str(value).strip()
     if text.casefold() in ("", "nan", "<na>", "none", "null"):
@@ -62,8 +62,8 @@ def published_state(value: object) -> int | None:
 def label_value(state: int | None, uncertain: UncertainLabels = "left_out") -> float:
     """A label as a number: 1 present, 0 absent, NaN unknown. The one place that says what an uncertain label counts as.
 
-    The field's numbers differ by it: CheXpert's "U-Ones" is `positive`, "U-Zeros" `negative`, "U-Ignore" `left_out` (Irvin et
-    al., AAAI 2019); F1 of generated reports by CheXbert is often taken with `positive`.
+    The field's numbers differ by it: CheXpert's "U-Ones" is `positive`, "U-Zeros" `negative`, "U-Ignore" `left_out`
+    (Irvin et al., AAAI 2019); F1 of generated reports by CheXbert is often taken with `positive`.
     """
     if state == -1:
         return {"left_out": np.nan, "positive": 1.0, "negative": 0.0}[uncertain]
