@@ -61,6 +61,8 @@ class Recipe:
         faults = []
         if not self.name or "/" in self.name or self.name.startswith("."):
             faults.append(f"name: {self.name!r} should be a plain folder name")
+        if self.labeller == "chexbert" and self.chexbert is None:
+            faults.append("chexbert: `labeller: chexbert` needs the folder that holds chexbert.pth and vocab.txt")
         if self.start is not None and self.model is not None:
             faults.append("start: nothing is trained where `model` is given; set one of the two")
         if self.start is not None and self.tuning.method != "lora":

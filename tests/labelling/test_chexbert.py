@@ -9,6 +9,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from llmcxr.foundation.errors import UserError
 from llmcxr.labelling.chexbert import CheXbertLabeller
 from llmcxr.labelling.registry import build_labeller
+from llmcxr.recipe import Recipe
 from llmcxr.studies.study import Study
 
 WORDS = [
@@ -99,6 +100,12 @@ def test_labels_are_those_of_the_published_code_in_any_batch(folder):
     assert len({value for states in together for value in states.values()}) == 3
     assert not labeller.sided and labeller.read(TEXTS[0]).mentions == () and labeller.read_all([]) == []
     assert list(labeller.findings)[0] == "Enlarged Cardiomediastinum" and list(labeller.findings)[-1] == "No Finding"
+
+
+def test_a_recipe_without_the_folder_is_refused(folder):
+    assert any("needs the folder that holds chexbert.pth" in fault for fault in Recipe(labeller="chexbert").faults())
+    assert not any("chexbert" in fault for fault in Recipe(labeller="chexbert", chexbert=folder).faults())
+    assert not any("chexbert" in fault for fault in Recipe().faults())
 
 
 def test_missing_and_foreign_files_are_named(folder, tmp_path_factory):
