@@ -44,7 +44,12 @@ class Recipe(Settings):
         "measure, or train on from, a model also where it was trained on patients of the validation or test split",
     )
     source: SourceSettings = setting(SourceSettings(), "data")
-    labeller: LabellerName = setting("rules", "what reads findings from text: hand-written rules, or none")
+    labeller: LabellerName = setting(
+        "rules",
+        "what reads findings from text: rules (17 findings), the same rules for CheXpert's 14 observations (chexpert), CheXbert's "
+        "own network (chexbert), or none",
+    )
+    chexbert: Path | None = setting(None, "folder with chexbert.pth and vocab.txt, for labeller: chexbert")
     prior_references: PriorReferences = setting(
         "keep",
         "sentences of reports that refer to earlier studies, which no reader of one image knows: keep or drop them",
@@ -63,6 +68,8 @@ class Recipe(Settings):
             faults.append(
                 f"name: {self.name!r} should be the name of a folder: letters, digits, '-', '_' and '.' inside"
             )
+        if self.labeller == "chexbert" and self.chexbert is None:
+            faults.append("chexbert: `labeller: chexbert` needs the folder that holds chexbert.pth and vocab.txt")
         if self.start is not None and self.model is not None:
             faults.append("start: nothing is trained where `model` is given; set one of the two")
         if self.start is not None and self.tuning.method != "lora":

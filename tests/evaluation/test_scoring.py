@@ -10,6 +10,7 @@ import pytest
 from toy_model import ToyModel, make_cases
 
 from llmcxr.evaluation.scoring import MEASUREMENTS, SCORES, next_steps, score_table, shortfalls, summarise
+from llmcxr.metrics.scores import micro_macro_f1
 from llmcxr.pages.content import cards, shown_findings
 from llmcxr.pages.results import PageContent, write_page
 from llmcxr.studies.findings import LabelSet
@@ -51,7 +52,12 @@ def test_a_model_that_reads_what_is_there():
     routes = {"original": 1.0, "reconstruction": 1.0, "drawn": 1.0, "reading": 1.0}
     assert summary["findings"] == [{"name": "nodule", "positives": 12} | routes]
     assert {score.key.partition(".")[0] for score in SCORES} <= set(summary)
-    assert summary["protocol"] == {"test_images": 24, "left_out": {}, "unknown_labels": "left_out"}
+    assert summary["protocol"] == {
+        "test_images": 24,
+        "left_out": {},
+        "unknown_labels": "left_out",
+        "uncertain_labels": "left_out",
+    }
 
 
 def test_drawings_are_held_to_their_patient_and_to_what_was_asked():
@@ -99,6 +105,19 @@ def test_labels_that_are_not_given_take_no_part():
     assert summarise(predictions, negative)["report"]["micro_f1"] == pytest.approx(12 / 24)  # FP 12
     uncertain = make_cases([1, 0, -1], unknown_labels="negative")
     assert np.isnan(uncertain.labels(uncertain.test)[2]).all()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "label", "stated", "f1"),
+    [("left_out", np.nan, False, 2 / 3), ("positive", 1, True, 1.0), ("negative", 0, False, 2 / 3)],
+)
+def test_uncertain_labels_count_by_the_named_protocol(protocol, label, stated, f1):
+    """Of three nodules one is doubted by its label, another by the report that the model writes."""
+    cases = make_cases([1, 1, 0, -1], uncertain_labels=protocol)
+    np.testing.assert_array_equal(cases.labels(cases.test)[:, 0], [1, 1, 0, label])
+    assert cases.stated(["Possible nodule.", "A nodule.", "No nodule."])[:, 0].tolist() == [stated, True, False]
+    written = cases.stated(["Possible nodule.", "A nodule.", "No nodule.", "Possible nodule."])
+    assert micro_macro_f1(cases.labels(cases.test), written).micro == pytest.approx(f1)
 
 
 def test_findings_that_the_labeller_does_not_know_are_left_out():

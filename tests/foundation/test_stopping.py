@@ -94,10 +94,14 @@ def test_workers_give_all_and_pass_faults_on():
 SCRIPT = """
 import sys, time
 from llmcxr import cli
+from llmcxr.commands import command
 from llmcxr.foundation.stopping import in_workers
-cli._recipes = lambda arguments: [print("one", flush=True) for _ in in_workers(time.sleep, [0.01] + [30.0] * 20, 2)]
+@command("nap", "sleep")
+def _nap(arguments):
+    for _ in in_workers(time.sleep, [0.01] + [30.0] * 20, 2):
+        print("one", flush=True)
 if __name__ == "__main__":
-    sys.exit(cli.main(["recipes"]))
+    sys.exit(cli.main(["nap"]))
 """
 
 

@@ -52,6 +52,7 @@ def summarise(predictions: Sequence[Prediction], cases: Cases) -> dict[str, Any]
         "test_images": len(cases.test),
         "left_out": dict(cases.left_out),
         "unknown_labels": cases.unknown_labels,
+        "uncertain_labels": cases.uncertain_labels,
     }
     summary = _plain(summary)
     summary["notes"] = shortfalls(summary)

@@ -12,11 +12,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -99,28 +99,41 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def in_workers(function: Callable[[T], object], items: Sequence[T], count: int) -> Generator[object, None, None]:
-    """What `function` gives for the `items`, as it comes, from `count` fresh processes. Close it to end them at once.
+Submit = Callable[..., Future[Any]]
 
-    They end with this one, also where it is killed, and leave its signals to it. Raises `BrokenProcessPool` where one
-    of them dies.
+
+@contextmanager
+def worker_processes(count: int) -> Iterator[Submit]:
+    """Up to `count` fresh processes, and what gives them work (as `Executor.submit`); left early, they are ended at once.
+
+    They end with this one, also where it is killed, and leave its signals to it. A future raises `BrokenProcessPool` where
+    one of them dies.
     """
     context = multiprocessing.get_context("spawn")  # fork would copy torch's threads
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(count, context, _end_with_parent)  # starts multiprocessing's own helper, too
-    try:
+
+    def submit(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         blocks = hasattr(signal, "pthread_sigmask")  # what is blocked here stays blocked in processes that are started
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, *_ENDING]) if blocks else set()
         try:
-            futures = [pool.submit(function, item) for item in items]
+            return pool.submit(function, *arguments)
         finally:
             if blocks:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for future in as_completed(futures):
-            yield future.result()
+
+    try:
+        yield submit
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in set(multiprocessing.active_children()) - others:
             worker.kill()
         raise
     pool.shutdown()
+
+
+def in_workers(function: Callable[[T], object], items: Sequence[T], count: int) -> Generator[object, None, None]:
+    """What `function` gives for the `items`, as it comes, from `count` worker processes. Close it to end them at once."""
+    with worker_processes(count) as submit:
+        for future in as_completed([submit(function, item) for item in items]):
+            yield future.result()

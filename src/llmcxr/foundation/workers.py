@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import multiprocessing
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from tqdm import tqdm
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.stopping import worker_processes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,14 +38,13 @@ def in_processes(
                 yield function(item)
                 bar.update()
             return
-        context = multiprocessing.get_context("spawn")  # fork would copy torch's threads
-        with ProcessPoolExecutor(count, mp_context=context) as pool:
+        with worker_processes(count) as submit:
             chunks = (items[i : i + chunk] for i in range(0, len(items), chunk))
-            waiting = [pool.submit(_each, function, c) for c in itertools.islice(chunks, 3 * count)]
+            waiting = deque(submit(_each, function, c) for c in itertools.islice(chunks, 3 * count))
             try:
                 while waiting:
-                    results = waiting.pop(0).result()
-                    waiting += [pool.submit(_each, function, c) for c in itertools.islice(chunks, 1)]
+                    results = waiting.popleft().result()
+                    waiting.extend(submit(_each, function, c) for c in itertools.islice(chunks, 1))
                     yield from results
                     bar.update(len(results))
             except BrokenProcessPool as error:
@@ -53,8 +52,6 @@ def in_processes(
                     f"{desc}: a process died: too little memory, or the calling script lacks `if __name__ == '__main__':`. Give it fewer "
                     "cores (taskset) or mend the script, then run again; what is done is kept."
                 ) from error
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -237,11 +237,12 @@ def _finding_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _protocol(summary: Mapping[str, Any]) -> str:
     """Which test images took part and how labels were counted, as sentences after others."""
     protocol = summary.get("protocol") or {}
-    unknown = str(protocol.get("unknown_labels"))
-    counted = {"negative": "count as absent", "left_out": "take no part"}.get(unknown)
+    ways = {"negative": "count as absent", "positive": "count as present", "left_out": "take no part"}
+    counted = ways.get(str(protocol.get("unknown_labels")))
+    doubted = ways.get(str(protocol.get("uncertain_labels", "left_out")))
     left_out = "; ".join(f"{count:,} {reason}" for reason, count in (protocol.get("left_out") or {}).items())
     return (f" Test images left out: {left_out}." if left_out else "") + (
-        f" Labels that the data does not give {counted}; uncertain ones take no part." if counted else ""
+        f" Labels that the data does not give {counted}; uncertain ones {doubted}." if counted else ""
     )
 
 

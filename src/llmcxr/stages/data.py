@@ -70,6 +70,7 @@ def studies_stage(context: Context) -> Stage:
             context.geometry,
             context.recipe.source.implausible,
         ),
+        reads=context.labeller_files,
         outputs=("manifest.parquet", "pixels.npy", "images.parquet", "studies.json"),
         check=source.check,
     )

@@ -86,6 +86,7 @@ def cases_of(context: Context, split: Split) -> Cases:
         settings.counts,
         seed=context.recipe.seed,
         unknown_labels=settings.unknown_labels,
+        uncertain_labels=settings.uncertain_labels,
         left_out=held_out.dropped,
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
-from llmcxr.studies.findings import Finding, LabelSet, is_finding, normal_form
+from llmcxr.studies.findings import Finding, LabelSet, UncertainLabels, is_finding, label_value, normal_form
 
 Split = Literal["train", "validate", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validate", "test")
@@ -114,11 +114,12 @@ def read_manifest(path: Path) -> list[Study]:
     return [Study(*values) for values in zip(*columns.values(), strict=True)]
 
 
-def label_matrix(studies: Sequence[Study], findings: Sequence[str]) -> np.ndarray:
-    """Labels float32 [N, F]: 1 present, 0 absent, NaN unknown or uncertain."""
-    value = {1: 1.0, 0: 0.0}
+def label_matrix(
+    studies: Sequence[Study], findings: Sequence[str], uncertain: UncertainLabels = "left_out"
+) -> np.ndarray:
+    """Labels float32 [N, F]: 1 present, 0 absent, NaN unknown; uncertain ones NaN, or as `uncertain` says."""
     return np.array(
-        [[value.get(s.labels.get(f, -1), np.nan) for f in findings] for s in studies], dtype=np.float32
+        [[label_value(s.labels.get(f), uncertain) for f in findings] for s in studies], dtype=np.float32
     ).reshape(len(studies), len(findings))
 
 

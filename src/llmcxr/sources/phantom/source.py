@@ -66,7 +66,7 @@ PHANTOM_FINDINGS: tuple[str, ...] = (
 )
 _SHARES: dict[Split, float] = {"train": 0.7, "validate": 0.1, "test": 0.2}
 _ABNORMAL_SHARE = 0.7  # of the studies, those whose report has a finding that is drawn
-_REPORTS_VERSION = 2  # which reports are used, and for what
+_REPORTS_VERSION = 3  # which reports are used, and for what
 
 
 @dataclass(frozen=True)
