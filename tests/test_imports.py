@@ -23,6 +23,7 @@ ORDER = (
     "inference",
     "tuning",
     "evaluation",
+    "pages",
     "recipe",
     "stages",
     "pipeline",

@@ -176,6 +176,30 @@ def _run(arguments: argparse.Namespace) -> None:
     run.context.processes.close()
 
 
+@command(
+    "prepare",
+    "only the data of a recipe: which studies a run would use and why, as a page of counts, labels, texts and pictures",
+    RECIPE,
+    OVERRIDES,
+)
+def _prepare(arguments: argparse.Namespace) -> None:
+    from llmcxr.pipeline import Run
+    from llmcxr.stages.data import PAGE
+
+    run = Run(_recipe(arguments))
+    run.run("studies")
+    if run.context.processes.main:
+        print(f"\nData page: {(run.context.folder / PAGE).resolve()}")
+    run.context.processes.close()
+
+
+@command("inspect", "make the page of a run's data anew, and say where it lies", RUN, OVERRIDES)
+def _inspect(arguments: argparse.Namespace) -> None:
+    run = _finished_run(arguments)
+    print(f"Data page: {run.inspect().resolve()}")
+    run.context.processes.close()
+
+
 def _show_results(run) -> None:
     """The scores of a finished run, and what to try next."""
     from llmcxr.evaluation.scoring import next_steps, score_table

@@ -33,6 +33,9 @@ class Counting:
         self.read_texts.append(text)
         return Reading({"effusion": 1})
 
+    def read_all(self, texts: Sequence[str]) -> list[Reading]:
+        return [self.read(text) for text in texts]
+
     def each(self, texts: Sequence[str]) -> Iterator[dict[str, int]]:
         return (self.read(text).states for text in texts)
 

@@ -103,9 +103,9 @@ def test_labels_are_those_of_the_published_code_in_any_batch(folder):
 
 
 def test_a_recipe_without_the_folder_is_refused(folder):
-    assert any("needs the folder that holds chexbert.pth" in fault for fault in Recipe(labeller="chexbert").faults())
-    assert not any("chexbert" in fault for fault in Recipe(labeller="chexbert", chexbert=folder).faults())
-    assert not any("chexbert" in fault for fault in Recipe().faults())
+    with pytest.raises(UserError, match="needs the folder that holds chexbert.pth"):
+        Recipe(labeller="chexbert")
+    assert Recipe(labeller="chexbert", chexbert=folder).chexbert == folder
 
 
 def test_missing_and_foreign_files_are_named(folder, tmp_path_factory):

@@ -25,7 +25,7 @@ _FINDINGS = 16  # that are shown in pictures: the most frequent
 _ODD = 8  # pictures of each reason to doubt
 _GROUPS = 8  # of copies
 _BINS = 24  # of the lengths of reports
-_TEXT = 320  # letters of a report beside a picture
+_TEXT = 140  # letters of a report beside a picture
 STATES = {1: "present", 0: "absent", -1: "uncertain"}
 
 

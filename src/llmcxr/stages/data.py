@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from llmcxr.foundation.artifacts import write_json
+from llmcxr.foundation.artifacts import read_json, write_json
 from llmcxr.foundation.workflow import Stage
 from llmcxr.instructions.questions import questions_of, write_questions
 from llmcxr.labelling.registry import label_studies
+from llmcxr.pages.data import write_data_page
 from llmcxr.sources.base import Tally
 from llmcxr.sources.registry import read_studies
 from llmcxr.stages.context import Context
@@ -19,11 +20,12 @@ from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.prior_references import edit_prior_references
 from llmcxr.studies.study import SPLITS, Collection, Study, write_manifest
 
+PAGE = "data.html"
 _SHOWN = 8  # reasons that are printed; all are in studies.json
 
 
 def studies_stage(context: Context) -> Stage:
-    """Source -> manifest.parquet, pixels.npy, images.parquet, studies.json."""
+    """Source -> manifest.parquet, pixels.npy, images.parquet, studies.json, data.html."""
     source, folder = context.source, context.folder
 
     def run() -> None:
@@ -50,6 +52,7 @@ def studies_stage(context: Context) -> Stage:
         summary["prior_references"] = references.as_json()
         write_json(folder / "studies.json", summary)
         labels.unlink(missing_ok=True)
+        write_page(context)
         _say(summary)
         if references.reports:
             print(f"    {references.said(context.recipe.prior_references)}")
@@ -71,7 +74,7 @@ def studies_stage(context: Context) -> Stage:
             context.recipe.source.implausible,
         ),
         reads=context.labeller_files,
-        outputs=("manifest.parquet", "pixels.npy", "images.parquet", "studies.json"),
+        outputs=("manifest.parquet", "pixels.npy", "images.parquet", "studies.json", PAGE),
         check=source.check,
     )
 
@@ -130,6 +133,23 @@ def _say(summary: dict[str, Any]) -> None:
                 else " (source.copies: one_split keeps them in one)" * bool(copies["across splits"])
             )
         )
+
+
+def write_page(context: Context) -> None:
+    """The data page, of what the stage has written. `UserError` where that is not there."""
+    folder = context.folder
+    write_data_page(
+        folder / PAGE,
+        f"Data of {context.recipe.name}",
+        context.source.about,
+        context.source.simulated,
+        folder,
+        context.studies,
+        context.pixels,
+        image_notes.read_notes(folder / "images.parquet"),
+        read_json(folder / "studies.json"),
+        notes(context),
+    )
 
 
 def notes(context: Context) -> list[str]:

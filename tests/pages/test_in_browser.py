@@ -1,5 +1,5 @@
-"""The results page in a real browser: it renders, decodes its images, asks the network for nothing, fits a phone whatever words it
-holds, and can be read and scrolled without eyes or mouse."""
+"""The pages in a real browser: they render, decode their images, ask the network for nothing, fit a phone whatever words they
+hold, and can be read and scrolled without eyes or mouse."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
 from PIL import Image
+from toy_data import write_toy_page
 
 from llmcxr.pages.results import (
     DrawingCard,
@@ -164,3 +165,17 @@ def test_parts_and_tables_have_names_and_what_scrolls_has_focus(look, width):
     headers = [name for role, name in told if role == "columnheader"]
     assert headers[:5] == ["Image", "Question", "Answer of the model", "Truth", "Verdict"]
     assert [name for role, name in told if role == "StaticText" and name in ("0.900", "20.000")] == ["0.900", "20.000"]
+
+
+@pytest.mark.parametrize("width", [320, PHONE, 700, 701, DESK])
+def test_the_data_page_fits_and_asks_for_nothing(folder, address, browser, width):
+    for kind, word in WORDS.items():
+        write_toy_page(folder / "data.html", word)
+        source = (folder / "data.html").read_text(encoding="utf-8")
+        (folder / "shown.html").write_text(re.sub(r'<meta http-equiv="Content[^>]*>', "", source), encoding="utf-8")
+        browser.show(f"{address}/shown.html", width)
+        assert browser.value(OVERFLOW) <= 0, kind
+        assert browser.value(REQUESTS) == [] and set(browser.value(DECODED)) == {1}
+        assert browser.value("[...document.querySelectorAll('table')].map(e => !!e.caption.textContent)") == [True] * 8
+        assert browser.value("[...document.querySelectorAll('th:not([scope])')].length") == 0
+        assert all(state == [0, "region", True] for state in browser.value(SCROLLS))
