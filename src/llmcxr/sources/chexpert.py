@@ -42,19 +42,17 @@ from tqdm import tqdm
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Settings, setting, settings_to_dict
+from llmcxr.labelling.terms import CHEXPERT
 from llmcxr.sources.base import Tally, finish, folders_below, read_text, study_text, study_view
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, read_rows, state_of
 from llmcxr.sources.times import StudyKey, number
 from llmcxr.studies.cohort import split_of
-from llmcxr.studies.findings import is_finding
+from llmcxr.studies.findings import NO_FINDING
 from llmcxr.studies.study import Split, Study
 
 # What CheXpert's labeller observes, which MIMIC-CXR-JPG's tables have too; labels keep these names.
-OBSERVATIONS = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion", "Lung Opacity",
-    "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia", "Pneumothorax", "Support Devices",
-)  # fmt: skip
-OBSERVED = tuple(name for name in OBSERVATIONS if is_finding(name))
+OBSERVED = tuple(CHEXPERT)
+OBSERVATIONS = (*OBSERVED, NO_FINDING)
 
 _ACCESS = (
     "CheXpert and CheXpert Plus are given by Stanford AIMI after registration and Stanford's research use agreement: "

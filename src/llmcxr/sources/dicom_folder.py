@@ -124,7 +124,7 @@ class DicomFolderSource:
     def __init__(self, settings: DicomFolderSettings, seed: int, access: str = "") -> None:
         self.settings, self.seed, self.access = settings, seed, access.strip()
         self.folder = Path(os.path.abspath(settings.folder))
-        self.reports = None if settings.reports is None else settings.reports
+        self.reports = settings.reports
         self.tally = Tally()
 
     @property

@@ -19,11 +19,11 @@ import pandas as pd
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.studies.findings import is_finding, normal_form
+from llmcxr.studies.report_cleaning import EMPTY_CELLS
 
 Row = dict[str, Any]
-_EMPTY = {"nan", "none", "null", "na", "n/a", "n.a.", "<na>", "nat", "-", "--"}
 _FLOAT_ID = re.compile(r"(\d+)\.0+")
-_STATES = {"true": 1, "false": 0, "1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, "-1.0": -1}
+_STATES = {"true": 1, "false": 0, "1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, "-1.0": -1}  # cells, as text
 
 
 def text_of(value: Any) -> str:
@@ -39,7 +39,7 @@ def cell(row: Mapping[str, Any], column: str) -> str:
     """A cell as text; "" for a column that is not set, also where the table has a column without a name (an index), and
     for what programs write into cells that are empty (nan, None, N/A)."""
     text = text_of(row.get(column)) if column else ""
-    return "" if text.casefold() in _EMPTY else text
+    return "" if text.casefold() in EMPTY_CELLS else text
 
 
 def id_of(row: Mapping[str, Any], column: str) -> str:
@@ -50,9 +50,13 @@ def id_of(row: Mapping[str, Any], column: str) -> str:
 
 
 def state_of(value: Any, where: str) -> int | None:
-    """A label: 1 present, 0 absent, -1 uncertain, None unknown (an empty cell). `UserError` for all else."""
+    """The label of a cell: 1 (true) present, 0 (false) absent, -1 uncertain; None for an empty one: unknown, never absent.
+
+    So it is in published label files (CheXpert's, those of MIMIC-CXR-JPG), as numbers or text. `UserError` for all else, with
+    `where` it stands.
+    """
     text = text_of(value).casefold()
-    if not text or text in _EMPTY:
+    if text in EMPTY_CELLS:
         return None
     if text not in _STATES:
         raise UserError(

@@ -53,13 +53,12 @@ class Context:
         self.device = self.processes.device
         self.processes.agree_on_precision(recipe.precision)
         self.source = build_source(recipe.source, recipe.seed)
-        folder = None if recipe.chexbert is None else Path(recipe.chexbert).expanduser()
-        self.labeller = build_labeller(recipe.labeller, folder, str(self.device))
+        self.labeller = build_labeller(recipe.labeller, recipe.chexbert, str(self.device))
 
     @property
     def labeller_files(self) -> tuple[Path, ...]:
         """What the labeller reads from disk, besides its code."""
-        return () if self.recipe.chexbert is None else (Path(self.recipe.chexbert).expanduser() / "chexbert.pth",)
+        return () if self.recipe.chexbert is None else (self.recipe.chexbert / "chexbert.pth",)
 
     # --- the data
 
