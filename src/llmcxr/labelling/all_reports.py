@@ -20,7 +20,6 @@ def read_all(
     caller removes it when the labels are safe.
     """
     todo = list(dict.fromkeys(texts))
-    found: dict[str, States] = {}
     before = _read_kept(kept, key) if kept is not None else {}
     found = {text: before[name] for text in todo if (name := _name(text)) in before}
     todo = [text for text in todo if text not in found]
