@@ -40,8 +40,10 @@ def report(rng: random.Random) -> str:
     """A report of about MIMIC-CXR's length, with its blank lines."""
     said = [" ".join(rng.choices(SENTENCES, k=rng.randint(2, n))) for n in (9, 4)]
     return (
-        "                                 FINAL REPORT\n EXAMINATION:  CHEST (PORTABLE AP)\n \n INDICATION:  ___F with cough.\n \n"
-        f" COMPARISON:  ___.\n \n FINDINGS: \n \n {said[0]}\n \n IMPRESSION: \n \n {said[1]} {rng.randint(1, 10**6)} mm.\n"
+        "                                 FINAL REPORT\n EXAMINATION:  CHEST (PORTABLE AP)\n \n INDICATION:  ___F with "
+        "cough.\n \n"
+        f" COMPARISON:  ___.\n \n FINDINGS: \n \n {said[0]}\n \n IMPRESSION: \n \n {said[1]} {rng.randint(1, 10**6)} "
+        f"mm.\n"
     )
 
 

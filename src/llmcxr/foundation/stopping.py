@@ -41,7 +41,8 @@ def _handled(signals: Sequence[int], handler: Callable[[int, FrameType | None], 
 
 @contextmanager
 def ends_like_interrupts() -> Iterator[None]:
-    """Within it, a system that asks the process to end raises `KeyboardInterrupt`, as Ctrl-C does, with its signal's number.
+    """Within it, a system that asks the process to end raises `KeyboardInterrupt`, as Ctrl-C does, with its signal's
+    number.
 
     Of processes that a launcher started, those that wait for the main one are left to end at once.
     """
@@ -64,8 +65,8 @@ class Stop:
 
 @contextmanager
 def stop_between_steps(say: bool) -> Iterator[Stop]:
-    """Within it, the first Ctrl-C, SIGTERM or closed terminal sets the flag that is given (and `say`s so); a second Ctrl-C
-    interrupts at once."""
+    """Within it, the first Ctrl-C, SIGTERM or closed terminal sets the flag that is given (and `say`s so); a second
+    Ctrl-C interrupts at once."""
     stop = Stop()
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -38,9 +38,9 @@ def in_processes(
 ) -> Iterator[R]:
     """`map(function, items)` on all cores, in order and with a progress bar; in this process where the items are few.
 
-    `function` and items travel to other processes, so the function is one of a module's top level (or a partial of one).
-    Results come as they are ready, and no more than a few chunks are ahead. `done` items were done before, and the bar says so.
-    `UserError` where a process dies.
+    `function` and items travel to other processes, so the function is one of a module's top level (or a partial of
+    one). Results come as they are ready, and no more than a few chunks are ahead. `done` items were done before, and
+    the bar says so. `UserError` where a process dies.
     """
     from llmcxr.foundation.devices import core_count  # torch, which the processes themselves do not need
 
@@ -63,8 +63,9 @@ def in_processes(
                     bar.update(len(results))
             except BrokenProcessPool as error:
                 raise UserError(
-                    f"{desc}: a process died: too little memory, or the calling script lacks `if __name__ == '__main__':`. "
-                    "Give it fewer cores (taskset) or mend the script, then run again; what is done is kept."
+                    f"{desc}: a process died: too little memory, or the calling script lacks `if __name__ == "
+                    f"'__main__':`. Give it fewer cores (taskset) or mend the script, then run again; what is done is "
+                    f"kept."
                 ) from error
 
 

@@ -135,7 +135,8 @@ class LlmCxr:
         return policies.drawings(self.asker, self.image_tokenizer, texts, sampling, candidates)
 
     def ask(self, image: ImageLike, question: str, sampling: Sampling = GREEDY) -> str:
-        """Answer to a question about one image. `UserError` for an empty question, and one longer than those of tuning."""
+        """Answer to a question about one image. `UserError` for an empty question, and one longer than those of
+        tuning."""
         check_text(question, "the question")
         self.asker.check(cxr_vqa.TASK.prompt(np.zeros(self.info.grid**2, dtype=np.uint16), question))
         return self.answers(self.encode([image]), [question], sampling)[0]

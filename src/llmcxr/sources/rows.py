@@ -27,7 +27,8 @@ _STATES = {"true": 1, "false": 0, "1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, 
 
 
 def text_of(value: Any) -> str:
-    """A cell as stripped text; "" for an empty one. 10032.0 is 10032: whole numbers become floats where a column has gaps."""
+    """A cell as stripped text; "" for an empty one. 10032.0 is 10032: whole numbers become floats where a column has
+    gaps."""
     if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -50,10 +51,11 @@ def id_of(row: Mapping[str, Any], column: str) -> str:
 
 
 def state_of(value: Any, where: str) -> int | None:
-    """The label of a cell: 1 (true) present, 0 (false) absent, -1 uncertain; None for an empty one: unknown, never absent.
+    """The label of a cell: 1 (true) present, 0 (false) absent, -1 uncertain; None for an empty one: unknown, never
+    absent.
 
-    So it is in published label files (CheXpert's, those of MIMIC-CXR-JPG), as numbers or text. `UserError` for all else, with
-    `where` it stands.
+    So it is in published label files (CheXpert's, those of MIMIC-CXR-JPG), as numbers or text. `UserError` for all
+    else, with `where` it stands.
     """
     text = text_of(value).casefold()
     if text in EMPTY_CELLS:
@@ -130,7 +132,8 @@ def _opened(path: Path) -> io.TextIOBase:
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
-    """Rows of a .csv, .tsv, .jsonl (each plain or .gz) or .parquet file; cells as they are (CSV: text, empty ones left out).
+    """Rows of a .csv, .tsv, .jsonl (each plain or .gz) or .parquet file; cells as they are (CSV: text, empty ones left
+    out).
 
     `columns` leaves out all others of a CSV. `UserError` names file and line.
     """
