@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from llmcxr.foundation.errors import UserError
 from llmcxr.studies.findings import is_finding, normal_form
 from llmcxr.studies.report_cleaning import EMPTY_CELLS
@@ -29,7 +27,7 @@ _STATES = {"true": 1, "false": 0, "1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, 
 def text_of(value: Any) -> str:
     """A cell as stripped text; "" for an empty one. 10032.0 is 10032: whole numbers become floats where a column has
     gaps."""
-    if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -150,7 +148,10 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
             with _opened(path) as stream:
                 return list(_jsonl_rows(iter(stream), path))
         if suffix == ".parquet":
-            return pd.read_parquet(path).to_dict("records")  # type: ignore[return-value]
+            from pyarrow import parquet  # slow to load, and not needed for reading settings
+
+            # Not pandas: it makes floats of whole numbers where a column has gaps, and an index of a named column.
+            return parquet.read_table(path).to_pylist()  # type: ignore[no-any-return]
     except (ValueError, OSError, EOFError, csv.Error) as error:  # Unicode and pyarrow errors are ValueErrors
         raise UserError(
             f"{path} cannot be read as {suffix[1:]} ({error}). Check that it is whole and in UTF-8."
