@@ -103,8 +103,8 @@ MODEL = (
     argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="a shipped model by name, the folder of a run, of a model, or of a packed one, or the id of a Hugging Face "
-        "repository (default: %(default)s)",
+        help="a shipped model by name, the folder of a run, of a model, or of a packed one, or "
+        "the id of a Hugging Face repository (default: %(default)s)",
     ),
     argument("--device", default="auto", help="auto, cpu, cuda, ..."),
 )
@@ -318,8 +318,8 @@ def _pack(arguments: argparse.Namespace) -> None:
         argument(
             "--measure",
             action="store_true",
-            help="time the real step (forward, backward, optimiser) on this device for about 20 seconds, with random weights "
-            "of the LLM's shape",
+            help="time the real step (forward, backward, optimiser) on this device for about 20 seconds, "
+            "with random weights of the LLM's shape",
         ),
         argument(
             "--tflops", type=rate, help="bfloat16 matrix rate of one device, e.g. about 700 as measured on an H100"

@@ -1,5 +1,5 @@
-"""What every source of data offers, and what all of them share: how a report becomes a study's text, how studies are put in
-order and into splits, and what is counted on the way. One file a data set; nothing else asks which one it is.
+"""What every source of data offers, and what all of them share: how a report becomes a study's text, how studies are
+put in order and into splits, and what is counted on the way. One file a data set; nothing else asks which one it is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _MANY = 20  # studies; nobody has most of a data set
 
 
 class Tally:
-    """What of a data set was left out, and what was kept although something is amiss: counts by reason, with examples."""
+    """What of a data set was left out, and what was kept although something is amiss: counts by reason, with
+    examples."""
 
     def __init__(self) -> None:
         self.left_out: Counter[str] = Counter()
@@ -59,8 +60,8 @@ class Tally:
 class Source(Protocol):
     """A data set as it lies on disk (or is simulated), read to studies.
 
-    A new one is a file like `openi.py` with a settings class, whose `build` makes the source, and one line in `registry.py`. It is
-    loaded with every recipe, so libraries that are slow to load are imported in its functions.
+    A new one is a file like `openi.py` with a settings class, whose `build` makes the source, and one line in
+    `registry.py`. It is loaded with every recipe, so libraries that are slow to load are imported in its functions.
     """
 
     about: str  # a sentence or two for the model card: what it is, and its licence
@@ -131,8 +132,8 @@ def finish(
     """Give each study its place in the patient's order and its split, and check that no patient is in two splits.
 
     `times`: patient and study -> when it was made, of **all** studies that the data know, those without an image or a
-    report too, so that a follow-up never becomes the first. Raises `UserError` where there are no studies; `nothing` then says
-    where they were looked for.
+    report too, so that a follow-up never becomes the first. Raises `UserError` where there are no studies; `nothing`
+    then says where they were looked for.
     """
     if not studies:
         raise UserError(f"{nothing} (left out: {tally.reasons()}).")
@@ -153,8 +154,8 @@ def finish(
 
 
 def folders_below(root: Path, depth: int, skip: str = r"p\d+|s\d+|patient\d+|study\d+|\..*") -> Iterator[Path]:
-    """`root` and the folders in it down to `depth`, nearest first; those named like `skip` (patients and studies, of which
-    there are hundreds of thousands) are not entered."""
+    """`root` and the folders in it down to `depth`, nearest first; those named like `skip` (patients and studies, of
+    which there are hundreds of thousands) are not entered."""
     level = [root]
     for _ in range(depth + 1):
         yield from level
@@ -167,7 +168,8 @@ def folders_below(root: Path, depth: int, skip: str = r"p\d+|s\d+|patient\d+|stu
 
 
 def files_below(root: Path, wanted: Callable[[str], bool], skip: str = r"\..*") -> Iterator[Path]:
-    """All files in `root`, at any depth and in order of their names, whose name is `wanted`; folders like `skip` are not entered."""
+    """All files in `root`, at any depth and in order of their names, whose name is `wanted`; folders like `skip` are
+    not entered."""
     for folder, inner, names in os.walk(root):
         inner[:] = sorted(name for name in inner if not re.fullmatch(skip, name))
         yield from (Path(folder, name) for name in sorted(names) if wanted(name))
@@ -186,8 +188,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 class FilesByName:
     """Finds files of a data set by the name that its tables give, wherever below the root they lie.
 
-    The tables' own place is tried first, then every suffix of images, then a file of that name (and in the folders that the name
-    says) anywhere below the root, whose folders are listed once, when a name is first missed.
+    The tables' own place is tried first, then every suffix of images, then a file of that name (and in the folders that
+    the name says) anywhere below the root, whose folders are listed once, when a name is first missed.
     """
 
     SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".dcm")
