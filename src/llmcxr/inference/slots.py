@@ -79,14 +79,15 @@ class SlotCache(Cache):
     def admit(self, read: DynamicCache, sources: Tensor, lengths: Tensor, most: int) -> None:
         """Add rows: new row i is row `sources[i]` of what was `read`, of `lengths[i]` tokens. `most` rows will be needed."""
         first, new = len(self), len(sources)
-        T = read.layers[0].keys.shape[2]
+        layers: list[Any] = read.layers  # each with keys and values [n, G, T, D]
+        T = layers[0].keys.shape[2]
         if not self.keys:
-            for layer in read.layers:
+            for layer in layers:
                 for tensors, like in ((self.keys, layer.keys), (self.values, layer.values)):
                     tensors.append(like.new_zeros(0, like.shape[1], 0, like.shape[3]))
         rows = max(first + new, min(most, 2 * (first + new)))
         self._reserve(rows, -(-(T + 1) // _BLOCK) * _BLOCK)
-        for i, layer in enumerate(read.layers):
+        for i, layer in enumerate(layers):
             self.keys[i][first : first + new, :, :T] = layer.keys[sources]
             self.values[i][first : first + new, :, :T] = layer.values[sources]
         self.lengths = torch.cat([self.lengths, lengths.to(self.lengths)])

@@ -153,15 +153,18 @@ class TransformersBackend(Backend):
         for number, request in waiting:
             rows = [place[row + k] for k in range(1 if request.negative is None else 2)]
             row += len(rows)
-            prompt = hashlib.sha256(np.array(request.prompt, dtype=np.int64).tobytes()).hexdigest()
-            opened.append(_Open(number, request, rows, stream(request.sampling.seed, "response", prompt)))
+            digest = hashlib.sha256(np.array(request.prompt, dtype=np.int64).tobytes()).hexdigest()
+            opened.append(_Open(number, request, rows, stream(request.sampling.seed, "response", digest)))
         return opened, torch.cat(states)
 
     def _mask(self, seen: Tensor | None, places: Tensor, positions: int) -> Any:
         """What each row sees, as the model wants to be told: of layers with a sliding window, what is within it."""
         config = self.model.config.get_text_config()
-        window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or ())
-        slides = window is not None and positions > window and kinds != {"full_attention"}
+        window, kinds = (
+            getattr(config, "sliding_window", None) or positions,
+            set(getattr(config, "layer_types", None) or ()),
+        )
+        slides = positions > window and kinds != {"full_attention"}
         if seen is None and not slides:
             return None
         if seen is None:
@@ -226,7 +229,7 @@ class TransformersBackend(Backend):
         hidden = torch.zeros(0, 0)
         while waiting or opened:
             if waiting and len(cache) <= ROWS * 3 // 4:  # a few at once, since reading one by one is slow
-                taken = []
+                taken = list[tuple[int, Request]]()
                 while waiting and len(cache) + 2 * len(taken) + 2 <= ROWS:
                     taken.append(waiting.popleft())
                 new, states = self._open(taken, cache)
