@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.devices import autocast, pick_device, place_network
 from llmcxr.foundation.randomness import stream
-from llmcxr.image_tokens.architecture import ArchitectureSettings
 from llmcxr.image_tokens.classifier import batch_of
+from llmcxr.image_tokens.settings import ArchitectureSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import codebook_use, trainable_quantizer, training_pass
 from llmcxr.studies.radiographs import from_uint8

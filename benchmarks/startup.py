@@ -18,6 +18,7 @@ IMPORTS = {
     "import torch, transformers' causal LMs": "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer, "
     "DynamicCache, PreTrainedModel",
     "import llmcxr": "import llmcxr",
+    "llmcxr settings": "from llmcxr.cli import main; main(['settings'])",
     "from llmcxr import LlmCxr": "from llmcxr import LlmCxr",
 }
 _OWN = {

@@ -16,8 +16,8 @@ from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import load_settings
 from llmcxr.model.folder import load_info
-from llmcxr.model.packed import check_sums, write_sums
 from llmcxr.model.patients import patient_hash, write_patients
+from llmcxr.model.sums import check_sums, write_sums
 from llmcxr.recipe import Recipe
 
 

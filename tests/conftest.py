@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import io
+import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -262,3 +265,21 @@ def smollm_tokenizer():
 def toy_vocabulary() -> ImageVocabulary:
     """The toy tokenizer with 16 image tokens."""
     return ImageVocabulary.grow(build_tokenizer(), 16)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A folder in which no file can grow beyond 100 kB: a disk of that size, or the system's limit where none can be
+    mounted."""
+    resource = pytest.importorskip("resource", reason="neither small disks nor limits on files here")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(folder)]
+    if shutil.which("mount") and subprocess.run(mount, capture_output=True, check=False).returncode == 0:
+        yield folder
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        return
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield folder
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

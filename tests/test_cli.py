@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import os
 import subprocess
 import sys
 
 import pytest
 
-from llmcxr.cli import main
+import llmcxr
+from llmcxr import commands
+from llmcxr.cli import CLOSED_PIPE, main
 
 
 def fails(capsys, *arguments: str) -> str:
@@ -41,6 +45,20 @@ def test_overrides_stages_and_files(tmp_path, capsys):
     assert "device" in fails(capsys, "run", str(path), "device=gpu")
 
 
+def test_a_wrong_llm_is_said_before_the_first_stage(tmp_path, capsys):
+    """With whatever else is missing, all at once."""
+    path = tmp_path / "r.yaml"
+    (tmp_path / "empty").mkdir()
+    path.write_text(f"runs: {tmp_path / 'runs'}\n")
+    for llm in (tmp_path / "empty", "chest-ct", tmp_path / "none"):
+        message = fails(capsys, "run", str(path), f"llm={llm}", "image_tokenizer.pretrained=no/tokenizer")
+        assert str(llm) in message and "no/tokenizer does not exist" in message
+        assert not list(tmp_path.glob("runs/*/manifest.parquet"))
+    large = "image_tokenizer.architecture={image_size: 2048, channels: [32, 32, 32, 32, 32]}"
+    message = fails(capsys, "run", str(path), large, "tuning={max_tokens: 20000, tokens_per_batch: 20000}")
+    assert "reads 8,192 tokens at most, of which an image alone takes 16,384" in message
+
+
 @pytest.mark.parametrize(
     "command", [["report", "x.png"], ["ask", "x.png", "Is there?"], ["findings", "x.png"], ["draw", "a"], ["chat", "a"]]
 )
@@ -58,9 +76,95 @@ def test_wrong_words_are_argparse_errors(capsys):
         ["findings", "x.png", option, "1"] for option in ("--temperature", "--top-p", "--seed", "--max-new-tokens")
     ]
     for arguments in ([], ["nothing"], ["run"], ["run", "r.yaml", "--nothing"], *unused):
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        assert caught.value.code == 2
+        assert refused(arguments) == 2
+
+
+def refused(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("number", ["abc", "0", "-1", "1.5", "\u00b2", "9" * 30, ""])
+def test_a_wrong_number_is_said_in_words(number, capsys):
+    for arguments in (["report", "x.png", "--candidates"], ["preview", "--size"], ["plan", "r.yaml", "--devices"]):
+        assert refused([*arguments[:-1], f"{arguments[-1]}={number}"]) == 2
+        assert f"{number!r} should be a whole number, at least 1" in capsys.readouterr().err
+    for rate in ("abc", "nan", "inf", "0", "-1"):
+        assert refused(["report", "x.png", f"--guidance={rate}"]) == 2
+        assert f"{rate!r} should be a number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a", "a.png.gz", ".png", "/dev/null"])
+def test_a_drawing_is_a_png_or_nothing(name, capsys):
+    assert refused(["draw", "Effusion.", "-o", name]) == 2
+    assert f"{name!r} should end in .png" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    assert refused(["--version"]) == 0
+    assert capsys.readouterr().out == f"llmcxr {llmcxr.__version__}\n"
+
+
+@pytest.mark.parametrize("text", ["", "  ", "caf\udce9"])
+def test_texts_are_checked_before_a_model_is_loaded(text, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "_load", lambda arguments: pytest.fail("the model was loaded"))
+    for arguments in (["ask", "x.png", text], ["draw", text], ["chat", text]):
+        assert "is empty" in (said := fails(capsys, *arguments)) or "not UTF-8" in said
+
+
+def shell(line: str, **options) -> subprocess.CompletedProcess[str]:
+    """A line of bash in which `llmcxr` is ours."""
+    script = f'set -o pipefail; llmcxr() {{ "{sys.executable}" -m llmcxr "$@"; }}; {line}'
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=120, **options)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_and_a_full_disk_are_no_traceback(unbuffered):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = shell("llmcxr recipes | true", env=environment)
+    assert (done.returncode, done.stderr) in ((CLOSED_PIPE, ""), (0, ""))  # `true` may end after all was written
+    done = shell("llmcxr recipes | { sleep 2; exec 0<&-; sleep 1; }", env=environment)
+    assert done.stderr == ""
+    done = shell("llmcxr recipes >&-", env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    if os.path.exists("/dev/full"):
+        done = shell("llmcxr recipes > /dev/full", env=environment)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        assert "what is printed cannot be written: [Errno 28]" in done.stderr
+
+
+class Echo:
+    """Instead of a model: says what it was told last, and how much was said before."""
+
+    def chat(self, messages, sampling):
+        return f"{messages[-1]['content']} ({len(messages)})"
+
+
+@pytest.fixture
+def echo(monkeypatch):
+    monkeypatch.setattr(commands, "_load", lambda arguments: Echo())
+
+
+def test_piped_chat_prints_answers_only(echo, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\nAgain\n\nnever said\n"))
+    assert main(["chat"]) == 0
+    assert capsys.readouterr() == ("Hello (1)\nAgain (3)\n", "")
+
+
+def test_chat_without_an_input(echo, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)  # what Python makes of a closed one
+    assert main(["chat"]) == 0 and main(["chat", "Hello"]) == 0
+    assert capsys.readouterr() == ("Hello (1)\n", "")
+
+
+def test_chat_of_what_is_not_utf8(echo, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    assert "what comes in is not UTF-8" in fails(capsys, "chat")
+
+
+def test_a_file_name_that_is_not_utf8_can_be_printed(capsys):
+    assert "caf\\udce9.yaml is neither a file nor" in fails(capsys, "run", "caf\udce9.yaml")
 
 
 def test_settings_lists_every_key(capsys):
@@ -72,6 +176,7 @@ def test_settings_lists_every_key(capsys):
     assert main(["settings", "judge"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines and all("judge" in line for line in lines[::2])
+    assert "no setting's key contains 'zzzz'" in fails(capsys, "settings", "zzzz")
 
 
 def test_help_is_quick_and_names_every_command():

@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from llmcxr.studies.views import VIEWS
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "llmcxr"
 FILES = {p.relative_to(SOURCE).as_posix() for p in SOURCE.rglob("*.py") if not p.name.startswith("__")}
@@ -40,3 +42,9 @@ def test_the_packages_in_the_architecture():
                     named[f"{folder}{name}.py"] += 1
         named.update(name for name in names if name.endswith(".py"))
     assert named == Counter(FILES)
+
+
+def test_the_views_in_the_data_page():
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").split("### Views")[1].split("\n## ")[0]
+    shown = dict(re.findall(r"^\| `([A-Z]+)` \| (.+) \|$", text, re.MULTILINE))
+    assert shown == {name: ", ".join(spellings) for name, spellings in VIEWS.items()}

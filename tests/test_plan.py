@@ -416,3 +416,8 @@ def test_planning_leaves_nothing(recipe_path, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     plan(load_settings(Recipe, recipe_path))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_run_that_it_starts_from_need_not_be_there(recipe_path):
+    started = plan(load_settings(Recipe, recipe_path, ["start=runs/not-yet"]))
+    assert started.stages == plan(load_settings(Recipe, recipe_path)).stages

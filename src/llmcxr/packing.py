@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from llmcxr.evaluation.model_card import model_card
 from llmcxr.foundation.artifacts import read_json
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.yaml_text import read_yaml
 from llmcxr.model.folder import load_info
 from llmcxr.model.packed import pack
 from llmcxr.pipeline import Run
@@ -31,11 +30,11 @@ def rows_before(start: str | None) -> list[tuple[str, str]]:
     """(what, how) of the training before this run: that of the run, or a word on the packed model, that it starts from."""
     if start is None:
         return []
-    path = Path(start).expanduser() / "recipe.yaml"
+    path = Path(start) / "recipe.yaml"
     name = Path(start).name
     if not path.exists():
         return [("start", f"trains on from the packed model {name}")]
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe = read_yaml(path)
     tokenizer, tuning = recipe["image_tokenizer"], recipe["tuning"]
     tuned = _tuned_rows(path.parent, [stage["name"] for stage in tuning["stages"]], tuning["lora_rank"])
     rows = [("image tokenizer", f"{tokenizer['steps']:,} steps of {tokenizer['batch_size']} images"), *tuned]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from llmcxr.foundation.workflow import Stage, Workflow
 from llmcxr.recipe import Recipe
 from llmcxr.stages import data, evaluation, image_tokens, tuning
@@ -44,3 +46,22 @@ class Run:
     def run(self, only: str | None = None) -> None:
         """Run all stages, or the named one (the stages before it must be done)."""
         self.workflow.run(only, before=self.context.write_recipe)
+
+    def rescore(self) -> None:
+        """Scores and page anew from the predictions that are there, without the model."""
+        with self.workflow.alone():
+            self.context.processes.on_main(self._rescore)
+
+    def inspect(self) -> Path:
+        """Where the data page lies, made anew from what the `studies` stage has written."""
+        with self.workflow.alone():
+            self.context.processes.on_main(self._inspect)
+        return self.context.folder / data.PAGE
+
+    def _inspect(self) -> None:
+        data.write_page(self.context)
+        self.workflow.wrote("studies")
+
+    def _rescore(self) -> None:
+        evaluation.rescore(self.context)
+        self.workflow.wrote("evaluation")

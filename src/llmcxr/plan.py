@@ -32,6 +32,7 @@ from llmcxr.instructions.templates import Template, build_template
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.sources.base import Source
+from llmcxr.sources.registry import read_studies
 from llmcxr.stages.context import Context
 from llmcxr.stages.tuning import task_items
 from llmcxr.studies.findings import Finding
@@ -141,7 +142,7 @@ def find_data(context: Context, done: bool, options: PlanOptions, notes: list[st
             notes.append(f"Reports are not on disk: assumed {words[0]} words of findings and {words[1]} of impression.")
         context.studies = _assumed_studies(source, words)
     elif not done:
-        context.studies = list(source.studies(context.folder, context.image_size))
+        context.studies = read_studies(source, context.recipe.source, context.folder, context.image_size).studies
     studies, grid = context.studies, context.recipe.image_tokenizer.architecture.grid
     context.codes = dict.fromkeys((s.image_id for s in studies), np.zeros(grid**2, dtype=np.uint16))
     context.questions = questions_of([s for s in studies if s.split == "train"], context.recipe.seed)
@@ -293,8 +294,9 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     size, cost = size_of(meta, quantised=tuning.method == "qlora"), cost_of(meta, config, tuning)
     template = build_template(tuning.template, vocabulary.tokenizer, tuning.system_prompt)
 
+    recipe = dataclasses.replace(recipe, start=None)  # what it starts from need not be there: the work is the same
     language, run = tuning.language.instructions, Run(recipe)
-    if missing := language is not None and not language.expanduser().is_file():
+    if missing := language is not None and not language.is_file():
         notes.append(f"{language} is not there: language is taken as long as in the shipped instructions.")
         shipped = dataclasses.replace(tuning.language, instructions=None)
         run = Run(dataclasses.replace(recipe, tuning=dataclasses.replace(tuning, language=shipped)))

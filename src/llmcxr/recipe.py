@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmcxr.evaluation.settings import EvaluationSettings
-from llmcxr.foundation.devices import Precision
-from llmcxr.foundation.settings import setting
-from llmcxr.image_tokens.classifier import ClinicalFeatureSettings
-from llmcxr.image_tokens.training import ImageTokenizerSettings
+from llmcxr.foundation.settings import NameOrPath, Precision, Seed, Settings, setting
+from llmcxr.foundation.workflow import RESERVED
+from llmcxr.image_tokens.settings import ClinicalFeatureSettings, ImageTokenizerSettings
 from llmcxr.labelling.registry import LabellerName
 from llmcxr.sources.registry import SourceSettings
+from llmcxr.studies.prior_references import PriorReferences
 from llmcxr.tuning.settings import TuningSettings
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """All settings of a run."""
 
     name: str = setting("run", "folder of the run inside `runs`")
     about: str = setting("", "one line for people")
     runs: Path = setting(Path("runs"), "folder of all runs")
-    seed: int = setting(0, "of everything that is drawn by chance: order, wording, starts of weights, samples")
+    seed: Seed = setting(0, "of everything that is drawn by chance: order, wording, starts of weights, samples")
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, ...")
     precision: Precision = setting(
         "auto", "of matrix products: float32, bfloat16, or auto (whichever is measured to be faster here)"
     )
-    llm: str = setting("smollm2-135m-instruct", "base LLM: an asset, a local folder, or a Hugging Face id")
-    model: str | None = setting(
+    llm: NameOrPath = setting("smollm2-135m-instruct", "base LLM: an asset, a local folder, or a Hugging Face id")
+    model: NameOrPath | None = setting(
         None,
         "measure a finished model (a shipped one by name, or a folder) instead of training one: only `source` and `evaluation` "
         "count then",
     )
-    start: str | None = setting(
+    start: NameOrPath | None = setting(
         None,
         "train on from a finished run (its folder) or a packed model (a shipped one by name, or its folder): from its clinical "
         "network, image tokenizer and adapters, instead of from nothing",
@@ -43,7 +44,16 @@ class Recipe:
         "measure, or train on from, a model also where it was trained on patients of the validation or test split",
     )
     source: SourceSettings = setting(SourceSettings(), "data")
-    labeller: LabellerName = setting("rules", "what reads findings from text: hand-written rules, or none")
+    labeller: LabellerName = setting(
+        "rules",
+        "what reads findings from text: rules (17 findings), the same rules for CheXpert's 14 observations (chexpert), CheXbert's "
+        "own network (chexbert), or none",
+    )
+    chexbert: Path | None = setting(None, "folder with chexbert.pth and vocab.txt, for labeller: chexbert")
+    prior_references: PriorReferences = setting(
+        "keep",
+        "sentences of reports that refer to earlier studies, which no reader of one image knows: keep or drop them",
+    )
     clinical_features: ClinicalFeatureSettings = setting(
         ClinicalFeatureSettings(), "network of the clinical feature loss"
     )
@@ -54,8 +64,12 @@ class Recipe:
     def faults(self) -> list[str]:
         """Impossible combinations across components."""
         faults = []
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            faults.append(f"name: {self.name!r} should be a plain folder name")
+        if not re.fullmatch(r"\w[\w.-]{0,99}", self.name):
+            faults.append(
+                f"name: {self.name!r} should be the name of a folder: letters, digits, '-', '_' and '.' inside"
+            )
+        if self.labeller == "chexbert" and self.chexbert is None:
+            faults.append("chexbert: `labeller: chexbert` needs the folder that holds chexbert.pth and vocab.txt")
         if self.start is not None and self.model is not None:
             faults.append("start: nothing is trained where `model` is given; set one of the two")
         if self.start is not None and self.tuning.method != "lora":
@@ -76,9 +90,13 @@ class Recipe:
             "judge",
             "evaluation",
         )
-        faults += [
-            f"tuning.stages: {s.name!r} is the name of another stage" for s in self.tuning.stages if s.name in taken
-        ]
+        for i, name in enumerate(names := [s.name for s in self.tuning.stages]):  # each is a folder that is removed
+            if not re.fullmatch(r"\w[\w-]{0,99}", name):
+                faults.append(f"tuning.stages[{i}].name: {name!r} should be letters, digits, '-' and '_'")
+            elif name.casefold() in (*taken, *RESERVED):
+                faults.append(f"tuning.stages[{i}].name: {name!r} is the name of something else in the run's folder")
+            elif name.casefold() in [n.casefold() for n in names[:i]] and name not in names[:i]:
+                faults.append(f"tuning.stages[{i}].name: {name!r} is on some disks the same as another stage's")
         longest = self.image_tokenizer.architecture.grid**2
         if longest >= self.tuning.max_tokens:
             faults.append(

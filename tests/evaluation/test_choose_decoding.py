@@ -37,7 +37,9 @@ class Guided(ToyModel):
 
     def __init__(self, cases, **changes):
         super().__init__(cases)
-        info = ModelInfo("llm", 16, 2, 192, "", "chat", None, ("nodule",), "impression", "0", findings_first=True)
+        info = ModelInfo(
+            "llm", 16, 2, 192, "", "chat", None, ("nodule",), "impression", "0", ("cxr_to_report", "report_to_cxr")
+        )
         clinical = SimpleNamespace(clinical=object())
         self.model = Held(Asked(dataclasses.replace(info, **changes)), clinical)
         self.ways = 0
@@ -74,7 +76,7 @@ def test_the_best_is_said_and_nothing_is_tried_twice(tmp_path):
 def test_where_there_is_nothing_to_choose(tmp_path):
     cases = make_cases([1] * 6 + [0] * 6)
     with pytest.raises(UserError, match="in one way only"):
-        choose_decoding(tmp_path / "d.json", cases, Guided(cases, findings_first=False), 4)
+        choose_decoding(tmp_path / "d.json", cases, Guided(cases, findings_first=()), 4)
     unread = make_cases([1] * 6 + [0] * 6, name="ARDS")
     with pytest.raises(UserError, match="knows none of the findings"):
         choose_decoding(tmp_path / "d.json", unread, Guided(unread), 4)

@@ -57,3 +57,13 @@ def test_faults_name_the_file(tmp_path):
     pd.DataFrame({"task": ["report"]}).to_parquet(tmp_path / "short.parquet")
     with pytest.raises(UserError, match="lacks the columns.*image_id"):
         read_predictions(tmp_path / "short.parquet")
+
+
+def test_a_full_disk_keeps_the_groups_before(small_disk):
+    journal = Journal(small_disk / "predictions", 0)
+    short, long = (Prediction("report", "a", "p", "", "", "", "x" * n) for n in (10, 200_000))
+    journal.append("report/0", [short])
+    with pytest.raises(UserError, match=r"cannot write .*0\.jsonl: (No space left|File too large).*run again"):
+        journal.append("report/1", [long])
+    journal.mend()
+    assert list(journal.read()) == ["report/0"]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import pytest
 from toy_model import ToyModel, make_cases
 
-from llmcxr.evaluation.page.content import cards, shown_findings
-from llmcxr.evaluation.page.page import PageContent, write_page
 from llmcxr.evaluation.scoring import MEASUREMENTS, SCORES, next_steps, score_table, shortfalls, summarise
+from llmcxr.metrics.scores import micro_macro_f1
+from llmcxr.pages.content import cards, shown_findings
+from llmcxr.pages.results import PageContent, write_page
 from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.study import Study
 from llmcxr.tasks.cxr_vqa import MEASUREMENT as VQA
@@ -50,7 +52,12 @@ def test_a_model_that_reads_what_is_there():
     routes = {"original": 1.0, "reconstruction": 1.0, "drawn": 1.0, "reading": 1.0}
     assert summary["findings"] == [{"name": "nodule", "positives": 12} | routes]
     assert {score.key.partition(".")[0] for score in SCORES} <= set(summary)
-    assert summary["protocol"] == {"test_images": 24, "left_out": {}, "unknown_labels": "left_out"}
+    assert summary["protocol"] == {
+        "test_images": 24,
+        "left_out": {},
+        "unknown_labels": "left_out",
+        "uncertain_labels": "left_out",
+    }
 
 
 def test_drawings_are_held_to_their_patient_and_to_what_was_asked():
@@ -98,6 +105,19 @@ def test_labels_that_are_not_given_take_no_part():
     assert summarise(predictions, negative)["report"]["micro_f1"] == pytest.approx(12 / 24)  # FP 12
     uncertain = make_cases([1, 0, -1], unknown_labels="negative")
     assert np.isnan(uncertain.labels(uncertain.test)[2]).all()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "label", "stated", "f1"),
+    [("left_out", np.nan, False, 2 / 3), ("positive", 1, True, 1.0), ("negative", 0, False, 2 / 3)],
+)
+def test_uncertain_labels_count_by_the_named_protocol(protocol, label, stated, f1):
+    """Of three nodules one is doubted by its label, another by the report that the model writes."""
+    cases = make_cases([1, 1, 0, -1], uncertain_labels=protocol)
+    np.testing.assert_array_equal(cases.labels(cases.test)[:, 0], [1, 1, 0, label])
+    assert cases.stated(["Possible nodule.", "A nodule.", "No nodule."])[:, 0].tolist() == [stated, True, False]
+    written = cases.stated(["Possible nodule.", "A nodule.", "No nodule.", "Possible nodule."])
+    assert micro_macro_f1(cases.labels(cases.test), written).micro == pytest.approx(f1)
 
 
 def test_findings_that_the_labeller_does_not_know_are_left_out():
@@ -239,9 +259,18 @@ def test_next_steps_fit_the_data():
     }
     steps = next_steps(summary, ("COVID-19, ARDS", "TB"), "a.png", "runs/x", "llmcxr")
     assert steps[0] == "llmcxr report a.png --model runs/x"
-    assert 'draw "There is TB."' in steps[1] and '"Is there TB?"' in steps[2]
+    assert "draw 'There is TB.'" in steps[1] and "'Is there TB?'" in steps[2]
     assert not any("cardiomegaly" in step for step in steps)
     assert next_steps({}, (), "a.png", "runs/x", "llmcxr") == []
+
+
+def test_next_steps_can_be_pasted_into_a_shell():
+    image, model, command = "my images/it's $1.png", "runs/a run; date", "./my venv/bin/llmcxr"
+    summary = {"report": {"n": 3}}
+    for line in next_steps(summary, ("Crohn's disease",), image, model, command):
+        words = shlex.split(line)
+        assert words[0] == command and words[words.index("--model") + 1] == model
+        assert image in words or words[1] == "draw"
 
 
 # --- what is shown

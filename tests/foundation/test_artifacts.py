@@ -5,14 +5,32 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+from conftest import build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AddedToken
 
 from llmcxr.foundation import artifacts
-from llmcxr.foundation.artifacts import atomic_path, content_fingerprint, fingerprint, read_json, write_json
+from llmcxr.foundation.artifacts import (
+    atomic_path,
+    check_output,
+    content_fingerprint,
+    fingerprint,
+    read_json,
+    remove_leftovers,
+    write_json,
+    writing,
+)
 from llmcxr.foundation.errors import UserError
 
 
@@ -45,15 +63,100 @@ def test_any_failure_leaves_the_old_content_and_passes_through(tmp_path, error):
     assert (tmp_path / "a.txt").read_text() == "old" and names(tmp_path) == ["a.txt"]
 
 
-def test_a_full_disk_is_one_clear_error(tmp_path):
-    (tmp_path / "a.txt").write_text("old")
+BIG = np.zeros(50_000)
+SAVED = {
+    "bytes": lambda path: path.write_bytes(BIG.tobytes()),
+    "safetensors": lambda path: save_file({"x": torch.zeros(50_000)}, path),
+    "parquet": lambda path: pd.DataFrame({"x": np.random.default_rng(0).uniform(size=50_000)}).to_parquet(path),
+    "tokenizer": lambda path: build_tokenizer(*[AddedToken(f"<{k:050d}>") for k in range(1500)]).save_pretrained(path),
+    "copy": lambda path: shutil.copytree(path.parents[2] / "source", path),
+    "image": lambda path: Image.effect_noise((500, 500), 99).save(path, format="PNG"),
+}
+
+
+@pytest.mark.parametrize("how", SAVED)
+def test_a_full_disk_is_one_clear_error(how, small_disk):
+    """Of each library that writes: some tell of it in words of their own."""
+    (small_disk.parent / "source").mkdir()
+    if how == "copy":
+        with open(small_disk.parent / "source" / "a", "wb") as file:
+            file.truncate(90_000)
+        (small_disk / "other").write_bytes(bytes(60_000))
+        if shutil.disk_usage(small_disk).total > 200_000:
+            pytest.skip("needs a small disk: no single file is too large")
+    (small_disk / "a").write_text("old")
+    before = names(small_disk)
+    said = r"cannot write .*/a: (No space left on device|File too large) \(.* were written, .* are free\)\. Free disk space"
+    with pytest.raises(UserError, match=said), atomic_path(small_disk / "a") as temporary:
+        SAVED[how](temporary)
+    assert (small_disk / "a").read_text() == "old" and names(small_disk) == before
+
+
+def test_what_is_written_in_place_says_so_too(small_disk):
     with (
-        pytest.raises(UserError, match=r"cannot write .*a\.txt: .*No space left.*Free disk space"),
-        atomic_path(tmp_path / "a.txt") as temporary,
+        pytest.raises(UserError, match=r"cannot write .*log: (No space left|File too large)"),
+        writing(small_disk / "log"),
+        open(small_disk / "log", "wb") as file,
     ):
-        temporary.write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert (tmp_path / "a.txt").read_text() == "old" and names(tmp_path) == ["a.txt"]
+        file.write(bytes(200_000))
+    with pytest.raises(ValueError, match="a bug"), writing(small_disk / "log"):
+        raise ValueError("a bug")
+
+
+def test_outputs_go_through_links_and_keep_permissions(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a").write_text("old")
+    (tmp_path / "far" / "a").chmod(0o640)
+    for name in ("a", "b"):  # b is not there yet
+        (tmp_path / name).symlink_to(tmp_path / "far" / name)
+        check_output(tmp_path / name)
+        with atomic_path(tmp_path / name) as temporary:
+            temporary.write_text("new")
+        assert (tmp_path / name).is_symlink() and (tmp_path / "far" / name).read_text() == "new"
+    assert (tmp_path / "far" / "a").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_nothing_but_a_file_that_may_be_written_is_replaced(tmp_path):
+    """Also by root, whom the system lets do it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "locked").write_text("mine")
+    (tmp_path / "locked").chmod(0o444)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "round").symlink_to("round")
+    reasons = {"pipe": "device, a pipe", "link": "device, a pipe", "locked": "read-only", "round": "symbolic links"}
+    for path, why in {**{tmp_path / k: v for k, v in reasons.items()}, Path("/dev/null"): "device, a pipe"}.items():
+        before = os.lstat(path)
+        for write in (check_output, lambda p: atomic_path(p).__enter__()):
+            with pytest.raises(UserError, match=f"cannot write {path}: .*{why}"):
+                write(path)
+        assert os.lstat(path) == before
+    with pytest.raises(UserError, match="is a folder"):
+        check_output(tmp_path / "folder")
+    with pytest.raises(UserError, match="is a file, where a folder"):
+        check_output(tmp_path / "locked" / ".." / "locked", folder=True)
+    with pytest.raises(UserError, match="locked is no folder"):
+        check_output(tmp_path / "locked" / "a" / "b")
+    check_output(tmp_path / "new" / "deep" / "a.png")
+    check_output(tmp_path / "folder", folder=True)
+    assert names(tmp_path) == ["folder", "link", "locked", "pipe", "round"], "nothing is made"
+
+
+def test_leftovers_of_kills_go_and_nothing_else(tmp_path):
+    script = (
+        "import os, signal, sys; from pathlib import Path; from llmcxr.foundation.artifacts import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1])) as t:\n    t.mkdir(); (t / 'x').touch(); os.kill(os.getpid(), "
+        "signal.SIGKILL)\n"
+    )
+    for name in ("pixels.npy", "deep/model"):
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / name)], check=False)
+    for name in (".git.settings", ".a.partial", "a.abcdefgh.partial"):
+        (tmp_path / name).mkdir()
+    assert len(list(tmp_path.rglob("x"))) == 2
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".a.partial", ".git.settings", "a.abcdefgh.partial", "deep"]
+    assert names(tmp_path / "deep") == []
 
 
 def test_a_folder_that_cannot_be_replaced_is_kept(tmp_path, monkeypatch):

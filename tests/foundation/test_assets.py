@@ -40,7 +40,7 @@ def index(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("LLMCXR_CACHE", str(tmp_path / "cache"))
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in CONTENT.items()}
-    monkeypatch.setitem(ASSETS, "tiny", Asset("tinydata", "1.0", hashes, "none", "test"))
+    monkeypatch.setitem(ASSETS, "tiny", Asset("tinydata", "1.0", 1, hashes, "none", "test"))
     return folder
 
 
@@ -115,3 +115,12 @@ def test_pins_are_complete():
     for asset in assets.ASSETS.values():
         assert asset.version and asset.license and asset.files
         assert all(len(digest) == 64 for digest in asset.files.values())
+
+
+def test_home_in_the_name_of_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LLMCXR_CACHE", "~/cache")
+    assert assets.cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("LLMCXR_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/xdg")
+    assert assets.cache_folder() == tmp_path / "xdg" / "llmcxr"

@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from toy_stage import SETTINGS, STAGE, WINDOW, full, run_stage, stage, together
 
+from llmcxr.foundation.checkpoints import load_checkpoint
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.processes import Processes
+from llmcxr.foundation.stopping import exit_code
 from llmcxr.recipes import FOLDER
 from llmcxr.tuning import feed, trainer
 from llmcxr.tuning.settings import LanguageSettings
@@ -130,6 +132,33 @@ def test_killed_in_two_processes_and_resumed_in_two_or_one(mode, tmp_path):
     check_equal(tmp_path / "one", tmp_path / "two", weight=WEIGHT[mode])
     stage(tmp_path / "again", full()).run()
     check_equal(tmp_path / "one", tmp_path / "again", weight=WEIGHT[mode])
+
+
+def run_stopped(processes: Processes, folder, settings) -> None:
+    """A launcher tells all processes to end, this one of them a step earlier."""
+    real = trainer.Stage.step
+
+    def step(self):
+        if self.at.step == 1 + processes.main:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self)
+
+    trainer.Stage.step = step  # type: ignore[method-assign]
+    toy = stage(folder, settings, processes=processes)
+    toy.save_minutes = 60.0
+    try:
+        toy.run()
+    except KeyboardInterrupt as stop:
+        raise SystemExit(exit_code(stop)) from None
+
+
+def test_stopped_in_two_processes_the_state_is_saved_once_all_have_made_the_step(tmp_path):
+    stage(tmp_path / "one", full()).run()
+    results = together(run_stopped, tmp_path / "two", full(), **FSDP2)
+    assert results == [(128 + signal.SIGTERM, ""), (2, "")]
+    assert load_checkpoint(tmp_path / "two" / "checkpoint.pt")["progress"]["step"] == 3
+    stage(tmp_path / "two", full()).run()
+    check_equal(tmp_path / "one", tmp_path / "two", weight=WEIGHT["fsdp2"])
 
 
 def run_broken(processes: Processes, folder, settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -133,3 +134,117 @@ def test_a_run_that_is_refused_leaves_nothing(kitchen, tmp_path):
     with pytest.raises(UserError, match="no flour"):
         Workflow(kitchen.folder, [stage], Processes("cpu")).run(before=lambda: pytest.fail("comes after the checks"))
     assert not kitchen.folder.exists()
+    kitchen.folder.mkdir()
+    with pytest.raises(UserError, match="no flour"):
+        Workflow(kitchen.folder, [stage], Processes("cpu")).run()
+    assert list(kitchen.folder.iterdir()) == [], "a folder that was empty stays"
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folder_of_something_else_stays_as_it_is(kitchen):
+    (kitchen.folder / "one").mkdir(parents=True)
+    (kitchen.folder / "one" / "thesis.txt").write_text("years of work")
+    for work in (kitchen.cook, lambda: Workflow(kitchen.folder, [], Processes("cpu")).alone().__enter__()):
+        with pytest.raises(
+            UserError, match=r"run is there and is no folder of a run.*Set `runs` and `name` to another"
+        ):
+            work()
+        assert files(kitchen.folder) == {"one/thesis.txt": "years of work"} and kitchen.ran == []
+    assert not (kitchen.folder / ".stages").exists()
+
+
+class Bakery(Kitchen):
+    """Stages that write folders of two files."""
+
+    def stage(self, name: str, *after: str) -> Stage:
+        def run() -> None:
+            self.ran.append(name)
+            (self.folder / name).mkdir(exist_ok=True)
+            for file in ("a", "b"):
+                (self.folder / name / file).write_text(f"{name}{self.settings[name]}")
+                if self.killed:
+                    raise KeyboardInterrupt
+
+        return Stage(name, f"bakes {name}", run, self.settings[name], after, (name,))
+
+
+def test_only_what_a_stage_wrote_is_removed(tmp_path):
+    bakery = Bakery(tmp_path / "run")
+    bakery.cook()
+    (bakery.folder / "two" / ".DS_Store").write_text("litter")
+    bakery.settings["two"] = 22
+    assert bakery.cook() == ["two"] and not (bakery.folder / "two" / ".DS_Store").exists()
+    (bakery.folder / "three" / "notes.txt").write_text("mine")
+    bakery.settings["one"] = 11
+    before = files(bakery.folder)
+    with pytest.raises(UserError, match=r"notes\.txt is in the way of the stage three, which did not write it"):
+        bakery.cook()
+    assert bakery.ran == [] and files(bakery.folder) == before, "found before the first stage begins"
+    (bakery.folder / "three" / "notes.txt").unlink()
+    assert bakery.cook() == ["one", "two", "three"]
+    (bakery.folder / ".stages" / "two.json").unlink()
+    with pytest.raises(UserError, match="two/a is in the way of the stage two"):
+        bakery.cook()
+
+
+def test_what_an_interrupted_stage_wrote_is_removed(tmp_path):
+    bakery = Bakery(tmp_path / "run")
+    bakery.killed = True
+    with pytest.raises(KeyboardInterrupt):
+        bakery.cook()
+    assert (bakery.folder / "one" / "a").exists()
+    bakery.killed, bakery.settings["one"] = False, 11
+    assert bakery.cook() == ["one", "two", "three"] and (bakery.folder / "one" / "a").read_text() == "one11"
+
+
+@pytest.mark.parametrize("path", ["../precious", "{tmp}/precious", "", ".", "..", ".stages", "one/../../precious"])
+def test_a_record_cannot_name_what_lies_elsewhere(path, kitchen, tmp_path):
+    """As of a run that came from somebody else."""
+    kitchen.cook()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    record = kitchen.folder / ".stages" / "two.json"
+    values = json.loads(record.read_text())
+    values["outputs"].append(path.replace("{tmp}", str(tmp_path)))
+    values["files"].append(values["outputs"][-1] + "/thesis.txt")
+    record.write_text(json.dumps(values))
+    kitchen.settings["two"] = 22
+    assert kitchen.cook() == ["two"]
+    assert (tmp_path / "precious" / "thesis.txt").exists() and (kitchen.folder / "one").exists()
+
+
+def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path):
+    bakery = Bakery(tmp_path / "run")
+    bakery.cook()
+    record = bakery.folder / ".stages" / "two.json"
+    record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "files"}))
+    shutil.move(bakery.folder / "two", tmp_path / "elsewhere")
+    (bakery.folder / "two").symlink_to(tmp_path / "elsewhere")
+    bakery.settings["two"] = 22
+    assert bakery.cook() == ["two"]
+    assert not (bakery.folder / "two").is_symlink() and (tmp_path / "elsewhere" / "a").read_text() == "two2"
+
+
+def test_a_run_that_is_refused_changes_no_file(kitchen):
+    kitchen.cook()
+    kitchen.settings["one"] = 11
+    before = files(kitchen.folder)
+    for only, why in (("three", "stage three needs one"), ("four", "no stage is called")):
+        stages = [kitchen.stage("one"), kitchen.stage("three", "one")]
+        with pytest.raises(UserError, match=why):
+            Workflow(kitchen.folder, stages, Processes("cpu")).run(
+                only, before=lambda: pytest.fail("writes the recipe")
+            )
+    assert files(kitchen.folder) == before
+
+
+def test_leftovers_of_kills_are_removed_by_the_next_run(kitchen):
+    kitchen.cook()
+    (kitchen.folder / "images" / ".a.png.abcd1234.partial").mkdir(parents=True)
+    (kitchen.folder / ".pixels.npy.abcd1234.partial").mkdir()
+    (kitchen.folder / ".pixels.npy.abcd1234.partial" / "pixels.npy").write_text("half")
+    kitchen.cook()
+    assert not list(kitchen.folder.rglob("*.partial"))

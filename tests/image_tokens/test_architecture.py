@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmcxr.image_tokens.architecture import CLINICAL_CHANNELS, ArchitectureSettings, ImageEncoder, build_decoder
+from llmcxr.foundation.errors import UserError
+from llmcxr.image_tokens.architecture import CLINICAL_CHANNELS, ImageEncoder, build_decoder
 from llmcxr.image_tokens.losses import build_discriminator
 from llmcxr.image_tokens.mixer import LappedPatches
+from llmcxr.image_tokens.settings import ArchitectureSettings
 
 
 @pytest.mark.parametrize(
@@ -95,9 +97,10 @@ def test_lapped_patches_leave_a_constant_constant():
 
 
 def test_impossible_mixers_are_said():
-    faults = ArchitectureSettings(image_size=32, kind="mixer", patch=12, width=0).faults()
-    assert faults[0] == "patch: 12 should be even and divide image_size (32)"
-    assert faults[1].startswith("width: 0 should be")
+    with pytest.raises(UserError, match=r"patch: 12 should be even and divide image_size \(32\)"):
+        ArchitectureSettings(image_size=32, kind="mixer", patch=12)
+    with pytest.raises(UserError, match="width: 0 should be 1 to"):
+        ArchitectureSettings(image_size=32, kind="mixer", width=0)
 
 
 def test_discriminator_gives_a_logit_a_patch():

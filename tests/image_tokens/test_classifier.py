@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
 from llmcxr.image_tokens import classifier
-from llmcxr.image_tokens.classifier import ClassifierSettings, batch_of, in_batches, train_classifier
+from llmcxr.image_tokens.classifier import batch_of, in_batches, train_classifier
+from llmcxr.image_tokens.settings import ClassifierSettings
 
 CPU = torch.device("cpu")
 

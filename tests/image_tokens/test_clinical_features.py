@@ -10,8 +10,8 @@ import torchxrayvision as xrv
 from safetensors.torch import save_file
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.image_tokens.classifier import ClinicalFeatureSettings
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, DenseNet, published_features
+from llmcxr.image_tokens.settings import ClinicalFeatureSettings
 
 
 class Hostile:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from llmcxr.foundation.assets import SHIPPED_MODELS
 from llmcxr.foundation.errors import UserError
-from llmcxr.image_tokens.architecture import ArchitectureSettings
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.codes import encode_images, read_codes, write_codes
+from llmcxr.image_tokens.settings import ArchitectureSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import codebook_use, reconstruct, trainable_quantizer, training_pass
 

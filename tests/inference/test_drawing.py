@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmcxr.inference.backend import Sampling
-from llmcxr.inference.drawing import draw_tokens, penalised
+from llmcxr.inference.drawing import _nucleus, draw_tokens, penalised
 
 PLAIN = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
 
@@ -66,3 +66,16 @@ def test_the_largest_number_draws_the_last_token_that_can_come():
 def test_what_is_written_becomes_less_likely():
     logits = torch.tensor([2.0, -2.0, 1.0, 0.5])
     assert penalised(logits, [1, 0, 0], 2.0).tolist() == [1.0, -4.0, 1.0, 0.5]
+
+
+def test_the_likeliest_of_many_are_those_of_a_whole_sort():
+    """Also where few tokens do not make up the share."""
+    logits = torch.randn(4, 3000, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [[0.1], [1.0], [4.0], [9.0]]
+    )
+    probabilities = logits.softmax(-1)
+    for top in (0.05, 0.5, 0.9, 0.999):
+        found = _nucleus(probabilities, torch.full((4, 1), top))
+        ordered, order = probabilities.sort(descending=True)
+        inside = (ordered.cumsum(-1) - ordered < top).gather(-1, order.argsort(-1))
+        assert torch.equal(found > 0, inside) and torch.equal(found[inside], probabilities[inside])

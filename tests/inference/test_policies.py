@@ -149,7 +149,7 @@ def test_of_reports_the_one_is_kept_that_states_what_was_named(monkeypatch):
             reports(asker(), codes, sampling, 4)
         _, greedy, free = made
         assert len(greedy) == 3 and len(free) == 9 and [r.text for r in greedy] != [r.text for r in free[:3]]
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="should be 1 to"):
         reports(asker(), codes, LIMIT, 0)
 
 
@@ -168,7 +168,7 @@ def test_of_drawings_the_one_is_kept_that_shows_what_was_stated():
     np.testing.assert_array_equal(drawings(own, codec(), TEXTS, DRAW), best)
     led = drawings(asker(unguided_share=0.1), codec(), TEXTS, dataclasses.replace(DRAW, guidance=3.0), 3)
     assert led.shape == (2, G * G) and not np.array_equal(led, best)
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="should be 1 to"):
         drawings(asker(), codec(), TEXTS, DRAW, 0)
     blind = Blocks()
     blind.clinical = None

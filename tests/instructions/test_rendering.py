@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from llmcxr.instructions.example import InstructionExample, Turn
-from llmcxr.instructions.rendering import fit, render, render_prompt, supervise_all
+from llmcxr.instructions.rendering import encode_free, fit, render, render_prompt, supervise_all
 from llmcxr.instructions.templates import build_template
 from llmcxr.tasks import cxr_to_report, report_to_cxr
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -73,7 +73,7 @@ def test_learned_tokens_and_prompts(turns, name):
     expected = []
     for turn in made:
         text = isinstance(turn.response, str)
-        expected += VOCABULARY.encode_text(turn.response) if text else VOCABULARY.encode_codes(turn.response)
+        expected += encode_free(turn.response, template, VOCABULARY) if text else VOCABULARY.encode_codes(turn.response)
         expected.append(2)
     assert r.ids[r.supervised].tolist() == expected
     # Control tokens stand only where the template put them: one end for each message.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -21,6 +24,8 @@ def run(tmp_path):
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "llmcxr.json").write_text(json.dumps(INFO))
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"tuning": {"stages": [{"name": "a"}, {"name": "b"}]}}))
+    (folder / "b").mkdir()
+    (folder / "b" / "weights.safetensors").write_bytes(b"")
     return folder
 
 
@@ -30,7 +35,10 @@ def hub(monkeypatch):
     asked = []
     folder = []
 
-    def download(name, allow_patterns):
+    def download(name, allow_patterns, dry_run=False):
+        if dry_run:
+            files = Path(folder[0]).glob("*.json")
+            return [SimpleNamespace(file_size=p.stat().st_size, will_download=True) for p in files]
         asked.append(name)
         assert not any(p.endswith((".bin", ".pt", ".pkl", ".py")) or p == "*" for p in allow_patterns)
         return str(folder[0])
@@ -53,11 +61,13 @@ def test_a_packed_model_to_train_on_from():
         assert start.weights.parent == start.folder == SHIPPED_MODELS / "phantom"
 
 
-def test_a_repository_of_the_hub(run, hub, tmp_path, monkeypatch):
+def test_a_repository_of_the_hub(run, hub, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     asked, folder = hub
     folder.append(run / "model")
-    assert find_model("someone/model") == run / "model"
+    with caplog.at_level(logging.INFO, "llmcxr"):
+        assert find_model("someone/model") == run / "model"
+    assert "Fetching someone/model from the Hugging Face hub, once: 0 MB" in caplog.text
     folder[:] = [SHIPPED_MODELS / "phantom"]
     assert find_start("someone/packed").folder == SHIPPED_MODELS / "phantom"
     assert asked == ["someone/model", "someone/packed"]
@@ -79,3 +89,21 @@ def test_offline_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"'someone/model' is no folder here, and could not be fetched.*connect once"):
         find_model("someone/model")
+
+
+def test_a_name_that_the_hub_cannot_have(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("some..one/model", "-a/b", "a/b.git"):
+        with pytest.raises(UserError, match=f"'{name}' is no folder here"):
+            find_model(name)
+
+
+def test_a_run_that_cannot_be_trained_on_from(run):
+    (run / "b" / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"b/weights\.safetensors does not exist. Finish that run first"):
+        find_start(str(run))
+    for text in ("tuning: {stages: []}", "tuning: 3", "[]", ""):
+        (run / "recipe.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"recipe\.yaml names no stage of tuning"):
+            find_start(str(run))

@@ -11,8 +11,9 @@ from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.instructions.questions import LIST_QUESTION, presence_question
 from llmcxr.metrics.scores import mean_auroc
 from llmcxr.model.find import find_model, shipped_models
-from llmcxr.model.packed import check_sums
-from llmcxr.sources.phantom.source import PhantomSettings, PhantomSource
+from llmcxr.model.sums import check_sums
+from llmcxr.sources.phantom.settings import PhantomSettings
+from llmcxr.sources.phantom.source import PhantomSource
 from llmcxr.studies.study import label_matrix
 from llmcxr.tasks import report_to_cxr
 

@@ -55,6 +55,7 @@ def test_format_2_is_still_read(tmp_path):
     new = load_info(SHIPPED_MODELS / "phantom")
     assert new.views == ("PA", "AP") and not new.earliest_only and new.format == 3
     for flag, tasks in ((True, ("cxr_to_report", "report_to_cxr")), (False, ())):
+        values["decoding"] = values["decoding"] if flag else {"drawing_guidance": 2.0}  # the rest needs findings first
         old = {k: v for k, v in values.items() if k not in ("views", "earliest_only")} | {"format": 2}
         (tmp_path / "llmcxr.json").write_text(json.dumps(old | {"findings_first": flag}))
         info = load_info(tmp_path)

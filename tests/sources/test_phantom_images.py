@@ -17,7 +17,8 @@ from llmcxr.sources.phantom.atlas import Atlas, load_atlas
 from llmcxr.sources.phantom.contact_sheet import EXAMPLES
 from llmcxr.sources.phantom.drawing import DRAW
 from llmcxr.sources.phantom.projection import Rendering, render
-from llmcxr.sources.phantom.source import PHANTOM_FINDINGS, PhantomSettings, PhantomSource
+from llmcxr.sources.phantom.settings import PhantomSettings
+from llmcxr.sources.phantom.source import PHANTOM_FINDINGS, PhantomSource
 from llmcxr.studies.findings import Finding
 
 
@@ -201,7 +202,7 @@ def test_corpus_is_marked_resumable_and_the_same_for_any_number_of_workers(tmp_p
     one = source.studies(tmp_path / "one", 32)
     monkeypatch.setattr(source_module, "core_count", lambda: 2)
     two = source.studies(tmp_path / "two", 32)
-    assert one == two and len(one) == source.assumed_images == 22 and sum(source.left_out.values()) > 500
+    assert one == two and len(one) == source.assumed_images == 22 and sum(source.tally.left_out.values()) > 500
     for study in one:
         a, b = (tmp_path / folder / study.image_path for folder in ("one", "two"))
         assert a.read_bytes() == b.read_bytes()

@@ -21,15 +21,8 @@ from llmcxr.sources.phantom.reports import (
     read_reports,
     with_sides,
 )
-from llmcxr.sources.phantom.source import (
-    PHANTOM_FINDINGS,
-    PhantomSettings,
-    UsableReport,
-    mirrored,
-    plan,
-    split_of,
-    usable_reports,
-)
+from llmcxr.sources.phantom.settings import PhantomSettings
+from llmcxr.sources.phantom.source import PHANTOM_FINDINGS, UsableReport, mirrored, plan, split_of, usable_reports
 from llmcxr.studies.findings import Finding
 
 TAGS = [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcxr.studies.findings import Finding, LabelSet, is_finding, normal_form
-from llmcxr.studies.study import Study, known_findings, shown_labels, sided_labels
+from llmcxr.foundation.errors import UserError
+from llmcxr.studies.findings import Finding, LabelSet, is_finding, label_value, normal_form, published_state
+from llmcxr.studies.study import Study, known_findings, label_matrix, shown_labels, sided_labels
 
 
 def test_names_compare_by_their_normal_form():
@@ -31,6 +33,31 @@ def test_normal_form_is_its_own(name):
 def test_the_absence_of_findings_is_none():
     assert not any(map(is_finding, ("No Finding", "no_finding", "NORMAL", "normal ")))
     assert all(map(is_finding, ("Pleural Other", "normal pressure hydrocephalus", "")))
+
+
+@pytest.mark.parametrize(
+    ("cell", "state"),
+    [("1.0", 1), ("0.0", 0), ("-1.0", -1), (" 1 ", 1), (1, 1), (0.0, 0), (-1, -1), (np.float32(1), 1)]
+    + [(blank, None) for blank in ("", "  ", None, float("nan"), "nan", np.nan)],
+)
+def test_cells_of_published_label_files(cell, state):
+    assert published_state(cell) == state
+
+
+@pytest.mark.parametrize("cell", ["2", "0.5", "yes", "inf", "-2.0", "1,0"])
+def test_other_cells_are_refused_by_what_they_hold(cell):
+    with pytest.raises(UserError, match=f"'{cell}' is no label"):
+        published_state(cell)
+
+
+def test_uncertain_counts_as_the_protocol_says():
+    for protocol, value in (("left_out", np.nan), ("positive", 1), ("negative", 0)):
+        np.testing.assert_equal(label_value(-1, protocol), value)
+        assert label_value(1, protocol) == 1 and label_value(0, protocol) == 0 and np.isnan(label_value(None, protocol))
+        expected = [[1, value, np.nan], [0, np.nan, np.nan]]
+        found = label_matrix([study(a=1, b=-1), study(a=0)], ("a", "b", "c"), protocol)
+        np.testing.assert_array_equal(found, expected)
+    assert np.isnan(label_matrix([study(a=-1)], ("a",))).all()
 
 
 def study(**labels: int) -> Study:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.studies import pixel_store
+from llmcxr.studies import image_notes, pixel_store
 from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.study import Study
 
@@ -39,9 +39,9 @@ def store(tmp_path) -> PixelStore:
 def test_rows_are_the_studies_kept(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(pixel_store, "_BLOCK", 5)
     path, studies = tmp_path / "pixels.npy", write_images(tmp_path, 40, broken=(7,))
-    kept, left_out = PixelStore.write(path, studies, tmp_path, S)
+    kept, notes = PixelStore.write(path, studies, tmp_path, S)
     assert [s.image_id for s in kept] == [str(i) for i in range(40) if i != 7]
-    assert left_out == {"unreadable image": 1} and "7.png" in caplog.text
+    assert image_notes.left_out(notes) == {"unreadable image": 1} and "7.png" in caplog.text
     store = PixelStore.open(path)
     assert store.shape == (39, S, S) and store.dtype == np.uint8
     assert [int(image[0, 0]) for image in store] == [int(s.image_id) for s in kept]
@@ -116,21 +116,36 @@ def test_a_file_in_use_is_let_go_before_it_is_replaced(store, tmp_path, monkeypa
     assert rows[:, 0, 0].tolist() == [1, 2] and len(PixelStore.open(tmp_path / "pixels.npy")) == 3
 
 
-@pytest.mark.parametrize("function", ["posix_fallocate", None])
-def test_a_full_disk_is_one_error(tmp_path, monkeypatch, function):
-    studies = write_images(tmp_path / "images", 3)
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    if function:
-        monkeypatch.setattr(os, function, full, raising=False)
-    else:  # where nothing can be reserved, a write fails
+@pytest.mark.parametrize("reserves", [True, False])
+def test_a_full_disk_is_one_error_before_anything_is_read(tmp_path, small_disk, monkeypatch, reserves):
+    studies, read = write_images(tmp_path / "images", 3), []
+    for path in (tmp_path / "images").iterdir():
+        Image.open(path).resize((64, 64)).save(path)
+    monkeypatch.setattr(pixel_store, "read_image", lambda *given: read.append(given) or image_notes.read_image(*given))
+    if not reserves:  # as on Windows: a write fails
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
-        monkeypatch.setattr(pixel_store, "_write_header", full)
-    with pytest.raises(UserError, match=r"(?s)pixels\.npy.*No space left.*run again"):
-        PixelStore.write(tmp_path / "pixels.npy", studies, tmp_path / "images", S)
-    assert os.listdir(tmp_path) == ["images"]
+    size = r"it takes 196\.7 kB" if reserves else "of it were written"
+    with pytest.raises(
+        UserError, match=rf"cannot write .*pixels\.npy: (No space left|File too large).*{size}.*run again"
+    ):
+        PixelStore.write(small_disk / "pixels.npy", studies, tmp_path / "images", 256)
+    assert os.listdir(small_disk) == [] and bool(read) != reserves
+
+
+def test_what_waits_is_not_read_once_reading_is_broken_off(tmp_path, monkeypatch):
+    studies, read = write_images(tmp_path, 200), []
+
+    def slow(study, *given):
+        read.append(study)
+        time.sleep(0.01)
+        if study.image_id == "5":
+            raise KeyboardInterrupt
+        return image_notes.read_image(study, *given)
+
+    monkeypatch.setattr(pixel_store, "read_image", slow)
+    with pytest.raises(KeyboardInterrupt):
+        PixelStore.write(tmp_path / "pixels.npy", studies, tmp_path, S)
+    assert len(read) < 50 and not list(tmp_path.glob("*pixels*"))
 
 
 def test_what_is_no_store_is_named(tmp_path):

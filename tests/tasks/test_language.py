@@ -6,6 +6,9 @@ from importlib.resources import files
 
 import pytest
 
+from llmcxr.foundation.errors import UserError
+from llmcxr.tasks.language import load_instructions
+
 DATA = files("llmcxr.tasks") / "data"
 
 
@@ -73,3 +76,11 @@ def test_nothing_here_is_about_radiographs():
     for name in ("language_prompts.jsonl", "general_text.jsonl"):
         text = (DATA / name).read_text(encoding="utf-8").lower()
         assert not re.search(r"radiograph|x-ray|\bchest\b|\blungs?\b|\bpneumo|pleural", text), name
+
+
+@pytest.mark.parametrize("key", ["instruction", "input", "response"])
+def test_half_a_character_is_said_with_its_line(key, tmp_path):
+    row = {"instruction": "a", "input": "b", "response": "c"}
+    (tmp_path / "i.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row | {key: chr(0xD800)})}\n")
+    with pytest.raises(UserError, match="line 2: .*half a character"):
+        load_instructions(tmp_path / "i.jsonl")

@@ -173,7 +173,7 @@ def test_saved_texts_come_back(tmp_path):
     ("override", "message"),
     [
         ("tuning.language={replay_texts: 5}", "loss: base_model"),
-        ("tuning.language={replay_texts: -1}", "at least 0"),
+        ("tuning.language={replay_texts: -1}", "-1 should be 0 to"),
         (
             "tuning={language: {loss: base_model, replay_texts: 5}, stages: [{mixture: {cxr_vqa: 1}}]}",
             "no stage takes the texts",
@@ -193,7 +193,7 @@ def test_saved_texts_come_back(tmp_path):
         ("tuning.decoding={drawing_candidates: 2}", "needs findings_first"),
         ("tuning.decoding={drawing_guidance: 2}", "needs an unguided_share"),
         ("tuning={findings_first: [cxr_to_report], decoding: {report_guidance: .inf}}", "above 0"),
-        ("tuning={findings_first: [cxr_to_report], decoding: {report_candidates: 0}}", "at least 1"),
+        ("tuning={findings_first: [cxr_to_report], decoding: {report_candidates: 0}}", "0 should be 1 to"),
         ("tuning.stages=[{task_loss_weights: {reports: 2}}]", "no such task"),
     ],
 )

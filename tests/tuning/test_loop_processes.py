@@ -20,10 +20,10 @@ from llmcxr.evaluation.judge import Judge
 from llmcxr.foundation import loop
 from llmcxr.foundation.processes import Processes
 from llmcxr.image_tokens import classifier, tokenizer, training
-from llmcxr.image_tokens.architecture import ArchitectureSettings
-from llmcxr.image_tokens.classifier import ClassifierSettings, train_classifier
+from llmcxr.image_tokens.classifier import train_classifier
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
-from llmcxr.image_tokens.training import ImageTokenizerSettings, train_image_tokenizer
+from llmcxr.image_tokens.settings import ArchitectureSettings, ClassifierSettings, ImageTokenizerSettings
+from llmcxr.image_tokens.training import train_image_tokenizer
 
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (24, 32, 32), dtype=np.uint8)

@@ -9,6 +9,7 @@ Shapes: B images, F findings, S side in pixels. Pixels in [-1, 1].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,10 @@ from torch import Tensor, nn
 from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import place_network
-from llmcxr.image_tokens.classifier import ClassifierSettings, in_batches, train_classifier
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import Settings, build_settings
+from llmcxr.image_tokens.classifier import in_batches, train_classifier
+from llmcxr.image_tokens.settings import ClassifierSettings
 from llmcxr.studies.pixel_store import Images
 
 if TYPE_CHECKING:
@@ -33,9 +37,16 @@ def _block(width_in: int, width_out: int, stride: int) -> list[nn.Module]:
     return [nn.Conv2d(width_in, width_out, 3, stride, 1, bias=False), nn.BatchNorm2d(width_out), nn.ReLU(True)]
 
 
+@dataclass(frozen=True)
+class JudgeConfig(Settings):
+    """config.json of a judge."""
+
+    findings: tuple[str, ...]
+
+
 def judge_findings(folder: Path) -> tuple[str, ...]:
-    """The findings that a saved judge knows."""
-    return tuple(read_json(folder / "config.json")["findings"])
+    """The findings that a saved judge knows. `UserError` where it does not say them."""
+    return build_settings(JudgeConfig, read_json(folder / "config.json"), str(folder / "config.json")).findings
 
 
 class Judge(nn.Module):
@@ -100,6 +111,9 @@ class Judge(nn.Module):
             for name in ("head.3.weight", "head.3.bias"):
                 state[name] = state[name][rows]
         judge = cls(known)
-        judge.load_state_dict(state)
+        try:
+            judge.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
         place_network(judge, torch.device("cpu"))
         return judge.eval().requires_grad_(False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from llmcxr.foundation.artifacts import atomic_path
+from llmcxr.foundation.artifacts import atomic_path, writing
 from llmcxr.foundation.errors import UserError
 from llmcxr.tasks.measurement import Prediction
 
@@ -59,9 +59,10 @@ class Journal:
 
     def append(self, group: str, predictions: Sequence[Prediction]) -> None:
         """Add a group."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         row = {"group": group, "predictions": [asdict(p) for p in predictions]}
-        with open(self.path, "ab") as file:
+        with writing(self.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.path), open(self.path, "ab") as file:
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
     def mend(self) -> None:

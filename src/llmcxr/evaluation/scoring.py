@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ def summarise(predictions: Sequence[Prediction], cases: Cases) -> dict[str, Any]
         "test_images": len(cases.test),
         "left_out": dict(cases.left_out),
         "unknown_labels": cases.unknown_labels,
+        "uncertain_labels": cases.uncertain_labels,
     }
     summary = _plain(summary)
     summary["notes"] = shortfalls(summary)
@@ -155,11 +157,11 @@ def next_steps(summary: Mapping[str, Any], findings: Sequence[str], image: str, 
     named = sorted(LabelSet(findings), key=lambda name: -(number(rows.get(name, {}).get("reading")) or 0.0))
     steps = []
     if (summary.get("report") or {}).get("n"):
-        steps.append(f"{command} report {image} --model {model}")
+        steps.append([command, "report", image, "--model", model])
         if named:
             text = presence_question(named[0]).removeprefix("Is there ").removesuffix("?")
-            steps.append(f'{command} draw "There is {text}." -o drawn.png --model {model}')
+            steps.append([command, "draw", f"There is {text}.", "-o", "drawn.png", "--model", model])
     if named:
-        steps.append(f'{command} ask {image} "{presence_question(named[0])}" --model {model}')
-        steps.append(f"{command} findings {image} --model {model}")
-    return steps
+        steps.append([command, "ask", image, presence_question(named[0]), "--model", model])
+        steps.append([command, "findings", image, "--model", model])
+    return [shlex.join(words) for words in steps]

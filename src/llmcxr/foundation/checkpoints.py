@@ -5,9 +5,9 @@ Every training has the same form: "training" (its own), "progress" (foundation/l
 
 from __future__ import annotations
 
+import errno
 import os
 import random
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
@@ -26,25 +26,18 @@ def _previous(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
 
 
-def _remove_half_written(path: Path) -> None:
-    """What killed processes left of their temporary files beside `path`."""
-    for left in path.parent.glob(f".{path.name}.*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain values). The last good file survives a kill, a power cut or a full disk.
 
     Needs room for two files: the one before the last makes way for the new one.
     """
-    _remove_half_written(path)
     if path.exists():
         _previous(path).unlink(missing_ok=True)
     with atomic_path(path) as temporary:
         try:
             torch.save(state, temporary)
-        except RuntimeError as error:  # torch reports a full disk as RuntimeError
-            raise OSError(str(error)) from error
+        except RuntimeError as error:  # so torch says that it could not write all, without the reason
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())  # else a power cut may leave the new name on an empty file
         if path.exists():
@@ -79,8 +72,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove the checkpoint at the end of its training, the one before, and what kills left half written."""
-    _remove_half_written(path)
+    """Remove the checkpoint at the end of its training, and the one before."""
     _previous(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)  # last: as long as it is there, the training was not ended
 
@@ -117,3 +109,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"weights {path} cannot be read ({error}). Run the stage that writes them again.") from error
+
+
+def load_state(network: nn.Module, path: Path) -> None:
+    """Give `network` the tensors of a .safetensors file. `UserError` names a file that cannot be read or is of another network."""
+    try:
+        network.load_state_dict(load_weights(path))
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit its config.json: {error}") from error

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import Precision
 
-Precision = Literal["auto", "float32", "bfloat16"]
 Use = Literal["training", "generating"]
 # (rows, inputs, outputs) of products that stand for a use, those of a small language model: a batch of training through a layer;
 # a few sequences by one token through a layer, and one by one token through the head.

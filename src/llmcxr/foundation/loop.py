@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from llmcxr.foundation.artifacts import remove_leftovers
 from llmcxr.foundation.checkpoints import (
     generator_states,
     load_checkpoint,
@@ -30,6 +31,7 @@ from llmcxr.foundation.checkpoints import (
     restore_generators,
     save_checkpoint,
 )
+from llmcxr.foundation.stopping import Stop, stop_between_steps
 
 if TYPE_CHECKING:  # what joins processes loads the libraries of distributed training; using a model does without
     from llmcxr.foundation.processes import Processes
@@ -107,8 +109,13 @@ class Training(ABC):
 
 
 def run(training: Training, folder: Path, save_minutes: float = SAVE_MINUTES) -> None:
-    """Train to the end, from the checkpoint in `folder` where there is one, and remove it when all is written."""
+    """Train to the end, from the checkpoint in `folder` where there is one, and remove it when all is written.
+
+    Ctrl-C and SIGTERM end it after the step, with a checkpoint (`KeyboardInterrupt`); a second Ctrl-C at once, without.
+    """
     processes, checkpoint = training.processes, folder / "checkpoint.pt"
+    if processes.main:
+        remove_leftovers(folder)
     saved = load_checkpoint(checkpoint)
     if resumed := saved is not None:
         training.load_state(saved["training"])
@@ -124,9 +131,26 @@ def run(training: Training, folder: Path, save_minutes: float = SAVE_MINUTES) ->
         smoothing=0.05,
         disable=not processes.main,
     )
-    if not resumed:
-        training.begin()
-    last_save = time.monotonic()
+    try:
+        if not resumed:
+            training.begin()
+        with stop_between_steps(say=processes.main) as stop:
+            _steps(training, checkpoint, save_minutes, stop)
+        training.finish()
+    finally:
+        training.bar.close()  # else it comes after the last word on what went wrong
+    processes.on_main(lambda: remove_checkpoint(checkpoint))
+
+
+def _steps(training: Training, checkpoint: Path, save_minutes: float, stop: Stop) -> None:
+    """All steps that are left, with checkpoints. `KeyboardInterrupt` once the state is saved where a `stop` was asked
+    for."""
+    processes, at, last_save = training.processes, training.at, time.monotonic()
+
+    def save() -> None:
+        state = {"training": training.state(), "progress": asdict(at), "generators": generator_states()}
+        processes.on_main(lambda: save_checkpoint(checkpoint, state))
+
     while at.done < training.total:
         clock = time.monotonic()
         result = training.step()
@@ -135,13 +159,15 @@ def run(training: Training, folder: Path, save_minutes: float = SAVE_MINUTES) ->
         at.step, at.done, at.seconds = at.step + 1, at.done + result.units, at.seconds + time.monotonic() - clock
         training.bar.update(result.units)
         training.after_step(result.terms)
-        if processes.from_main(time.monotonic() - last_save >= save_minutes * 60) and at.done < training.total:
-            state = {"training": training.state(), "progress": asdict(at), "generators": generator_states()}
-            processes.on_main(lambda state=state: save_checkpoint(checkpoint, state))  # type: ignore[misc]
+        due = time.monotonic() - last_save >= save_minutes * 60 and at.done < training.total
+        if processes.from_main(due or bool(stop)):
+            if processes.from_main(bool(stop)):
+                break
+            save()
             last_save = time.monotonic()
-    training.finish()
-    training.bar.close()
-    processes.on_main(lambda: remove_checkpoint(checkpoint))
+    if processes.from_main(bool(stop)):
+        save()
+        raise KeyboardInterrupt(stop.signal) if processes.main else SystemExit(2)
 
 
 # --- learning rates

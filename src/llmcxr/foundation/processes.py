@@ -24,8 +24,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from llmcxr.foundation.devices import Precision, Use, asked_precision, core_count, pick_device, set_precision
+from llmcxr.foundation.devices import Use, asked_precision, core_count, pick_device, set_precision
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import Precision
 
 _PATIENCE = timedelta(days=30)  # how long processes wait for a stage that the main process runs alone
 

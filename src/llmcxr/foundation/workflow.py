@@ -1,30 +1,40 @@
 """Stages in order: each reads what those before it wrote in one folder, and skips itself when done. Knows no medicine.
 
 A stage is done when its record holds the fingerprint of its settings and of every stage that it depends on. If those change,
-what it wrote is removed and it runs again, and so do the stages after it. One run at a time works in a folder.
+what it wrote is removed and it runs again, and so do the stages after it. Only what a record says that its stage
+wrote is ever removed.
+One run at a time works in a folder.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
-from llmcxr.foundation.artifacts import content_fingerprint, fingerprint, read_json, write_json
+from llmcxr.foundation.artifacts import (
+    cannot_write,
+    content_fingerprint,
+    fingerprint,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.processes import Processes
+from llmcxr.foundation.folder_lock import FolderLock
 from llmcxr.foundation.settings import settings_to_dict
 
+if TYPE_CHECKING:  # torch: the names of stages are read without it
+    from llmcxr.foundation.processes import Processes
+
 RECORDS = ".stages"  # folder of the records, inside the run's
+RESERVED = ("owner", "images", "masks")  # names of no stage: what else lies in a run's folder or among its records
+_LITTER = ("Thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,9 @@ class Workflow:
         self.folder, self.stages, self.processes = folder, list(stages), processes
 
     def record(self, name: str) -> dict[str, Any]:
-        """What is known of a stage: `fingerprint`, `finished`, `seconds`, and `left_out` (why there was nothing to do)."""
+        """What is known of a stage: `fingerprint`, `finished`, `seconds`, `left_out` (why there was nothing to do),
+        `outputs`, and
+        `files`: what lies there of them, where the stage came to an end."""
         path = self.folder / RECORDS / f"{name}.json"
         return read_json(path) if path.exists() else {}
 
@@ -84,58 +96,78 @@ class Workflow:
 
         def prepare() -> None:
             wanted.update(self.fingerprints())
+            faults: dict[str, None] = {}
             for stage in self.stages:
-                if only in (None, stage.name) and not self.is_done(stage, wanted[stage.name]):
-                    stage.check()
+                if self.is_done(stage, wanted[stage.name]):
+                    continue
+                try:
+                    if only in (None, stage.name):
+                        stage.check()
+                        self._removable(stage, wanted[stage.name])
+                    elif only is not None and stage.name in self._ancestors(only):
+                        raise UserError(
+                            f"stage {only} needs {stage.name}, which is not done. Run it first, or `llmcxr run` without "
+                            "a stage."
+                        )
+                except UserError as error:
+                    faults[str(error)] = None
+            if faults:
+                raise UserError("\n".join(faults))
             before()
 
-        with self._alone():
+        with self.alone():
             self.processes.on_main(prepare)
             for number, stage in enumerate(self.stages, 1):
-                done = self.processes.from_main(self.processes.main and self.is_done(stage, wanted[stage.name]))
-                if only is not None and stage.name != only:
-                    if not done and stage.name in self._ancestors(only):
-                        raise self.processes.fault(
-                            f"stage {only} needs {stage.name}, which is not done. Run it first, or `llmcxr run` without a stage."
-                        )
+                if only not in (None, stage.name):
                     continue
+                done = self.processes.from_main(self.processes.main and self.is_done(stage, wanted[stage.name]))
                 if self.processes.main:
                     print(f"[{number}/{len(names)}] {stage.name}: {stage.about}{' (done)' * done}", flush=True)
                 if not done:
                     self._start(stage, wanted.get(stage.name, ""))
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the folder's lock, which the system lets go when the process ends, however it ends."""
-        if not self.processes.main:
-            yield
-            return
+    def alone(self) -> Iterator[None]:
+        """Hold the folder, in which nobody else writes then, and remove what kills left half written. `UserError`
+        where another run
+        works in it, and where it is a folder of something else. One that is made for nothing is removed again."""
         records = self.folder / RECORDS
-        there = self.folder.exists()
-        try:
-            records.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.folder}: {error}. Set `runs` to a folder that can be written."
-            ) from error
-        lock, owner = FileLock(records / "lock", timeout=0), records / "owner.json"
-        try:
+        lock, made = FolderLock(self.folder, records), list[Path]()
+
+        def take() -> None:
+            try:
+                made.extend(p for p in (records, self.folder) if not p.exists())
+                if self.folder in made or not self._is_foreign():
+                    records.mkdir(parents=True, exist_ok=True)
+                else:
+                    raise UserError(
+                        f"{self.folder} is there and is no folder of a run, so nothing is written in it. Set `runs` "
+                        "and `name` to another."
+                    )
+            except OSError as error:
+                raise cannot_write(self.folder, error) from error
             lock.acquire()
-        except Timeout as error:
-            who = read_json(owner) if owner.exists() else {}
-            raise UserError(
-                f"another run works in {self.folder} (process {who.get('process', '?')} on {who.get('host', '?')}). Wait for it, "
-                "end it, or give this one another `name`."
-            ) from error
+            remove_leftovers(self.folder)
+
+        self.processes.on_main(take)
         try:
-            write_json(owner, {"host": platform.node(), "process": os.getpid()})
             yield
         finally:
-            owner.unlink(missing_ok=True)
-            lock.release()
-            left = {p.name for p in (*self.folder.iterdir(), *records.iterdir())}
-            if not there and not left - {RECORDS, "lock", "model_hashes"}:
-                shutil.rmtree(self.folder, ignore_errors=True)  # a run that was refused leaves nothing
+            if self.processes.main:
+                if made and {p.name for p in records.iterdir()} <= {"lock", "owner.json", "model_hashes"}:
+                    (records / "model_hashes").unlink(missing_ok=True)
+                    with suppress(OSError):  # on Windows a file in use stays
+                        lock.files[0].unlink()
+                lock.release()
+                for folder in made:
+                    with suppress(OSError):  # where something is in it
+                        folder.rmdir()
+
+    def _is_foreign(self) -> bool:
+        """Whether the folder, which is there, holds something and no run."""
+        records = self.folder / RECORDS
+        is_run = (records / "lock").exists() or any(records.glob("*.json"))
+        return not is_run and any(p.name not in _LITTER and p.name != ".DS_Store" for p in self.folder.iterdir())
 
     def _start(self, stage: Stage, wanted: str) -> None:
         """Run a stage and keep its record."""
@@ -145,16 +177,18 @@ class Workflow:
         def begin() -> None:
             record.update(self.record(stage.name))
             if record.get("fingerprint") != wanted:  # what is there, half done or not, belongs to other settings
-                for output in stage.outputs:
-                    old = self.folder / output
-                    shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+                for old in self._removable(stage, wanted):
+                    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
+                record.clear()
                 record.update({"fingerprint": wanted, "seconds": 0.0})
-            record.pop("left_out", None)
+            for name in ("left_out", "files"):
+                record.pop(name, None)
+            record["outputs"] = list(stage.outputs)
             write_json(path, record | {"finished": False})
 
         def end(finished: bool, **more: str) -> None:
             record["seconds"] = record.get("seconds", 0.0) + time.monotonic() - clock
-            write_json(path, record | {"finished": finished} | more)
+            write_json(path, record | {"files": self._files(stage.outputs), "finished": finished} | more)
 
         said: list[str | None] = []
 
@@ -167,7 +201,8 @@ class Workflow:
             run() if stage.everywhere else self.processes.on_main(run)
         except BaseException:
             if self.processes.main:
-                end(False)
+                with suppress(UserError):  # the disk that is full already
+                    end(False)
             raise
         if self.processes.main:
             if said[0] is None:
@@ -176,6 +211,43 @@ class Workflow:
             else:
                 end(True, left_out=said[0])
                 print(f"    left out: {said[0]}", flush=True)
+
+    def wrote(self, name: str) -> None:
+        """Keep in the record of the named stage, which is done, what lies in its outputs now."""
+        path = self.folder / RECORDS / f"{name}.json"
+        if record := self.record(name):
+            write_json(path, record | {"files": self._files(record["outputs"])})
+
+    def _files(self, outputs: Sequence[str]) -> list[str]:
+        """Files below the run folder, as they are in `outputs`, without what file managers and editors leave."""
+        found = []
+        for output in outputs:
+            path = self.folder / output
+            inside = sorted(path.rglob("*")) if path.is_dir() and not path.is_symlink() else [path]
+            found += [p.relative_to(self.folder) for p in inside if p.is_symlink() or p.is_file()]
+        return [p.as_posix() for p in found if not any(n.startswith(".") or n in _LITTER for n in p.parts)]
+
+    def _removable(self, stage: Stage, wanted: str) -> list[Path]:
+        """What has to go before the stage runs under the fingerprint `wanted`: its own outputs under another.
+
+        `UserError` for what lies there and was not written by the stage: it is somebody's.
+        """
+        record = self.record(stage.name)
+        if record.get("fingerprint") == wanted:
+            return []
+        outputs = record.get("outputs", stage.outputs if record else ())
+        outputs = [o for o in outputs if Path(o).name == o and o not in ("", ".", "..", RECORDS)]  # below the folder
+        known = record.get("files")  # none where the stage was killed, or ran before files were recorded
+        there = self._files(sorted({*stage.outputs, *outputs}))
+        own = there if known is None else known
+        for file in there:
+            if file.split("/")[0] not in outputs or file not in own:
+                raise UserError(
+                    f"{self.folder / file} is in the way of the stage {stage.name}, which did not write it. Move it "
+                    "elsewhere, or "
+                    "give this run another `name`."
+                )
+        return [self.folder / output for output in outputs]
 
     def _ancestors(self, name: str) -> set[str]:
         by_name = {stage.name: stage for stage in self.stages}

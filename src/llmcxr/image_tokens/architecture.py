@@ -8,59 +8,16 @@ Shapes: B images, S side in pixels, g side of the code grid, C channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcxr.foundation.settings import setting
+from llmcxr.image_tokens.settings import ArchitectureSettings
 
 _KINDS = {"convolutional": "llmcxr.image_tokens.convolutional", "mixer": "llmcxr.image_tokens.mixer"}
 CLINICAL_CHANNELS = 1024  # of the DenseNet's last feature map
-
-
-@dataclass(frozen=True)
-class ArchitectureSettings:
-    """Sizes of the image tokenizer."""
-
-    image_size: int = setting(256, "side of the square image in pixels")
-    channels: list[int] = setting(
-        [128, 128, 256, 256, 512], "convolutional: width of each resolution; each but the last halves it"
-    )
-    codebook_size: int = setting(1024, "K_img: number of image tokens")
-    code_dim: int = setting(256, "dimension of a code vector (codes are compared by cosine)")
-    kind: Literal["convolutional", "mixer"] = setting("convolutional", "as in the paper, or mixer (fast on CPUs)")
-    patch: int = setting(16, "mixer: pixels along one side of a code")
-    width: int = setting(384, "mixer: channels")
-    clinical_input: bool = setting(
-        False, "the encoder also sees the clinical network's last feature map (ours; false as in the paper)"
-    )
-
-    @property
-    def grid(self) -> int:
-        """Codes along one side of the image."""
-        return self.image_size // (self.patch if self.kind == "mixer" else 2 ** (len(self.channels) - 1))
-
-    def faults(self) -> list[str]:
-        """Impossible combinations."""
-        faults = []
-        if not self.channels:
-            return ["channels: needs at least one width"]
-        reduction = 2 ** (len(self.channels) - 1)
-        if self.kind == "mixer":
-            if self.patch < 2 or self.patch % 2 or self.image_size < 1 or self.image_size % self.patch:
-                faults.append(f"patch: {self.patch} should be even and divide image_size ({self.image_size})")
-            if self.width < 1:
-                faults.append(f"width: {self.width} should be at least 1")
-        elif self.image_size < 1 or self.image_size % reduction:
-            faults.append(f"image_size: {self.image_size} is not a multiple of {reduction} (halvings by channels)")
-        if self.kind == "convolutional" and (bad := [c for c in self.channels if c < 1 or c % 32]):
-            faults.append(f"channels: {bad} are not positive multiples of 32")
-        if not 2 <= self.codebook_size <= 65536:
-            faults.append(f"codebook_size: {self.codebook_size} should be 2 to 65536 (codes are stored as uint16)")
-        return faults
 
 
 class EncoderParts(NamedTuple):

@@ -7,7 +7,6 @@ Images are uint8 [N, S, S] in memory (or mapped: only the rows of a batch are re
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,48 +18,12 @@ from torch import Tensor, nn
 from llmcxr.foundation import loop
 from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.randomness import stream
-from llmcxr.foundation.settings import setting
+from llmcxr.image_tokens.settings import ClassifierSettings
 from llmcxr.studies.pixel_store import Images
 from llmcxr.studies.radiographs import from_uint8
 
 if TYPE_CHECKING:
     from llmcxr.foundation.processes import Processes
-
-
-@dataclass(frozen=True)
-class ClassifierSettings:
-    """How a classifier of findings is trained."""
-
-    steps: int = setting(200, "optimiser steps")
-    batch_size: int = setting(32, "images a step")
-    learning_rate: float = setting(2e-3, "peak of the one-cycle schedule (AdamW)")
-
-
-@dataclass(frozen=True)
-class ClinicalFeatureSettings:
-    """Where the DenseNet of the clinical feature loss comes from."""
-
-    weights: str = setting(
-        "train",
-        "'train' (on the labels of this run), a TorchXRayVision name such as densenet121-res224-all, or a .pt/.safetensors path",
-    )
-    training: ClassifierSettings = setting(ClassifierSettings(), "used where weights is 'train'")
-    resolution: int | None = setting(
-        None,
-        "used where weights is 'train': side in pixels to which the network shrinks images; null keeps theirs. "
-        "Half the side is four times faster, here and in the image tokenizer's training (published weights see 224)",
-    )
-
-    def files(self) -> list[Path]:
-        """Files whose contents the network is made of."""
-        path = Path(self.weights).expanduser()
-        return [path] if path.suffix in (".pt", ".safetensors") and path.is_file() else []
-
-    def faults(self) -> list[str]:
-        """Impossible combinations."""
-        if self.resolution is not None and self.resolution < 32:
-            return [f"resolution: {self.resolution} should be at least 32 (the network halves it five times)"]
-        return []
 
 
 def batch_of(images: Images, rows: np.ndarray, device: torch.device) -> Tensor:

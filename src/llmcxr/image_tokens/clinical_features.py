@@ -8,9 +8,9 @@ Pixels: [B, 1, S, S] in [-1, 1], bone white; TorchXRayVision itself expects [-10
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
-from llmcxr.foundation.checkpoints import load_weights
+from llmcxr.foundation.checkpoints import load_state, load_weights
 from llmcxr.foundation.devices import autocast
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.optional import require
+from llmcxr.foundation.settings import Range, Settings, build_settings
 
 
 class _DenseLayer(nn.Sequential):
@@ -69,6 +70,14 @@ class DenseNet(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
 
+@dataclass(frozen=True)
+class ClinicalConfig(Settings):
+    """config.json of a clinical network."""
+
+    findings: tuple[str, ...]
+    resolution: Annotated[int, Range(1, 4096)] | None  # see `ClinicalFeatures`
+
+
 class ClinicalFeatures(nn.Module):
     """TorchXRayVision's DenseNet-121 (1 channel) with named findings."""
 
@@ -102,9 +111,10 @@ class ClinicalFeatures(nn.Module):
         return {"findings": self.findings, "resolution": self.resolution}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> ClinicalFeatures:
-        """The network that `config` describes, untrained."""
-        return cls(tuple(config["findings"]), config["resolution"])
+    def from_config(cls, config: Any, origin: str) -> ClinicalFeatures:
+        """The network that `config` describes, untrained. `UserError` (which names `origin`) where it describes none."""
+        checked = build_settings(ClinicalConfig, config, origin)
+        return cls(checked.findings, checked.resolution)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, F]."""
@@ -138,8 +148,8 @@ class ClinicalFeatures(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> ClinicalFeatures:
         """Read what `save` wrote; the network is frozen and in evaluation mode."""
-        model = cls.from_config(read_json(folder / "config.json"))
-        model.load_state_dict(load_weights(folder / "model.safetensors"))
+        model = cls.from_config(read_json(folder / "config.json"), str(folder / "config.json"))
+        load_state(model, folder / "model.safetensors")
         return model.eval().requires_grad_(False)
 
 
@@ -155,7 +165,7 @@ def published_features(weights: str) -> ClinicalFeatures:
     of that one network and nothing else. Raises `UserError` where the file cannot be had or read.
     """
     xrv = xrv_package(weights)
-    path = Path(weights).expanduser()
+    path = Path(weights)
     if weights in xrv.models.model_urls:
         findings = xrv.models.model_urls[weights]["labels"]
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from llmcxr.foundation.optional import require
-from llmcxr.image_tokens.architecture import ArchitectureSettings, EncoderParts
+from llmcxr.image_tokens.architecture import EncoderParts
+from llmcxr.image_tokens.settings import ArchitectureSettings
 
 vae = require(
     "diffusers.models.autoencoders.vae",

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmcxr.image_tokens.architecture import ArchitectureSettings, EncoderParts
+from llmcxr.image_tokens.architecture import EncoderParts
+from llmcxr.image_tokens.settings import ArchitectureSettings
 
 BLOCKS = 3  # on each side of the quantizer
 

@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, write_json
-from llmcxr.foundation.checkpoints import load_weights
+from llmcxr.foundation.checkpoints import load_state
 from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings
-from llmcxr.image_tokens.architecture import ArchitectureSettings, ImageEncoder, build_decoder
+from llmcxr.image_tokens.architecture import ImageEncoder, build_decoder
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
+from llmcxr.image_tokens.settings import ArchitectureSettings
 
 # Settings that earlier tokenizers of each kind used, and the values of those that are still read.
 _GONE = {"convolutional": {"stem_stride": 1, "blocks": 2}, "mixer": {"mixers": 3}}
@@ -157,9 +158,9 @@ class ImageTokenizer(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ImageTokenizer:
         """Read what `save_pretrained` wrote: frozen, evaluation mode. `UserError` where the folder does not fit."""
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         config = read_json(folder / "config.json")
-        if not isinstance(config, dict) or "architecture" not in config:
+        if not isinstance(config, dict) or not isinstance(config.get("architecture"), dict):
             raise UserError(f"{folder} is not an image tokenizer: its config.json has no architecture.")
         given = dict(config["architecture"])
         for kind, gone in _GONE.items():
@@ -171,18 +172,11 @@ class ImageTokenizer(nn.Module):
         architecture = build_settings(ArchitectureSettings, given, str(folder / "config.json"))
         clinical = None
         if architecture.clinical_input:
-            saved = config.get("clinical")
-            if not isinstance(saved, dict) or not {"findings", "resolution"} <= saved.keys():
-                raise UserError(
-                    f"{folder / 'config.json'} does not describe the clinical network that its encoder needs."
-                )
-            clinical = ClinicalFeatures.from_config(saved)
+            origin = f"{folder / 'config.json'}: `clinical`, the clinical network that its encoder needs,"
+            clinical = ClinicalFeatures.from_config(config.get("clinical"), origin)
         tokenizer = cls(architecture, clinical)
         path = folder / "model.safetensors"
-        try:
-            tokenizer.load_state_dict(load_weights(path))
-        except RuntimeError as error:
-            raise UserError(f"{path} does not fit its config.json: {error}") from error
+        load_state(tokenizer, path)
         tokenizer.fingerprint = fingerprint(path)
         place_network(tokenizer, torch.device("cpu"))
         return tokenizer.eval().requires_grad_(False)

@@ -5,7 +5,6 @@ Shapes: B images, S side in pixels. Images are uint8 [N, S, S] in memory and [-1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,6 @@ from llmcxr.foundation import loop
 from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.randomness import stream
-from llmcxr.foundation.settings import setting
-from llmcxr.image_tokens.architecture import ArchitectureSettings
 from llmcxr.image_tokens.classifier import batch_of
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.losses import (
@@ -31,6 +28,7 @@ from llmcxr.image_tokens.losses import (
     build_lpips,
     hinge_discriminator_loss,
 )
+from llmcxr.image_tokens.settings import ImageTokenizerSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.studies.pixel_store import Images
 
@@ -39,48 +37,6 @@ if TYPE_CHECKING:
 
 # Weight of the perceptual term: of LPIPS as in VQ-GAN, and of the clinical maps, whose channels have equal weights.
 _PERCEPTUAL = {False: 1.0, True: 0.1}
-
-
-@dataclass(frozen=True)
-class ImageTokenizerSettings:
-    """The VQ-GAN and its training."""
-
-    architecture: ArchitectureSettings = setting(ArchitectureSettings(), "sizes")
-    pretrained: str | None = setting(None, "folder of a trained image tokenizer to use as it is, instead of training")
-    steps: int = setting(50_000, "optimiser steps")
-    batch_size: int = setting(16, "images a step")
-    learning_rate: float = setting(4e-4, "AdamW, cosine to a tenth after 2 % of warm-up")
-    perceptual: str = setting(
-        "clinical",
-        "'clinical' (maps of the clinical network), 'download' (LPIPS) or the path of VGG-16 weights (LPIPS)",
-    )
-    clinical_weight: float = setting(0.1, "clinical feature loss; 0 for the paper's ablation")
-    reading_weight: float = setting(
-        0.0, "findings, as the clinical network sees them, read from the codes themselves (ours; 0 as in the paper)"
-    )
-    feature_start: float = setting(
-        0.0,
-        "share of the steps before the perceptual and clinical terms begin (they then rise over a tenth of the steps)",
-    )
-    adversarial_weight: float = setting(0.5, "times the adaptive weight; 0 switches the adversary off")
-    adversarial_start: float = setting(0.5, "share of the steps after which the adversary starts")
-    codebook_decay: float = setting(
-        0.99, "moving average of the code vectors; lower follows faster, for short trainings"
-    )
-
-    def files(self) -> list[Path]:
-        """Files whose contents the tokenizer is made of (the folder `pretrained` is a model of its own)."""
-        path = Path(self.perceptual).expanduser()
-        return [path] if path.is_file() else []
-
-    def faults(self) -> list[str]:
-        """Impossible combinations."""
-        faults = []
-        if not 0 <= self.feature_start < 1:
-            faults.append(f"feature_start: {self.feature_start} should be 0 to below 1")
-        if not 0 <= self.adversarial_start <= 1:
-            faults.append(f"adversarial_start: {self.adversarial_start} should be 0 to 1")
-        return faults
 
 
 _PARTS = ("tokenizer", "discriminator", "findings_in_codes", "optimizer", "critic_optimizer")

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 
+from llmcxr.foundation.settings import Range, Settings, setting
 from llmcxr.instructions.example import Grammar
+from llmcxr.model.decoding import Guidance
 
 Prompt = Sequence[int]  # token ids that end where the response begins
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn. Temperature 0 takes the most likely one."""
+class Sampling(Settings):
+    """How tokens are drawn. `SettingsError` for values that cannot be."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0  # 0: all
-    max_new_tokens: int = 128  # of text; an image always has its exact length
-    seed: int = 0
-    guidance: float | None = None  # classifier-free guidance; 1: as the model says; None: the model's own
-    min_p: float = 0.0  # least probability of a token, as a share of the likeliest one's
-    repetition_penalty: float = 1.0  # of tokens that the text already holds (Keskar et al., 2019); 1: none
-    stop: tuple[str, ...] = ()  # a text ends before the first of these
+    temperature: Annotated[float, Range(0, 100)] = setting(0.0, "0: the most likely token")
+    top_p: Annotated[float, Range(0, 1, above=True)] = setting(1.0, "share of the likeliest tokens that can come")
+    top_k: Annotated[int, Range(0, 10_000_000)] = setting(0, "how many of the likeliest tokens can come; 0: all")
+    max_new_tokens: Annotated[int, Range(1, 1_000_000)] = setting(128, "of text; an image always has its exact length")
+    seed: Annotated[int, Range(0, 2**63 - 1)] = setting(0, "of the draws")
+    guidance: Guidance | None = setting(None, "classifier-free guidance; 1: as the model says; None: the model's own")
+    min_p: Annotated[float, Range(0, 1)] = setting(
+        0.0, "least probability of a token, as a share of the likeliest one's"
+    )
+    repetition_penalty: Annotated[float, Range(1, 1e9)] = setting(
+        1.0, "of tokens that the text holds (Keskar et al., 2019)"
+    )
+    stop: tuple[str, ...] = setting((), "a text ends before the first of these")
 
 
 GREEDY = Sampling()
@@ -73,6 +79,9 @@ class Backend(Protocol):
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
         """A response to each request."""
+
+    def check_room(self, tokens: int, response: int, most: int | None = None) -> None:
+        """`UserError` where a prompt of so many tokens and its response are longer than the model's context, or than `most`."""
 
     def log_likelihoods(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         """log p(text response, its end included | prompt) in nats: float64 [B]."""

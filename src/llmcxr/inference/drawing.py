@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llmcxr.inference.backend import Sampling
 
+_FEW = 256  # tokens among which the likeliest nearly always are
 _COLDEST = 1e-5  # below, the most likely token: smaller temperatures would overflow
 
 
@@ -40,16 +41,25 @@ def draw_tokens(logits: Tensor, samplings: Sequence[Sampling], numbers: Sequence
         least = probabilities.amax(-1, keepdim=True) * column([s.min_p for s in samplings])
         probabilities = probabilities.masked_fill(probabilities < least, 0)
     if any(s.top_p < 1 for s in samplings):
-        ordered, order = probabilities.sort(descending=True)
-        before = ordered.cumsum(-1) - ordered  # the most likely token always stays
         top = column([s.top_p if s.top_p < 1 else 2.0 for s in samplings])  # sums are not exact: 2 leaves out none
-        probabilities = probabilities.masked_fill((before >= top).gather(-1, order.argsort(-1)), 0)
+        probabilities = _nucleus(probabilities, top)
     summed = probabilities.cumsum(-1)
     value = column(list(numbers)) * summed[:, -1:]
     drawn = torch.searchsorted(summed, value.contiguous(), right=True).squeeze(-1)
     # A number so near to 1 that the product is the sum itself: the last token that can come.
     last = N - 1 - (probabilities.flip(-1) > 0).to(torch.int8).argmax(-1)
     return torch.minimum(drawn, last)
+
+
+def _nucleus(probabilities: Tensor, top: Tensor) -> Tensor:
+    """Probabilities [B, N] of the likeliest tokens that make up `top` [B, 1] of each row, the others 0."""
+    N = probabilities.shape[-1]
+    for k in (_FEW, N):  # to sort a whole vocabulary takes longer than a step of the model
+        values, order = probabilities.topk(min(k, N))
+        before = values.cumsum(-1) - values  # the most likely token always stays
+        if k >= N or bool((before[:, -1:] >= top).all()):
+            break
+    return torch.zeros_like(probabilities).scatter_(-1, order, values.masked_fill(before >= top, 0))
 
 
 def penalised(logits: Tensor, written: Sequence[int], penalty: float) -> Tensor:

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmcxr.foundation import devices
 from llmcxr.foundation.assets import DEFAULT_MODEL
-from llmcxr.foundation.devices import Precision, pick_device
+from llmcxr.foundation.devices import pick_device
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import Precision, checked
+from llmcxr.foundation.texts import check_text
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference import policies
 from llmcxr.inference.backend import DRAWING, GREEDY, Sampling
@@ -26,10 +26,13 @@ from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.questions import presence_question
 from llmcxr.instructions.templates import build_template
 from llmcxr.model.find import find_model
-from llmcxr.model.folder import ModelInfo, load_info
-from llmcxr.studies.radiographs import load_square, pixels_of_picture, to_square
-from llmcxr.tasks import cxr_vqa, language
+from llmcxr.model.folder import ModelInfo, check_image_tokenizer, load_checked
+from llmcxr.model.sums import remedy
+from llmcxr.studies.radiographs import load_square
+from llmcxr.tasks import cxr_vqa, language, report_to_cxr
+from llmcxr.vocabulary.growing import table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
+from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
 
 ImageLike = str | Path | Image.Image | np.ndarray
 
@@ -50,21 +53,22 @@ class LlmCxr:
         model do not belong together.
         """
         folder = find_model(name)
-        info = load_info(folder)
+        info = load_checked(folder)
         place = pick_device(device)
+        precision = checked(Precision, precision, "precision")
         image_tokenizer = ImageTokenizer.from_pretrained(folder / "image_tokenizer").to(place)
-        if image_tokenizer.fingerprint != info.image_tokenizer:
-            raise UserError(
-                f"{folder}: the model was tuned on codes of image tokenizer {info.image_tokenizer}, but image_tokenizer/ is "
-                f"{image_tokenizer.fingerprint}. Put the right one back; codes of two tokenizers mean different things."
-            )
+        check_image_tokenizer(folder, info, image_tokenizer)
         dtype = devices.precision(place, "generating") if precision == "auto" else getattr(torch, precision)
         try:
-            text_tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(place)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise UserError(f"{folder} holds no readable language model: {error}") from error
-        vocabulary = ImageVocabulary(text_tokenizer, info.codebook_size)
+            text_tokenizer = load_text_tokenizer(str(folder.resolve()))
+            model = load_language_model(str(folder.resolve()), dtype).to(place)  # type: ignore[arg-type]
+            vocabulary = ImageVocabulary(text_tokenizer, info.codebook_size)
+        except UserError as error:
+            raise UserError(f"{folder}: {str(error).splitlines()[0]} {remedy(folder)}") from error
+        if (rows := len(table_of(model))) < vocabulary.first_id + vocabulary.size:
+            raise UserError(
+                f"{folder}: its tokenizer has more tokens than its language model has rows ({rows}). {remedy(folder)}"
+            )
         template = build_template(info.template, text_tokenizer, info.system_prompt)
         backend = TransformersBackend(model, vocabulary, template, info.grid**2)
         return cls(policies.Asker(backend, template, vocabulary, info), image_tokenizer)
@@ -79,14 +83,19 @@ class LlmCxr:
     def _pixels(self, image: ImageLike) -> np.ndarray:
         size = self.info.image_size
         if isinstance(image, str | Path):
-            return load_square(Path(image), size)
-        if isinstance(image, Image.Image):
-            return to_square(pixels_of_picture(image), size)
+            image = Path(image).expanduser()
+        if isinstance(image, Path | Image.Image):
+            return load_square(image, size, self.info.geometry)
         pixels = np.asarray(image, dtype=np.float32)
-        if pixels.shape != (size, size) or pixels.min() < -1 or pixels.max() > 1:
-            raise ValueError(
-                f"an array should be [{size}, {size}] in [-1, 1], is {list(pixels.shape)} in [{pixels.min()}, {pixels.max()}]"
+        if pixels.shape != (size, size):
+            raise UserError(
+                f"an image given as an array should be [{size}, {size}] in [-1, 1], is {list(pixels.shape)}."
             )
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= -1 and high <= 1):  # also where a value is not a number
+            raise UserError(f"an image given as an array should be in [-1, 1], is in [{low:g}, {high:g}].")
+        if low == high:
+            raise UserError(f"an image given as an array is {low:g} everywhere: it shows nothing.")
         return pixels
 
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
@@ -112,7 +121,11 @@ class LlmCxr:
         return policies.reports(self.asker, codes, sampling, candidates)
 
     def draw(self, text: str, sampling: Sampling = DRAWING, candidates: int | None = None) -> np.ndarray:
-        """A radiograph for a report: float32 [S, S] in [-1, 1]; see `policies.drawings`."""
+        """A radiograph for a report: float32 [S, S] in [-1, 1]; see `policies.drawings`.
+
+        `UserError` for an empty text, and for one that is longer than those of tuning.
+        """
+        self.asker.check(report_to_cxr.TASK.prompt(check_text(text, "the report")), self.info.grid**2)
         return self.decode(self.draw_codes([text], sampling, candidates))[0]
 
     def draw_codes(
@@ -122,7 +135,9 @@ class LlmCxr:
         return policies.drawings(self.asker, self.image_tokenizer, texts, sampling, candidates)
 
     def ask(self, image: ImageLike, question: str, sampling: Sampling = GREEDY) -> str:
-        """Answer to a question about one image."""
+        """Answer to a question about one image. `UserError` for an empty question, and one longer than those of tuning."""
+        check_text(question, "the question")
+        self.asker.check(cxr_vqa.TASK.prompt(np.zeros(self.info.grid**2, dtype=np.uint16), question))
         return self.answers(self.encode([image]), [question], sampling)[0]
 
     def answers(self, codes: np.ndarray, questions: Sequence[str], sampling: Sampling = GREEDY) -> list[str]:
@@ -131,7 +146,13 @@ class LlmCxr:
         return self.asker.texts(turns, sampling)
 
     def chat(self, messages: Sequence[Mapping[str, str]], sampling: Sampling = GREEDY) -> str:
-        """Plain chat. `messages` alternate {"role": "user"} and {"role": "assistant"}, beginning and ending with user."""
+        """Plain chat. `messages` alternate {"role": "user"} and {"role": "assistant"}, beginning and ending with user.
+
+        `UserError` for an empty message, and for a conversation that is longer than the language model's context.
+        """
+        for message in messages:
+            if message["role"] == "user":
+                check_text(message["content"], "the message")
         return self.asker.texts([language.TASK.prompt(messages)], sampling)[0]
 
     def yes_probabilities(self, codes: np.ndarray, questions: Sequence[str]) -> np.ndarray:

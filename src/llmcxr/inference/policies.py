@@ -15,12 +15,14 @@ import torch
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
+from llmcxr.foundation.settings import checked
 from llmcxr.image_tokens.codec import ImageCodec
 from llmcxr.inference.backend import CANDIDATE, GREEDY, Backend, Request, Response, Sampling
 from llmcxr.instructions.example import Grammar, Turn
 from llmcxr.instructions.questions import NOTHING, SIDE_ANSWERS, finding_list, listed_findings, side_question
 from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.templates import Template
+from llmcxr.model.decoding import Candidates
 from llmcxr.model.folder import ModelInfo
 from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.study import shown_labels
@@ -44,6 +46,10 @@ class Asker:
     def prompts(self, conversations: Sequence[Conversation]) -> list[list[int]]:
         """Token ids of each, up to where the response begins."""
         return [render_prompt(turns, self.template, self.vocabulary) for turns in conversations]
+
+    def check(self, conversation: Conversation, response: int = 1) -> None:
+        """`UserError` where a conversation with a `response` of so many tokens is longer than the examples of tuning."""
+        self.backend.check_room(len(self.prompts([conversation])[0]), response, self.info.max_tokens)
 
     def responses(
         self,
@@ -86,8 +92,7 @@ def best(candidates: Sequence[Candidate], values: np.ndarray, each: int) -> list
 
 
 def _check_candidates(candidates: int, needed: Sequence[str], info: ModelInfo) -> None:
-    if candidates < 1:
-        raise UserError(f"candidates: {candidates} should be at least 1.")
+    checked(Candidates, candidates, "candidates")
     if candidates > 1 and (lacking := [name for name in needed if name not in info.findings_first]):
         raise UserError(
             f"this model names no findings first in {' and '.join(lacking)} (tuning.findings_first), by which candidates could be "

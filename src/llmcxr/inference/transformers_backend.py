@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.inference.backend import Backend, Prompt, Request, Response
 from llmcxr.inference.drawing import draw_tokens, is_greedy, penalised
 from llmcxr.inference.slots import SlotCache, use_grouped_attention
 from llmcxr.instructions.example import Grammar, Turn
+from llmcxr.instructions.rendering import encode_free
 from llmcxr.instructions.templates import Template
 from llmcxr.vocabulary.head import project
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -45,6 +47,7 @@ class _Open:
     request: Request
     rows: list[int]  # of the cache: the prompt's, and the negative prompt's
     random: np.random.Generator
+    most: int  # tokens of the response
     tokens: list[int] = field(default_factory=list)
 
 
@@ -90,6 +93,8 @@ class TransformersBackend(Backend):
         self.model, self.vocabulary, self.template, self.image_length = model, vocabulary, template, image_length
         self.device = model.device
         use_grouped_attention(model)
+        # Tokens that the model can read (None: it sets no limit).
+        self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         closing = [p for p in template.pieces((Turn("a", "", "a"),)) if p.ends_response]
         self.end_id: int = vocabulary.encode_control(str(closing[0].content))[0]
         V = model.get_output_embeddings().weight.shape[0]
@@ -132,6 +137,24 @@ class TransformersBackend(Backend):
 
     # --- decoding
 
+    def check_room(self, tokens: int, response: int, most: int | None = None) -> None:
+        """`UserError` where a prompt and its response have more tokens than the context, or than `most`."""
+        limit = min((n for n in (self.context, most) if n is not None), default=None)
+        if limit is not None and tokens + response > limit:
+            raise UserError(
+                f"the text is too long: with all that goes with it, it takes {tokens:,} tokens, and this model reads at most "
+                f"{limit - response:,}. Shorten it."
+            )
+
+    def _most(self, request: Request) -> int:
+        """Tokens of a response: of text at most what the context leaves. `UserError` where it leaves no room."""
+        longest = max(len(request.prompt), len(request.negative or ()))
+        least, most = 1, request.sampling.max_new_tokens
+        if request.grammar == "image":
+            least = most = self.image_length
+        self.check_room(longest, least)
+        return most if self.context is None else min(most, self.context - longest)
+
     def _open(self, waiting: Sequence[tuple[int, Request]], cache: SlotCache) -> tuple[list[_Open], Tensor]:
         """Read the prompts of requests into the cache: (requests, hidden states [R, d] of their new rows, in order)."""
         asked = [tuple(p) for _, r in waiting for p in ((r.prompt,) if r.negative is None else (r.prompt, r.negative))]
@@ -154,7 +177,8 @@ class TransformersBackend(Backend):
             rows = [place[row + k] for k in range(1 if request.negative is None else 2)]
             row += len(rows)
             digest = hashlib.sha256(np.array(request.prompt, dtype=np.int64).tobytes()).hexdigest()
-            opened.append(_Open(number, request, rows, stream(request.sampling.seed, "response", digest)))
+            random = stream(request.sampling.seed, "response", digest)
+            opened.append(_Open(number, request, rows, random, self._most(request)))
         return opened, torch.cat(states)
 
     def _mask(self, seen: Tensor | None, places: Tensor, positions: int) -> Any:
@@ -214,16 +238,18 @@ class TransformersBackend(Backend):
                     one.tokens.append(first + token)
 
     def _ends(self, one: _Open) -> bool:
-        sampling = one.request.sampling
-        if one.request.grammar == "image":
-            return len(one.tokens) == self.image_length
-        if one.tokens[-1] == self.end_id or len(one.tokens) == sampling.max_new_tokens:
+        if len(one.tokens) == one.most:
             return True
-        return bool(sampling.stop) and any(s in self.vocabulary.decode_text(one.tokens) for s in sampling.stop)
+        if one.request.grammar == "image":
+            return False
+        stop = one.request.sampling.stop
+        return one.tokens[-1] == self.end_id or any(s in self.vocabulary.decode_text(one.tokens) for s in stop)
 
     @torch.inference_mode()
     def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, int]]:
-        """See `Backend`."""
+        """See `Backend`. A text ends at the latest where the model's context does; `UserError` where a prompt leaves no room."""
+        for request in requests:
+            self._most(request)
         waiting = deque(enumerate(requests))
         cache, opened = SlotCache(self.device), list[_Open]()
         hidden = torch.zeros(0, 0)
@@ -273,7 +299,7 @@ class TransformersBackend(Backend):
     @torch.inference_mode()
     def log_likelihoods(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         """log p(text response, its end included | prompt) in nats: float64 [B]."""
-        endings = [[*self.vocabulary.encode_text(response), self.end_id] for response in responses]
+        endings = [[*encode_free(response, self.template, self.vocabulary), self.end_id] for response in responses]
         rows = [[*prompt, *ending] for prompt, ending in zip(prompts, endings, strict=True)]
         result = np.zeros(len(rows))
         for numbers, P, hidden, _ in self._read(rows, [len(prompt) - 1 for prompt in prompts]):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llmcxr.instructions.example import Cut, InstructionExample, Turn
-from llmcxr.instructions.templates import Template
+from llmcxr.instructions.templates import Template, without_marks
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 # Punctuation before white space, unless it belongs to a list number ("1. No effusion.") or a title.
@@ -29,6 +29,11 @@ class RenderedExample:
     cut: Cut | None = None  # which text stops at the end of an earlier sentence
 
 
+def encode_free(text: str, template: Template, vocabulary: ImageVocabulary) -> list[int]:
+    """Ids of what a user, a report or the model wrote: in it there is no control token, and nothing that tells turns apart."""
+    return vocabulary.encode_text(without_marks(text, template.marks))
+
+
 def _render(turns: tuple[Turn, ...], template: Template, vocabulary: ImageVocabulary) -> tuple[list[int], list[bool]]:
     ids = [*vocabulary.begin_ids]
     supervised = [False] * len(ids)
@@ -38,7 +43,7 @@ def _render(turns: tuple[Turn, ...], template: Template, vocabulary: ImageVocabu
         elif piece.control:
             new = vocabulary.encode_control(piece.content)
         else:
-            new = vocabulary.encode_text(piece.content)
+            new = encode_free(piece.content, template, vocabulary)
         mask = [piece.supervised] * len(new)
         if piece.ends_response and new:
             mask[0] = True

@@ -5,14 +5,19 @@ A template says where control text, free text and images stand and what is learn
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-from transformers import PreTrainedTokenizerBase
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.instructions.example import Content, Turn
+from llmcxr.vocabulary.image_vocabulary import control_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TemplateName = Literal["paper", "chat"]
 
@@ -32,14 +37,63 @@ class Template(Protocol):
 
     name: TemplateName
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What tells its turns apart and is plain text to the tokenizer; see `without_marks`."""
+
     def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
         """Pieces of a conversation; the last turn's response may be None, then they end where it begins."""
+
+
+# Letters that a tokenizer reads as they stand.
+_USUAL = re.compile(r"[\t\n\r\x20-\x7e]*")
+
+
+def _folded(text: str) -> tuple[str, list[int]]:
+    """`text` as the most forgiving tokenizer reads it, and the place in `text` of each of its letters.
+
+    Compatible forms are one (a full-width # is a #), so are large and small letters, and all white space in a row. Accents and
+    characters without width are left out.
+    """
+    letters: list[str] = []
+    places: list[int] = []
+    for place, character in enumerate(text):
+        for letter in unicodedata.normalize("NFKD", character).casefold():
+            if letter.isspace() or letter == "▁":  # SentencePiece's own
+                letter = " "
+                if letters and letters[-1] == " ":
+                    continue
+            elif unicodedata.category(letter) in ("Cc", "Cf", "Mn"):
+                continue
+            letters.append(letter)
+            places.append(place)
+    return "".join(letters), places
+
+
+def without_marks(text: str, marks: Sequence[str]) -> str:
+    """`text` in which nobody can read one of a template's `marks`: after the first character of each there comes a space.
+
+    So "### Response:" in a report or a question becomes "# ## Response:", and cannot be taken for the end of a turn. Text
+    without marks stays as it is.
+    """
+    if _USUAL.fullmatch(text) and not any(mark.split()[0].casefold() in text.casefold() for mark in marks):
+        return text
+    folded, places = _folded(text)
+    breaks = set[int]()
+    for mark in (_folded(mark)[0].strip() for mark in marks):
+        at = folded.find(mark)
+        while at >= 0:
+            breaks.add(places[at] + 1)
+            at = folded.find(mark, at + 1)
+    cuts = [0, *sorted(breaks), len(text)]
+    return " ".join(text[a:b] for a, b in zip(cuts, cuts[1:], strict=False))
 
 
 class PaperTemplate:
     """Alpaca/Dolly (paper, appendix C): sections Instruction, Input and Response."""
 
     name: TemplateName = "paper"
+    marks = ("###",)  # what its headings begin with, whether or not the tokenizer has tokens for them
     _intro = (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     )
@@ -73,7 +127,7 @@ class ChatTemplate:
     name: TemplateName = "chat"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None) -> None:
-        """`system_prompt` None keeps the model's default. `UserError` where the tokenizer has no chat template."""
+        """`system_prompt` None keeps the model's default, "" is none. `UserError` where the tokenizer has no chat template."""
         if not tokenizer.chat_template:
             raise UserError("the text tokenizer has no chat template. Set template: paper.")
         self._tokenizer = tokenizer
@@ -81,31 +135,66 @@ class ChatTemplate:
         self._cache: dict[tuple[int, bool], list[str]] = {}
 
     def _control(self, count: int, open_end: bool) -> list[str]:
-        """Control text between the contents of `count` turns, found by rendering marks that occur nowhere else."""
+        """Control text around the contents of `count` turns, found by rendering placeholders that occur nowhere else.
+
+        With a system prompt there is one text more, which stands before it.
+        """
         if (count, open_end) not in self._cache:
-            marks = [f"\u2402{i}\u2403" for i in range(2 * count - open_end)]
-            messages = [] if self._system is None else [{"role": "system", "content": self._system}]
-            messages += [{"role": ("user", "assistant")[i % 2], "content": mark} for i, mark in enumerate(marks)]
-            text = str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_end))
-            parts = []
-            for mark in marks:
-                before, found, text = text.partition(mark)
-                if not found:
-                    raise UserError("the model's chat template drops or reorders messages. Set template: paper.")
+            holders = [f"\u2402{i}\u2403" for i in range(2 * count - open_end)]
+            messages = [{"role": ("user", "assistant")[i % 2], "content": holder} for i, holder in enumerate(holders)]
+            if self._system is not None:
+                holders = ["\u2402system\u2403", *holders] if self._system else holders
+                messages.insert(0, {"role": "system", "content": holders[0] if self._system else ""})
+            parts, text = [], self._rendered(messages, open_end)
+            for holder in holders:
+                before, found, text = text.partition(holder)
+                if not found or holder in text:
+                    what = "has no place for a system prompt" if "system" in holder else "drops or reorders messages"
+                    remedy = "system_prompt: null" if "system" in holder else "template: paper"
+                    raise UserError(f"the model's chat template {what}. Set {remedy}.")
                 parts.append(before)
             parts.append(text)
+            first = 1 if self._system else 0
             # Some templates (Llama 2) put a space before the token that ends a response; the response ends with the token.
-            parts = [part.lstrip() if i and i % 2 == 0 else part for i, part in enumerate(parts)]
-            if not all(parts[2::2]):
+            ends = range(first + 2, len(parts), 2)
+            parts = [part.lstrip() if i in ends else part for i, part in enumerate(parts)]
+            if not all(parts[i] for i in ends):
                 raise UserError("the model's chat template does not mark the end of a response. Set template: paper.")
             self._cache[count, open_end] = parts
         return self._cache[count, open_end]
+
+    def _rendered(self, messages: list[dict[str, str]], open_end: bool) -> str:
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_end))
+        except Exception as error:  # jinja's own, and whatever a template makes Python raise
+            system = ", or system_prompt: null where it has no place for one" if self._system is not None else ""
+            raise UserError(
+                f"the model's chat template cannot be used: {error}. Mend its chat_template.jinja or tokenizer_config.json, or set "
+                f"template: paper{system}."
+            ) from error
+
+    @cached_property
+    def marks(self) -> tuple[str, ...]:
+        """See `Template`. `UserError` where they are so common that no text could be without them."""
+        closed, opened = self._control(2, False), self._control(1, True)
+        first = 1 if self._system else 0
+        control = control_ids(self._tokenizer)
+        between = dict.fromkeys([*closed[first + 1 :], opened[first + 1]])
+        plain = [p for p in between if control.isdisjoint(self._tokenizer(p, add_special_tokens=False)["input_ids"])]
+        if any(len(_folded(part)[0].strip()) < 2 for part in plain):
+            raise UserError(
+                "the model's chat template tells turns apart by text that any message can hold, and by no token. Set template: paper."
+            )
+        return tuple(part.strip() for part in plain)
 
     def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
         """See `Template`."""
         open_end = turns[-1].response is None
         control = self._control(len(turns), open_end)
         result = []
+        if self._system:
+            result = [Piece(control[0], control=True), Piece(self._system)]
+            control = control[1:]
         for i, turn in enumerate(turns):
             result.append(Piece(control[2 * i], control=True, ends_response=i > 0))
             if isinstance(turn.input, str):

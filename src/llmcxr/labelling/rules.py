@@ -1,293 +1,44 @@
-"""The rule-based labeller: which of 17 findings a text states, denies or doubts, where it says so, and on which side.
+"""The rule-based labeller: which findings a text states, denies or doubts, where it says so, and on which side.
 
-Each sentence is searched for mentions (one phrase list a finding) and for cues. A cue acts on the mentions in its
-scope: forward ("no", "possible") or backward ("is not seen", "cannot be excluded"), up to a word that opens a new
-statement.
-States over a report: 1 where any mention is affirmed, else -1 where any is uncertain, else 0. A finding that is not
-mentioned is not in the result. Mentions of history, of questions put by the referrer and of what is only hypothetical
-("evaluate for pneumonia", "if there is concern for effusion") count as no mention.
+Each sentence is searched for mentions (`terms.py`) and, where it has any, for cues (`cues.py`). A cue acts on the
+mentions in its scope: forward ("no", "possible") or backward ("is not seen", "cannot be excluded"), up to a word that
+opens a new statement. States over a report: 1 where any mention is affirmed, else -1 where any is uncertain, else 0. A
+finding that is not mentioned is not in the result. Mentions of history, of questions put by the referrer and of what
+is only hypothetical ("evaluate for pneumonia", "if there is concern for effusion") count as no mention, nor do
+sections such as INDICATION.
 
-Generated text is often ungrammatical, so nothing here relies on parsing, capitals or complete sentences.
+Generated text is often ungrammatical, so nothing here relies on parsing, capitals or complete sentences. Reading takes
+time in proportion to the length, of a sentence too. English only.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from bisect import bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
+from llmcxr.labelling import cues, terms
 from llmcxr.labelling.base import Mention, Reading
-from llmcxr.studies.findings import LabelSet
+from llmcxr.studies.findings import NO_FINDING, LabelSet
 
-# Building blocks. Each pattern works on one lower-case sentence with single spaces.
-_LUNG = r"(?:lungs?|lung fields?|lung parenchyma|pulmonary parenchyma)"
-_HEART = (
-    r"(?:heart|cardiac|cardiomediastinal|cardio-mediastinal|cardiopericardial|cardiovascular|cardiomediastinum|"
-    r"cardiothymic|mediastinal and cardiac)"
+# Sections that ask, tell of the past or of the technique; they end with the next heading, or at a blank line.
+_ASKING = (
+    r"(?:indications?|(?:\w+ )?history|clinical (?:information|indications?|data|statement|details?)|"
+    r"reasons? for (?:this |the )?(?:\w+ )?(?:exam\w*|study|visit|consult\w*)|technique|comparisons?|"
+    r"exam(?:ination)?|procedure|study|"
+    r"type of (?:exam\w*|study)|notification|radiation dose)"
 )
-_BIG = r"(?:enlarge\w*|prominen\w+|increased|big|large[rd]?|widened)"
-_ADVERB = r"(?:\w+ly |\w+-to-\w+ |mild to moderate )?"
-_AORTA = r"(?:aorta|aortic(?: arch| knob| contour)?|arch)"
-_HYPO_VOLUME = r"(?:low|small|decreased|diminished|reduced|shallow|poor|suboptimal|limited)"
-
-# Text between a subject and its predicate: not across a conjunction, another organ or a cue of the opposite sense.
-_TO = r"(?:(?!\b(?:but|however|although|though|lungs?|there|pulmonary|effusions?|pneumothora\w+)\b).){0,70}?"
-_TO_SHORT = r"(?:(?!\b(?:but|however|although|though|there)\b).){0,35}?"
-
-# The part of a pattern named `m` is the mention that cues act on; without it, the whole match is.
-_PRESENT: dict[str, str] = {
-    "granuloma": r"""
-        granuloma\w* | \bcalcified (?:\w+ ){0,3}?(?:lymph|hil\w+|mediastinal|paratracheal|subcarinal)\b
-        | \bgranulomata\b | \bghon\b | \branke\b
-        | \bcalcified (?:\w+[ /,-]+){0,4}?(?:lymph )?(?:nodes?|nodules?|nodular|adenopathy|lymphadenopathy|hila\b|hilum)
-        | (?:lymph )?(?:nodes?|nodules?|adenopathy|lymphadenopathy) (?:\w+ ){0,4}?(?P<m>calcifi\w+)
-        | (?:hilar|perihilar|nodal|node|mediastinal|parenchymal|lung|pulmonary|paratracheal|subcarinal) (?:\w+ ){0,2}?
-          (?:calcifications?|calcific densit\w+|calcified densit\w+)
-        | calcifications? (?:\w+ ){0,3}?(?:hil\w+|lungs?|lobe|lymph|apex|base)\b
-    """,
-    "opacity": r"""
-        \bopaci\w+ | \bopacif\w+ | \binfiltrat\w+ | \bconsolidat\w+ | \bpneumoni(?:a|as|tis|c)\b
-        | \bbronchopneumonia\w*
-        | \bair[ -]?space (?:\w+ )?(?:disease|process\w*|abnormalit\w+|opac\w+|infiltrat\w+|consolidation)\w*
-        | \bdensit(?:y|ies)\b | \bhaz(?:e|y|iness)\b | \bground[ -]glass\b | \bparenchymal disease\b
-        | \bairspace opac\w+ | \bparenchymal (?:\w+ )?(?:process|abnormalit\w+) | \bcovid(?:-19)?\b
-    """,
-    "atelectasis": r"""
-        \batelecta\w+ | \bsub-?segmental collapse\b | \blobar collapse\b | \bvolume loss\b | \bloss of volume\b
-        | \bcollapse of (?:the )?(?:left|right)?\s?(?:upper|middle|lower|lobe|lung)
-        | \b(?:lobe|lung|lower lobe|upper lobe) collapse\b
-    """,
-    "cardiomegaly": rf"""
-        \bcardiomegal\w+ | \bcardiomyopathy\b
-        | \benlarge(?:d|ment) (?:of )?(?:the )?(?:\w+ )?{_HEART}
-        | \b{_HEART} enlargement | \b(?:left|right|bi)?\s?(?:ventricular|atrial) enlargement\b
-        | \b{_HEART}\b{_TO}\b(?P<m>{_BIG})\b(?!\s(?:pulmonary|aort|hil))
-        | \b(?:prominent|large|big) (?:heart|cardiac (?:silhouette|shadow|contour|size))
-    """,
-    "hypoinflation": rf"""
-        \bhypo-?\s?(?:inflat|aerat|ventilat|expan)\w+ | \bunder-?\s?(?:inflat|aerat)\w+
-        | \b{_HYPO_VOLUME} (?:\w+ ){{0,2}}?(?:lung|inspiratory|respiratory|pulmonary) (?:lung )?volumes?\b
-        | \b(?:lung|inspiratory|pulmonary) volumes? (?:\w+ ){{0,4}}?(?P<m>{_HYPO_VOLUME})\b
-        | \b{_HYPO_VOLUME} (?:\w+ )?(?:inspirat\w+|inspiration|inflation|expansion|volumes?\b|aeration)
-        | \b(?:inspirat\w+|expansion|inflation) (?:\w+ ){{0,3}}?(?P<m2>{_HYPO_VOLUME})\b
-        | \bvolumes? (?:are|is) {_ADVERB}(?P<m3>low)\b
-    """,
-    "hyperinflation": rf"""
-        \bhyper-?\s?(?:inflat|expan|disten|aerat|lucen)\w+ | \bover-?\s?(?:inflat|expan|disten|aerat)\w+
-        | (?<!subcutaneous )(?<!soft tissue )(?<!mediastinal )\bemphysem\w+ | \bcopd\b
-        | \bchronic obstructive\b | \bobstructive (?:lung|pulmonary|airway\w*) (?:disease|change)
-        | \bflattening of (?:\w+ ){{0,3}}?(?:hemi-?)?diaphragm\w*
-        | \bflatten(?:ed|ing) (?:of )?(?:\w+ )?(?:hemi-?)?diaphragm\w*
-        | \b(?:hemi-?)?diaphragm\w* {_TO_SHORT}\b(?P<m>flat(?:ten\w*)?)\b | \bdiaphragmatic flattening\b
-        | \b(?:large|increased|high) (?:\w+ )?lung volumes?\b
-        | \blung volumes? (?:\w+ ){{0,3}}?(?P<m2>large|increased|high)\b
-        | \bincreased (?:ap|anteroposterior|a\.p\.) diameter | \bair[ -]trapping\b
-    """,
-    "tortuous aorta": rf"""
-        \b(?:tortuo\w+|ecta\w+|unfold\w+|uncoil\w+|dilat\w+|aneurysm\w*|elongat\w+|prominen\w+|enlarge\w+)\b
-          (?:(?!\b(?:and|with|heart|cardiac|pulmonary|hil\w+|mediastin\w+)\b).){{0,40}}?\b{_AORTA}\b
-        | \b{_AORTA}\b(?:(?!\b(?:but|however|heart|cardiac|pulmonary|lungs?|there|valve|stent|graft)\b).){{0,45}}?
-          \b(?P<m>tortuo\w+|ecta\w+|unfold\w+|uncoil\w+|dilat\w+|aneurysm\w*|elongat\w+|prominen\w+|enlarge\w+)
-    """,
-    "pleural effusion": r"""
-        (?<!pericardial )\beffusions? | \bhydro-?(?:pneumo)?thora\w+ | \bhemo-?(?:pneumo)?thora\w+ | \bempyema\w*
-        | \b(?:pleural|fissural|layering) fluid\b | \bfluid in the (?:\w+ )?(?:pleura\w*|fissure\w*)
-        | \bblunt\w* (?:\w+ ){0,6}?(?:costo-?(?:phrenic|diaphragmatic)|cp angle|sulc\w+|angles?\b)
-        | (?:costo-?(?:phrenic|diaphragmatic)|\bcp) (?:\w+ ){0,8}?(?P<m>blunt\w*)
-        | \b(?:sulc\w+|angles?) (?:\w+ ){0,3}?(?P<m2>blunt\w*)
-    """,
-    "pneumothorax": r"\b(?:hydro-?|hemo-?)?pneumothora\w+ | \bptx\b | \bpleural air\b",
-    "elevated diaphragm": rf"""
-        \belevat(?:ed|ion) (?:of )?(?:\w+ ){{0,4}}?(?:hemi-?\s?)?diaphragm\w* | \beventrat\w+
-        | \b(?:hemi-?\s?)?diaphragm\w* {_TO_SHORT}\b(?P<m>elevat\w+|raised)
-        | \braised (?:\w+ ){{0,2}}?(?:hemi-?)?diaphragm\w* | \bdiaphragmatic elevation\b
-    """,
-    "pulmonary edema": r"""
-        \b(?:o)?edema\b | \bvascular congestion\b
-        | \b(?:pulmonary|venous|central|chf|vascular|interstitial) (?:\w+ )?congestion\b
-        | \bcongesti(?:ve|on)\b | \bheart failure\b | \bchf\b | \bfluid overload\b | \bvolume overload\b
-        | \bcephalization\b
-        | \bkerley\b | \bpulmonary venous (?:hypertension|engorgement) | \bvascular engorgement\b
-        | \bvascular prominence\b
-        | \b(?:prominen\w+|increased|engorged) (?:\w+ ){0,5}?vascul(?:ature|arity)\b
-        | \bvascul(?:ature|arity) (?:\w+ ){0,3}?(?P<m>engorg\w+|prominent|increased|congested)\b
-        | \bearly failure\b | \b(?:cardiac|chf) decompensation
-    """,
-    "interstitial markings": r"""
-        \binterstiti\w+ (?:(?!edema|pulm|opaci|infiltr|densit)\w+ ){0,2}?
-          (?:marking|thickening|prominence|change|disease|pattern|lung|fibros|process|
-          abnormalit|coarsening|scarring|crowding)\w*
-        | \b(?:prominen\w+|increased?|coarse\w*|chronic|accentuat\w+|thicken\w+|exaggerat\w+) (?:\w+[ ,]+){0,4}?
-          (?:interstiti\w+|markings?|bronchovascular)\b(?! (?:\w+ ){0,2}?(?:opaci|infiltr|densit|edema|pulmonary edema))
-        | \b(?:interstiti\w+|markings?) (?:(?!edema|opaci|infiltr|densit)\w+ ){0,4}?
-          (?P<m>prominen\w+|increase\w*|coarse\w*|accentuat\w+|thicken\w+)
-        | \b(?:pulmonary|interstitial|lung|basilar|bibasilar|parenchymal|chronic|apical) fibro(?:sis|tic)\b
-        | (?<!cystic )\bfibrosis\b | (?<!cystic )\bfibrotic\b
-        | \breticul\w+(?! (?:\w+ )?(?:opaci|infiltr|densit)) | \bseptal lines?\b | \bb[ -]lines?\b | \bcrowded\b
-        | \bhoneycomb\w* | \bcrowding\b
-    """,
-    "mass": r"""
-        (?<!soft tissue )(?<!thyroid )(?<!breast )(?<!chest wall )(?<!body )(?<!bone )(?<!muscle )
-        \bmass(?:es|-?like)?\b(?! effect)
-        | \b(?:lung|pulmonary|bronchogenic|hilar|mediastinal|parenchymal) (?:cancer|carcinoma|neoplasm|tumou?r)s?\b
-    """,
-    "nodule": r"""
-        \b(?:micro)?nodul(?:es?|arity|arities)\b
-        | \b(?:fibro|reticulo)-?nodular\b | \bnodular\b(?! (?:\w+ ){0,2}?(?:opaci|densit|infiltr|prominence|contour))
-    """,
-    "hiatal hernia": r"""
-        \b(?:hiatal|hiatus|hiatial)\s?hernia\w* | \bherniat\w+ (?:of )?(?:\w+ )?stomach
-        | \bretrocardiac (?:\w+ )?hernia\w*
-        | \bintrathoracic stomach
-    """,
-    "scoliosis": r"""
-        \b(?:levo|dextro|kypho|roto)?-?\s?scolio\w+ | \b(?:dextro|levo)-?(?:curv|convex|rotat)\w+
-        | \bs-?\s?shaped curv\w+
-        | \bcurvature of (?:the )?(?:\w+ )?(?:spine|vertebra\w+)
-        | (?:spine|spinal|thorac\w+|lumbar) (?:\w+ ){0,3}?curvature
-    """,
-    "support device": r"""
-        \bpace-?\s?makers? | \bpacer\b | \b(?:pacing|pacer) (?:leads?|wires?|device)s? | \baicd\b | \bicd\b
-        | \bdefibrillator\w*
-        | \bcardiac (?:\w+ )?device\w* | \bgenerator\b | \bport-?\s?a-?\s?cath\w* | \bmedi-?\s?port\w*
-        | \bport\b(?!able)
-        | \bcatheter\w* | \bpicc\b | \bcentral (?:venous )?(?:line|access)s?
-        | \b(?:ij|jugular|subclavian) (?:\w+ )?(?:line|sheath)
-        | \bcvc\b | \btubes?\b | \btracheostomy\b | \bendotracheal\b | \bett\b | \bnasogastric\b | \bstents?\b
-        | \bshunt\b
-        | \bleads?\b(?! to) | \bsternotomy\b | \bsternal (?:\w+ )?(?:wire|suture)s?
-        | \bsurgical (?:\w+ )?(?:clip|staple|material|suture|device|hardware)s?
-        | \b(?:wires?|clips?|staples?|sutures?)\b | \bhardware\b | (?<!breast )\bprosthe\w+
-        | \bvalve (?:replacement|repair) | \bcabg\b
-        | \bcoronary artery bypass | \bbypass (?:graft|surg)\w* | \b(?:neuro-?)?stimulator\w*
-        | \btips?\b(?= (?:\w+ ){0,3}?(?:project|overl|terminat|at|in|within|over)) | (?:xxxx|___)-a-(?:xxxx|___)
-        | (?<!monitoring )\bdevices?\b | \b(?:ivc|caval) (?:filter|xxxx|___) | \bloop recorder
-        | (?<!breast )\bimplant\w* | \b(?:chest|feeding|ng|et|enteric) tube\w*
-    """,
-}
-
-# Statements of normality, and of doubt that is built into the words.
-_NORMAL_WORD = r"(?:normal|unremarkable|within (?:the )?(?:\w+ )?(?:normal )?limits|not enlarged|wnl)"
-_UPPER_NORMAL = r"(?:upper (?:limits? )?(?:of )?normal|upper limits?|top[ -]normal|high normal|borderline|at the upper)"
-_ABSENT: list[tuple[tuple[str, ...], str]] = [
-    (
-        ("cardiomegaly",),
-        rf"""
-        \b{_HEART}\b(?:(?!\b(?:but|however|although|{_BIG}|lungs are|upper|borderline)\b).){{0,60}}?
-          \b(?<!upper )(?<!\bnot ){_NORMAL_WORD}
-        | (?<!upper )\bnormal (?:\w+[ /,]+){{0,4}}?{_HEART}
-        | \b(?:unremarkable) (?:\w+ ){{0,2}}?{_HEART}
-        """,
-    ),
-    (
-        ("opacity", "atelectasis", "pulmonary edema", "mass", "nodule"),
-        rf"\b{_LUNG} (?:\w+ )?(?:are|is|appear\w*|remain\w*|were)?\s?(?:\w+ ){{0,3}}?"
-        r"(?<!not )(?:clear|normal|unremarkable)\b(?! of)"
-        r" | \bclear (?:\w+ )?lungs?\b",
-    ),
-    (("scoliosis",), r"\b(?:spine|spinal alignment) (?:\w+ ){0,3}?(?:straight|normally aligned)"),
-    (("tortuous aorta",), r"\b(?:thoracic )?aort\w+ (?:\w+ ){0,4}?(?<!not )(?:normal|unremarkable)\b"),
-    (
-        ("hypoinflation", "hyperinflation"),
-        r"\b(?:normal|well|normally|satisfactory) (?:\w+ )?(?:lung volumes|inflated|expanded|aerated|inflation)\b",
-    ),
-    (("pleural effusion",), r"\bcosto-?phrenic (?:angles?|sulc\w+) (?:\w+ ){0,3}?(?:sharp|clear)\b"),
-]
-_DOUBTFUL: dict[str, str] = {
-    "cardiomegaly": rf"""
-        \b{_UPPER_NORMAL}\b(?=.{{0,40}}\b{_HEART}|.{{0,10}}\benlarge|.{{0,15}}cardiomegal)
-        | \b{_HEART}\b(?:(?!\b(?:but|lungs?)\b).){{0,60}}?\b{_UPPER_NORMAL}
-    """,
-}
-
-_COPULA = r"(?:is|are|was|were|has been|have been|be|appears?|remains?)"
-_CUES: dict[str, str] = {
-    # Stand first, so that the words in them are not read as other cues.
-    "none": r"""
-        \bno (?:\w+ ){0,2}?change\b | \bwithout (?:\w+ ){0,2}?change\b | \bnot (?:\w+ )?changed\b | \bnot only\b
-        | \bno (?:\w+ ){0,2}?(?:increase|decrease|improvement|worsening)\b(?: (?:in|of))?
-        | \bnot (?:well )?visuali[sz]ed on (?:the )?lateral
-        | \bno (?:prior|previous|comparison)\w*\b | \bclinically significant\b | \bwithout (?:\w+ )?complication\w*
-        | \bwithout (?:comparison|priors?)\b | \bno longer as\b
-    """,
-    "ignore": r"""
-        \bhistory of\b | \bh/o\b | \bhx (?:of)?\b
-        | \b(?:evaluat\w+|assess\w*|eval|check\w*|look\w*|follow(?:-| )?up) (?:for|of)\b
-        | \bif (?:\w+ ){0,6}?(?:concern|suspicion|suspected|symptom\w*|clinically)\b | \bindication\b | \br/o\b
-        | \bhigh risk (?:for|of)\b | \brule out\b
-    """,
-    "doubt_before": r"""
-        \bpossib(?:le|ly|ility)\b | \bprobabl[ey]\b | \bperhaps\b
-        | \b(?:may|might|could|can) (?:also )?(?:be|represent|reflect|indicate|relate|suggest|have)\b
-        | \b(?:can|could)\s?not (?:be )?(?:\w+ )?(?:exclude|rule out) | \bcan't (?:\w+ )?(?:exclude|rule out)
-        | \bsuspicio\w+ (?:for|of)\b | \bsuspect\w*\b | \bconcern\w* (?:for|of)\b | \bworrisome for\b
-        | \bquestion\w*(?: of)?\b | \bequivocal\b
-        | \bsuggest\w*\b | \bversus\b | \bvs\.? | \brule out\b | \bdifferential\b | \bmaybe\b | \bnot exclude\w*
-        | \braises? (?:the )?(?:possibility|question) of\b | \bpotential(?:ly)?\b | \bapparent\b
-    """,
-    "doubt_after": rf"""
-        \b(?:can|could)\s?not (?:be )?(?:\w+ )?(?:excluded?|ruled out) | \bcan't be (?:\w+ )?(?:excluded|ruled out)
-        | \b(?:is|are)?\s?not (?:\w+ )?(?:excluded|ruled out)
-        | \b{_COPULA} (?:also )?(?:possible|questioned|suspected|questionable|considered|equivocal)
-        | \bversus\b | \bvs\.? | \bnot excluded | \bwould be (?:difficult|hard) to exclude | \?
-    """,
-    "not_after": rf"""
-        \b{_COPULA} (?:\w+ )?(?:absent|resolved|cleared|gone|excluded|removed|ruled out|unlikely)\b
-        | \b(?:has|have) (?:\w+ )?(?:resolved|cleared|disappeared|been removed|been excluded)\b | \bunlikely\b
-        | \b(?:not|no longer) (?:\w+ ){{0,2}}?
-          (?:seen|identified|visuali[sz]ed|present|evident|appreciated|detected|demonstrated|
-          noted|apparent|visible|found|observed)\b
-        | \bresolved\b(?= ?(?:[.,;]|$|since|in the interval|compared))
-        | \bwithin (?:the )?(?:limits of normal|normal limits)\b | \b(?:is|are) not\b$
-    """,
-    "not_before": r"""
-        \bno\b | \bnot\b | \bwithout\b | \bw/o\b | \bfree (?:of|from)\b | \bnegative (?:for|of)\b
-        | \bclear (?:of|from)\b | \babsen(?:ce|t)\b
-        | \black\w* (?:of)?\b | \bneither\b | \bnor\b | \bnever\b | \bden(?:y|ies)\b | \bresolution of\b
-        | \bresolved (?!from)
-        | \bclearing of\b | \bclearance of\b | \bremoval of\b | \bremoved\b | \brather than\b | \bdevoid of\b
-        | \bexcludes?\b | \bnon\b
-        | \bunremarkable for\b
-    """,
-}
-# A word that opens a new statement: cues do not reach across it.
-_NEW = (
-    r"(?:stable|unchanged|persistent|increased|increasing|new|worsen\w+|improv\w+|mild\w*|moderate\w*|severe\w*|"
-    r"minimal\w*|there|the heart|heart|the lungs|lungs|low lung|low volume|again|redemonstrat\w+|status|chronic|"
-    r"probable|possible|possibly|probably|calcified|tortuous|the aorta|aorta|degenerative|scoliosis|patient|"
-    r"hyperexpan\w+|hyperinflat\w+|bony|"
-    r"visuali[sz]ed|the (?:\w+ ){1,3}(?:is|are))"
-)
-_BREAK = re.compile(
-    r"\b(?:but|however|although|though|except|aside from|apart from|other than|yet|which|whereas|while|besides|"
-    r"otherwise|despite|secondary to|with the exception of|there (?:is|are|has|have|may|might|was|were))\b"
-    rf"|,\s?(?:and |with )?(?={_NEW}\b)(?![^;]*, (?:or|nor)\b)"  # "no new, worsening, or enlarging nodule" is one list
-    rf"|\band (?=(?:(?:an? )?{_NEW}|small|trace|a)\b)"
-    r"|\band (?=(?:the )?(?:\w+ ){1,3}(?:is|are|has|have|appears?|remains?)\b(?! not))"
-    rf"|\bwith (?=(?:an? )?(?:{_NEW}|small|large|trace|bilateral|enlarge\w+)\b)"
-    r"|[;()]"
-)
+_TELLING = r"(?:findings?|impressions?|conclusions?|findings? (?:and|/) ?impressions?|interpretation|opinion|report)"
 _SENTENCE = re.compile(
-    r"(?<=[.!?;])(?:\s+|(?=[a-z]))|\s*\b(?:findings?|impressions?|conclusions?)\s?:|(?<=\s)\d{1,2}[.)]\s|^\d{1,2}[.)]\s"
+    r"(?:(?<=[.!;])|(?<=[\w)]\?))(?:\s+|(?=[a-z]))"
+    rf"|\s*\b(?P<asking>{_ASKING})\s?:|\s*\b{_TELLING}\s?:|(?<=\s)\d{{1,2}}[.)]\s|^\d{{1,2}}[.)]\s"
 )
-
-
-def _compile(pattern: str) -> re.Pattern[str]:
-    """Phrases stand apart by " | " and may be broken over lines anywhere; single spaces inside them count."""
-    phrases = re.sub(r"\s+\|\s+", "|", pattern.strip())
-    return re.compile(re.sub(r"\s*\n\s*(?!\|)", "", phrases))
-
-
-_PRESENT_RE = {name: _compile(pattern) for name, pattern in _PRESENT.items()}
-_ABSENT_RE = [(names, _compile(pattern)) for names, pattern in _ABSENT]
-_DOUBTFUL_RE = {name: _compile(pattern) for name, pattern in _DOUBTFUL.items()}
-_CUE_RE = {kind: _compile(pattern) for kind, pattern in _CUES.items()}
-_VERB = re.compile(r"\b(?:is|are|was|were|has|have|seen|present|noted)\b")
-_COPULA_END = re.compile(rf"\b{_COPULA} ?$")
-_DEGREE = re.compile(r" (?:mild|moderate|severe|stable|unchanged|small|large|low|the heart|heart|the lungs|lungs)\b")
-_OR = re.compile(r",? or (?:\w+ ){0,3}")
+_WORD = re.compile(r"\S+")
+_BLANK_LINE = re.compile(r"\n\s*\n")
+_TITLE = re.compile(r"\b(vs|dr|approx)\.")
 
 
 @dataclass(frozen=True)
@@ -295,111 +46,141 @@ class _Sentence:
     """A lower-case sentence with single spaces, and from where in the text its words are."""
 
     text: str
-    starts: list[int] = field(repr=False)  # of its words, in `text` (the first may lie before 0)
+    starts: list[int] = field(repr=False)  # of the words of its paragraph, in the paragraph
     origins: list[int] = field(repr=False)  # of the same words, in the text that is read
+    offset: int  # of the sentence in the paragraph
 
     def origin(self, place: int) -> int:
         """Where the character at `place` is in the text that is read."""
-        word = bisect_right(self.starts, place) - 1
-        return self.origins[word] + place - self.starts[word]
+        word = bisect_right(self.starts, place + self.offset) - 1
+        return self.origins[word] + place + self.offset - self.starts[word]
 
 
-def _sentences(text: str) -> Iterator[_Sentence]:
-    """The sentences of a text. A blank line, a heading and a list number end a sentence too."""
+def sentences(text: str) -> Iterator[_Sentence]:
+    """The sentences of a text that tell of the images. A blank line, a heading and a list number end a sentence too."""
     # Every character keeps its place: those that have no small letter of one character stay as they are.
-    lower = (
-        text.lower()
-        if len(text.lower()) == len(text)
-        else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
-    )
-    lower = re.sub(r"\b(vs|dr|approx)\.", r"\1 ", lower)
+    lower = text.lower()
+    if len(lower) != len(text):
+        lower = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+    lower = _TITLE.sub(r"\1 ", lower)
     first = 0
-    for gap in [*re.finditer(r"\n\s*\n", lower), None]:
-        words = list(re.compile(r"\S+").finditer(lower, first, gap.start() if gap else len(lower)))
+    asked = False  # inside a section that asks, of which nothing has been read yet
+    for gap in [*_BLANK_LINE.finditer(lower), None]:
+        words = list(_WORD.finditer(lower, first, gap.start() if gap else len(lower)))
         first = gap.end() if gap else 0
         joined, origins = " ".join(word.group() for word in words), [word.start() for word in words]
         starts, begin = list(accumulate((len(word.group()) + 1 for word in words), initial=0)), 0
+        asking, asked = asked, False
         for mark in [*_SENTENCE.finditer(joined), None]:
             part = joined[begin : mark.start() if mark else len(joined)]
             if sentence := part.strip():
-                offset = begin + len(part) - len(part.lstrip())
-                yield _Sentence(sentence, [start - offset for start in starts], origins)
-            begin = mark.end() if mark else 0
+                asked = False
+                if not asking:
+                    yield _Sentence(sentence, starts, origins, begin + len(part) - len(part.lstrip()))
+            if mark:
+                begin = mark.end()
+                if ":" in mark.group():
+                    asking = asked = mark["asking"] is not None
 
 
-def _cues(sentence: str) -> dict[str, list[tuple[int, int]]]:
-    """Spans by kind of cue; what an earlier kind has taken is not read again ("cannot exclude" holds no "exclude")."""
-    found: dict[str, list[tuple[int, int]]] = {}
-    taken: list[tuple[int, int]] = []
-    for kind, pattern in _CUE_RE.items():
-        spans = [m.span() for m in pattern.finditer(sentence)]
-        # "versus" counts forward and backward, hence doubt is not masked by doubt
-        masks = taken if kind != "doubt_after" else [span for span in taken if span not in found["doubt_before"]]
-        found[kind] = [s for s in spans if not any(s[0] < end and start < s[1] for start, end in masks)]
-        taken = taken + found[kind]
-    return found
+class _Scope:
+    """Which cues of one sentence reach which of its mentions."""
 
+    def __init__(self, sentence: str, spans: Sequence[tuple[int, int, str]]) -> None:
+        self.sentence = sentence
+        self.cues = cues.find_cues(sentence)
+        self.breaks = [match.start() for match in cues.BREAK.finditer(sentence)]
+        self.verbs = [match.start() for match in cues.VERB.finditer(sentence)]
+        self.starts, self.ends = [start for start, _, _ in spans], sorted(end for _, end, _ in spans)
+        lists = [match.start() for match in cues.LIST_END.finditer(sentence)]
+        # "no pneumothorax mild cardiomegaly": a degree opens a new statement, but in a list that goes on with "or".
+        degrees = [end for end in self.ends if cues.DEGREE.match(sentence, end) and not self._goes_on(end, lists)]
+        self.stops = sorted({*self.breaks, *degrees})
+        joints = [match.start() for match in cues.DOUBT_ENDS.finditer(sentence)]
+        joints += [
+            match.start()
+            for match in re.finditer(r", (?!or\b|and/or\b)", sentence)
+            if not self._listed(match.end(), lists)
+        ]
+        self.joints = sorted(joint for joint in joints if bisect_right(self.ends, joint))
+        self.stop_of = {kind: [stop for _, stop in found] for kind, found in self.cues.items()}
+        self.start_of = {kind: [start for start, _ in found] for kind, found in self.cues.items()}
 
-def _state(
-    sentence: str, start: int, end: int, cues: dict[str, list[tuple[int, int]]], breaks: list[int]
-) -> int | None:
-    """What the cues make of the mention at [start, end): 1, 0, -1, or None where it is to be ignored."""
+    def _goes_on(self, end: int, lists: list[int]) -> bool:
+        """Whether an "or" joins what follows `end` to a list: at most one further finding stands before it."""
+        at = bisect_left(lists, end)
+        if at == len(lists) or lists[at] - end > 60:
+            return False
+        crossed = bisect_left(self.breaks, end) < bisect_left(self.breaks, lists[at])
+        denied = bisect_left(self.cues["not_before"], (end, 0)) < bisect_left(self.cues["not_before"], (lists[at], 0))
+        return not crossed and not denied and bisect_left(self.starts, lists[at]) - bisect_left(self.starts, end) == 1
 
-    def before(kind: str) -> bool:
-        return any(stop <= start and not any(stop <= b <= start for b in breaks) for _, stop in cues[kind])
+    def _listed(self, place: int, lists: list[int]) -> bool:
+        at = bisect_left(lists, place)
+        return at < len(lists) and lists[at] - place <= 80
 
-    def after(kind: str) -> bool:
-        # "the tube and the line have been removed": an "and" before the verb joins subjects
-        for begin, _ in cues[kind]:
-            between = _COPULA_END.sub("", sentence[end:begin]) if begin >= end else None
-            if (
-                between is not None
-                and not any(end <= b <= begin and not sentence.startswith("and", b) for b in breaks)
-                and not _VERB.search(between)
-            ):
+    def before(self, kind: str, start: int) -> int | None:
+        """End of the last cue of a kind that stands before `start` and reaches it."""
+        at = bisect_right(self.stop_of[kind], start)
+        if not at:
+            return None
+        stop = self.stop_of[kind][at - 1]
+        crossed = bisect_right(self.stops, start)
+        return stop if not crossed or self.stops[crossed - 1] < stop else None
+
+    def doubted(self, start: int, end: int) -> bool:
+        """Whether a doubt reaches the mention at [start, end) from either side."""
+        if any(self._doubts(self.before(kind, start), start) for kind in ("doubt_before", "either")):
+            return True
+        at = bisect_left(self.start_of["either"], end)
+        if at < len(self.start_of["either"]) and self.after("either", end):
+            # the nearest, which is not "concerning for" what stands here
+            begin, hedges = self.start_of["either"][at], self.start_of["doubt_before"]
+            if all(bisect_left(places, begin) == bisect_left(places, end) for places in (self.starts, hedges)):
                 return True
-        return False
+        if self.after("doubt_after", end) or self.after("if_any", end):
+            return True
+        # "minimal if any effusion"; but "effusions are minimal if any, cardiomegaly" has met its finding
+        stop = self.before("if_any", start)
+        return stop is not None and not bisect_right(self.ends, stop)
 
-    if before("ignore"):
-        return None
-    if before("not_before") or after("not_after"):
-        return 0
-    return -1 if before("doubt_before") or after("doubt_after") else 1
+    def _doubts(self, stop: int | None, start: int) -> bool:
+        """Whether a doubt that ends at `stop` reaches `start`: not across a joint behind a finding that it has met."""
+        if stop is None:
+            return False
+        joint = bisect_right(self.joints, start) - 1
+        if joint < 0 or self.joints[joint] < stop:
+            return True
+        return bisect_right(self.ends, self.joints[joint]) == bisect_right(self.ends, stop)
+
+    def after(self, kind: str, end: int) -> bool:
+        """Whether the first cue of a kind behind `end` reaches back to it: over no verb but the cue's own."""
+        at = bisect_left(self.start_of[kind], end)
+        if at == len(self.start_of[kind]):
+            return False
+        begin = self.start_of[kind][at]
+        # "the tube and the line have been removed": an "and" before the verb joins subjects
+        for place in self.breaks[bisect_left(self.breaks, end) : bisect_right(self.breaks, begin)]:
+            if not self.sentence.startswith("and", place):
+                return False
+        verb = bisect_left(self.verbs, end)
+        if kind == "if_any" or verb == len(self.verbs) or self.verbs[verb] >= begin:
+            return True
+        tail = cues.COPULA_END.search(self.sentence, max(end, begin - 12), begin)
+        return tail is not None and self.verbs[verb] >= tail.start()
+
+    def state(self, start: int, end: int) -> int | None:
+        """What the cues make of the mention at [start, end): 1, 0, -1, or None where it is to be ignored."""
+        if self.before("ignore", start) is not None or self.after("ignore_after", end):
+            return None
+        at = bisect_left(self.start_of["colon"], end)
+        if at < len(self.start_of["colon"]) and not self.sentence[end : self.start_of["colon"][at]].strip():
+            return 0
+        if self.before("not_before", start) is not None or self.after("not_after", end):
+            return 0
+        return -1 if self.doubted(start, end) else 1
 
 
-def _mentions(sentence: str, breaks: list[int]) -> list[Mention]:
-    """What is said in a sentence, places as in it. `breaks` are the places of the words that open a new statement."""
-    cues = _cues(sentence)
-    spans: list[tuple[int, int, str]] = []
-    for name, pattern in _PRESENT_RE.items():
-        for match in pattern.finditer(sentence):
-            group = next((g for g in pattern.groupindex if match[g]), 0)
-            spans.append((*match.span(group), name))
-    spans.sort()
-    # "no pneumothorax mild cardiomegaly": a degree directly after a mention belongs to the next one
-    stops = breaks + [end for _, end, _ in spans if _DEGREE.match(sentence, end)]
-    found = [
-        Mention(name, state, start, end)
-        for start, end, name in spans
-        if (state := _state(sentence, start, end, cues, stops)) is not None
-    ]
-    alternatives = set()
-    for first, second in zip(found, found[1:], strict=False):
-        if first.finding != second.finding and _OR.fullmatch(sentence[first.end : second.start]):
-            alternatives |= {first, second}
-    return [replace(m, state=-1) if m in alternatives and m.state == 1 else m for m in found]
-
-
-_SIDED = (
-    "granuloma",
-    "opacity",
-    "atelectasis",
-    "pleural effusion",
-    "pneumothorax",
-    "elevated diaphragm",
-    "mass",
-    "nodule",
-)
 _BOTH = (
     r"bilateral(?:ly)?|bibasilar|bibasal|(?:lung |the )bases|biapical|both"
     r"|(?:left|right)(?: and | and/or |/)(?:the )?(?:left|right)"
@@ -407,64 +188,136 @@ _BOTH = (
 )
 _SIDE = re.compile(rf"\b(?:(?P<both>{_BOTH})|(?P<left>left(?:-sided)?|lingular?)|(?P<right>right(?:-sided)?))\b")
 _PAUSE = re.compile(r",|;|\b(?:and|or|with)\b")
+_REACH = 120  # characters
 
 
-def _side(sentence: str, mention: Mention, mentions: list[Mention], breaks: list[int]) -> str:
-    """The word for a side that is nearest to a mention, crossing as few others, commas and conjunctions as possible."""
+def _side(
+    sentence: str, mention: Mention, starts: list[int], words: list[tuple[int, int, str]], breaks: list[int]
+) -> str:
+    """The word for a side that is nearest to a mention, crossing as few others, commas and conjunctions as possible.
+
+    `starts` are those of all mentions, `words` the (start, end, side) of the sentence, `breaks` its new statements.
+    """
     ranked = []
-    for word in _SIDE.finditer(sentence):
-        ahead = word.start() >= mention.start
-        low, high = (mention.end, word.start()) if ahead else (word.end(), mention.start)
+    for start, end, side in words[
+        bisect_left(words, (mention.start - _REACH - 40,)) : bisect_right(words, (mention.end + _REACH + 1,))
+    ]:
+        ahead = start >= mention.start
+        low, high = (mention.end, start) if ahead else (end, mention.start)
         # A side inside the mention ("blunting of the left angle") has an empty gap.
         gap = sentence[low:high]
-        if len(gap) > 120 or any(low <= b <= high for b in breaks):
+        if len(gap) > _REACH or bisect_left(breaks, low) < bisect_right(breaks, high):
             continue
-        crossed = sum(low <= other.start < high and other.finding != mention.finding for other in mentions)
-        ranked.append((2 * crossed + len(_PAUSE.findall(gap)), len(gap), str(word.lastgroup)))
+        own = low <= mention.start < high
+        crossed = max(0, bisect_left(starts, high) - bisect_left(starts, low) - own)
+        ranked.append((2 * crossed + len(_PAUSE.findall(gap)), len(gap), side))
     return min(ranked)[2] if ranked else ""
 
 
-def _said(sentence: str) -> Iterator[Mention]:
-    """All mentions in a sentence, with their sides, and statements of normality and doubt."""
-    breaks = [m.start() for m in _BREAK.finditer(sentence)]
-    mentions = _mentions(sentence, breaks)
-    for mention in mentions:
-        sided = mention.finding in _SIDED and mention.state != 0
-        yield replace(mention, side=_side(sentence, mention, mentions, breaks)) if sided else mention
-    for name, pattern in _DOUBTFUL_RE.items():
-        if match := pattern.search(sentence):
-            yield Mention(name, -1, *match.span())
-    for names, pattern in _ABSENT_RE:
-        if match := pattern.search(sentence):
-            yield from (Mention(name, 0, *match.span()) for name in names)
-
-
 class RuleLabeller:
-    """Labels by phrases and cues, without a model."""
+    """Labels by phrases and cues, without a model.
 
-    findings = LabelSet(_PRESENT)
-    sided = LabelSet(_SIDED)
+    `vocabulary`: what it can read, finding -> terms of `terms.PRESENT`.
+    """
+
+    def __init__(self, vocabulary: Mapping[str, Sequence[str]] = terms.FINDINGS) -> None:
+        self._terms: dict[str, list[str]] = {}  # term -> findings
+        for finding, named in vocabulary.items():
+            for term in named:
+                self._terms.setdefault(term, []).append(finding)
+        self._chexpert = vocabulary is terms.CHEXPERT
+        self.findings = LabelSet([*vocabulary, NO_FINDING] if self._chexpert else vocabulary)
+        self.sided = LabelSet(f for f, named in vocabulary.items() if terms.SIDED & set(named))
+        self._present = {term: terms.compile_phrases(terms.PRESENT[term]) for term in self._terms}
+        self._unrelated = {t: terms.compile_phrases(p) for t, p in terms.UNRELATED.items() if t in self._terms}
+        self._absent = [
+            (kept, terms.compile_phrases(pattern))
+            for named, pattern in terms.ABSENT
+            if (kept := [term for term in named if term in self._terms])
+        ]
+        self._doubtful = {t: terms.compile_phrases(p) for t, p in terms.DOUBTFUL.items() if t in self._terms}
+        # Reports repeat their sentences; a long one is hardly met again.
+        self._remembered = functools.lru_cache(maxsize=20_000)(self._said)
+
+    def read_all(self, texts: Sequence[str]) -> list[Reading]:
+        """What texts say, in order."""
+        return [self.read(text) for text in texts]
+
+    def named_by(self, term: str) -> tuple[str, ...]:
+        """The findings that a term names."""
+        return tuple(self._terms[term])
+
+    def spans(self, sentence: str) -> list[tuple[int, int, str]]:
+        """(start, end, term) of all mentions in a lower-case sentence with single spaces, in order."""
+        spans = []
+        for term, pattern in self._present.items():
+            found = []
+            for match in pattern.finditer(sentence):
+                group = next((g for g in pattern.groupindex if match[g]), 0)
+                found.append((*match.span(group), term))
+            if found and term in self._unrelated:
+                void = [match.span() for match in self._unrelated[term].finditer(sentence)]
+                found = [s for s in found if not void or not _overlaps(s, void)]
+            spans += found
+        return sorted(spans)
+
+    def _said(self, sentence: str) -> tuple[Mention, ...]:
+        """All mentions in a sentence by term, with sides, and statements of normality and doubt; places as in it."""
+        spans, said = self.spans(sentence), []
+        if spans:
+            scope = _Scope(sentence, spans)
+            found = [
+                Mention(term, state, start, end)
+                for start, end, term in spans
+                if (state := scope.state(start, end)) is not None
+            ]
+            alternatives = set()
+            for first, second in zip(found, found[1:], strict=False):
+                gap = sentence[first.end : second.start] if second.start - first.end < 60 else ""
+                if first.finding != second.finding and cues.ALTERNATIVE.fullmatch(gap):
+                    alternatives |= {first, second}
+            found = [replace(m, state=-1) if m in alternatives and m.state == 1 else m for m in found]
+            words = [(w.start(), w.end(), str(w.lastgroup)) for w in _SIDE.finditer(sentence)]
+            starts = [m.start for m in found]
+            for mention in found:
+                sided = words and mention.finding in terms.SIDED and mention.state != 0
+                side = _side(sentence, mention, starts, words, scope.breaks) if sided else ""
+                said.append(replace(mention, side=side) if side else mention)
+        for term, pattern in self._doubtful.items():
+            if match := pattern.search(sentence):
+                said.append(Mention(term, -1, *match.span()))
+        for named, pattern in self._absent:
+            if match := pattern.search(sentence):
+                said += [Mention(term, 0, *match.span()) for term in named]
+        return tuple(said)
 
     def read(self, text: str) -> Reading:
         """What a text says; see `Reading`. Never raises.
 
-        Affirmed wins over uncertain, uncertain over denied (or stated normal): "no pleural effusion on the left; small right
-        effusion" is 1. A heart at the upper limits of normal or of borderline size is -1; one called borderline enlarged is 1.
-        Sides are the patient's, and are of `sided` only. Evidence of normality is the whole statement ("lungs are clear").
+        Affirmed wins over uncertain, uncertain over denied (or stated normal): "no pleural effusion on the left; small
+        right effusion" is 1. A heart at the upper limits of normal or of borderline size is -1; one called borderline
+        enlarged is 1. Sides are the patient's, and are of `sided` only. Evidence of normality is the whole statement
+        ("lungs are clear"). CheXpert's "No Finding" is 1 where nothing but a device is affirmed or doubted; else it
+        has no entry.
         """
         mentions = tuple(
-            replace(m, start=sentence.origin(m.start), end=sentence.origin(m.end - 1) + 1)
-            for sentence in _sentences(text)
-            for m in _said(sentence.text)
+            Mention(finding, m.state, sentence.origin(m.start), sentence.origin(m.end - 1) + 1, m.side)
+            for sentence in sentences(text)
+            for m in (self._remembered if len(sentence.text) < 400 else self._said)(sentence.text)
+            for finding in self._terms[m.finding]
         )
-        states: dict[str, set[int]] = {}
+        told: dict[str, set[int]] = {}
         for mention in mentions:
-            states.setdefault(mention.finding, set()).add(mention.state)
-        return Reading(
-            {
-                name: next(state for state in (1, -1, 0) if state in states[name])
-                for name in self.findings
-                if name in states
-            },
-            mentions,
-        )
+            told.setdefault(mention.finding, set()).add(mention.state)
+        states: dict[str, int] = {
+            name: next(s for s in (1, -1, 0) if s in told[name]) for name in self.findings if name in told
+        }
+        if self._chexpert and text.strip() and not any(s for name, s in states.items() if name != "Support Devices"):
+            states[NO_FINDING] = 1
+        return Reading(states, mentions)
+
+
+def _overlaps(span: tuple[int, int, str], others: list[tuple[int, int]]) -> bool:
+    """Whether `span` shares a character with any of `others`, which are in order and apart."""
+    at = bisect_right(others, (span[0], span[0]))
+    return (at > 0 and others[at - 1][1] > span[0]) or (at < len(others) and others[at][0] < span[1])

@@ -5,17 +5,20 @@ The one place that knows what a name means: for use and for measuring (`find_mod
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from llmcxr.foundation.assets import SHIPPED_MODELS
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.yaml_text import read_yaml
 from llmcxr.model.folder import ModelInfo, load_info
-from llmcxr.model.packed import check_sums, is_packed, unpack
+from llmcxr.model.packed import is_packed, unpack
+from llmcxr.model.sums import check_sums
 
+_LOG = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Never a format that could run code.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.md", "SHA256SUMS"]
@@ -28,11 +31,15 @@ def shipped_models() -> list[str]:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import DryRunError, HfHubHTTPError, LocalEntryNotFoundError
 
     try:
+        with contextlib.suppress(DryRunError):  # the hub is out of reach: what is in its cache is taken
+            files = snapshot_download(name, allow_patterns=_HUB_FILES, dry_run=True)
+            if missing := sum(file.file_size or 0 for file in files if file.will_download):
+                _LOG.info(f"Fetching {name} from the Hugging Face hub, once: {missing / 1e6:,.0f} MB ...")
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:  # the last: no name of the hub's
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{name!r} is no folder here, and could not be fetched from the Hugging Face hub: {reason} Check the name, or "
@@ -90,6 +97,11 @@ def find_start(name: str | Path) -> Start:
             f"start: {str(name)!r} holds a merged model, which has no adapters to train on. Give the folder of a finished run, or "
             "of a packed model."
         )
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    stage = recipe["tuning"]["stages"][-1]["name"]
-    return Start(model, folder / stage / "weights.safetensors", folder / "image_tokenizer", load_info(model))
+    recipe = read_yaml(folder / "recipe.yaml")
+    try:
+        weights = folder / recipe["tuning"]["stages"][-1]["name"] / "weights.safetensors"
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f"start: {folder / 'recipe.yaml'} names no stage of tuning. Give a finished run.") from error
+    if not weights.is_file():
+        raise UserError(f"start: {weights} does not exist. Finish that run first, or give another.")
+    return Start(model, weights, folder / "image_tokenizer", load_info(model))

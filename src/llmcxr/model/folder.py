@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 from torch import nn
@@ -14,23 +14,30 @@ from transformers import PreTrainedModel
 
 from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import Count, NameOrPath, Range, Settings, SettingsError, ShareBelowAll, build_settings
+from llmcxr.image_tokens.codec import ImageCodec
+from llmcxr.image_tokens.settings import CodebookSize, ImageSize
 from llmcxr.instructions.templates import TemplateName
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.patients import write_patients
+from llmcxr.model.sums import SUMS, check_sums, remedy, write_sums
+from llmcxr.studies.findings import LabelSet
+from llmcxr.studies.geometry import Geometry
 from llmcxr.studies.report_sections import ReportPart
+from llmcxr.tasks.base import tasks
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 FORMAT = 3
 
 
 @dataclass(frozen=True)
-class ModelInfo:
+class ModelInfo(Settings):
     """llmcxr.json: all that using the model needs beyond the stock files."""
 
-    base: str  # the LLM it was tuned from
-    codebook_size: int
-    grid: int  # codes along one side
-    image_size: int
+    base: NameOrPath  # the LLM it was tuned from
+    codebook_size: CodebookSize
+    grid: Annotated[int, Range(1, 1024)]  # codes along one side
+    image_size: ImageSize
     image_tokenizer: str  # fingerprint of its weights
     template: TemplateName
     system_prompt: str | None
@@ -39,10 +46,30 @@ class ModelInfo:
     version: str
     findings_first: tuple[str, ...] = ()  # tasks whose response comes after a turn that names the findings
     decoding: DecodingSettings = DecodingSettings()  # how it writes and draws by default
-    unguided_share: float = 0.0  # of the drawings that were learned without a report; 0: drawing cannot be guided
+    unguided_share: ShareBelowAll = (
+        0.0  # of the drawings that were learned without a report; 0: drawing cannot be guided
+    )
     views: tuple[str, ...] = ()  # that the last stage was for; empty: every view
     earliest_only: bool = False  # whether it was for patients' earliest studies
-    format: int = FORMAT
+    geometry: Geometry = Geometry()  # how images became squares in training, and do in use
+    max_tokens: Count | None = None  # of the longest examples that it was tuned on; None: not known
+    format: Annotated[int, Range(FORMAT, FORMAT)] = FORMAT
+
+    def faults(self) -> list[str]:
+        """Impossible combinations."""
+        able = [name for name, task in tasks().items() if task.can_name_findings]
+        faults = [
+            f"findings_first: {t!r} should be one of {', '.join(able)}" for t in self.findings_first if t not in able
+        ]
+        if self.image_size % self.grid:
+            faults.append(f"grid: {self.grid} does not divide image_size ({self.image_size})")
+        if len(LabelSet(self.findings)) < len(self.findings):
+            faults.append("findings: two of them are one (case, spaces, _ and - do not count)")
+        if self.decoding.possible(self.findings_first) != self.decoding:
+            faults.append(f"decoding: not of a model that names findings first in {list(self.findings_first)} only")
+        if self.decoding.drawing_guidance != 1 and not self.unguided_share:
+            faults.append("decoding.drawing_guidance: needs an unguided_share above 0")
+        return faults
 
 
 def save_model(
@@ -70,6 +97,7 @@ def save_model(
         if patients is not None:
             write_patients(temporary, patients)
         write_json(temporary / "llmcxr.json", asdict(info))
+        write_sums(temporary)
 
 
 def load_info(folder: Path) -> ModelInfo:
@@ -77,17 +105,40 @@ def load_info(folder: Path) -> ModelInfo:
     path = Path(folder) / "llmcxr.json"
     if not path.exists():
         raise UserError(f"{folder} is not a llmcxr model (it has no llmcxr.json). Give a run's model/ folder.")
-    values = read_json(path)
+    try:
+        values = read_json(path)
+    except UserError as error:
+        raise UserError(f"{path} is not readable as JSON. {remedy(Path(folder))}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} should hold an object. {remedy(Path(folder))}")
     if values.get("format") not in (2, FORMAT):
         raise UserError(f"{path} has format {values.get('format')}, this version reads formats 2 and {FORMAT}.")
     if values["format"] == 2:  # one flag for both tasks then
         values["findings_first"] = ["cxr_to_report", "report_to_cxr"] if values.get("findings_first") else []
         values["format"] = FORMAT
     try:
-        decoding = DecodingSettings(**values["decoding"])
-        if faults := decoding.faults():
-            raise UserError(f"{path}: {'; '.join(faults)}")
-        lists = {name: tuple(values.get(name, ())) for name in ("findings", "findings_first", "views")}
-        return ModelInfo(**{**values, **lists, "decoding": decoding})
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{path} is incomplete: {error}.") from error
+        return build_settings(ModelInfo, values, str(path))
+    except SettingsError as error:
+        raise UserError(f"{error}\n{remedy(Path(folder))}") from error
+
+
+def load_checked(folder: Path) -> ModelInfo:
+    """`load_info`, of a folder none of whose files has changed since it was made (where it says what they were).
+
+    `UserError` names the file that is missing or damaged.
+    """
+    if (Path(folder) / SUMS).exists():
+        check_sums(Path(folder))
+    return load_info(folder)
+
+
+def check_image_tokenizer(folder: Path, info: ModelInfo, codec: ImageCodec) -> None:
+    """`UserError` where the image tokenizer in a model's folder is not the one on whose codes it was tuned."""
+    own = (info.image_tokenizer, info.codebook_size, info.grid, info.image_size)
+    given = (codec.fingerprint, len(codec.codebook), codec.grid, codec.image_size)
+    names = ("image_tokenizer", "codebook_size", "grid", "image_size")
+    if wrong := [f"{n} {g}, not {o}" for n, o, g in zip(names, own, given, strict=True) if o != g]:
+        raise UserError(
+            f"{folder}: image_tokenizer/ is not the one that llmcxr.json names; it has {', '.join(wrong)}. Codes of two "
+            f"tokenizers mean different things. {remedy(folder)}"
+        )

@@ -8,9 +8,11 @@ LLM once, into the user's cache; what is used from then on is an ordinary model 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 from safetensors.torch import save_file
@@ -18,17 +20,25 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from llmcxr.foundation.artifacts import atomic_path, fingerprint, sha256, write_json
-from llmcxr.foundation.assets import cache_folder
+from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, write_json
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import Range, Settings, build_settings
 from llmcxr.model.folder import load_info, save_model
 from llmcxr.model.patients import seen_patients, write_patients
-from llmcxr.vocabulary.growing import grow_language_model
+from llmcxr.model.sums import SUMS, check_sums, read_sums, remedy, unpacked_models, write_sums
+from llmcxr.vocabulary.growing import grow_language_model, table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
 
-_SUMS = "SHA256SUMS"
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackedInfo(Settings):
+    """packed.json."""
+
+    lora_rank: Annotated[int, Range(1, 4096)]
 
 
 def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -41,40 +51,6 @@ def _halve(folder: Path, target: Path) -> None:
     target.mkdir(parents=True)
     shutil.copy(folder / "config.json", target / "config.json")
     save_file(halved(load_weights(folder / "model.safetensors")), target / "model.safetensors")
-
-
-def _files(folder: Path) -> list[Path]:
-    """All but the sums themselves, and what file managers leave behind."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _SUMS and not p.name.startswith("."))
-
-
-def write_sums(folder: Path) -> None:
-    """Write SHA256SUMS over every other file of `folder`."""
-    lines = [f"{sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in _files(folder)]
-    with atomic_path(folder / _SUMS) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
-
-
-def _read_sums(folder: Path) -> str:
-    try:
-        return (folder / _SUMS).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / _SUMS} cannot be read ({error}). Fetch the packed model again.") from error
-
-
-def check_sums(folder: Path) -> None:
-    """`UserError` where a file of a packed folder is missing, unknown, or not the one that was packed."""
-    lines = [line.split(maxsplit=1) for line in _read_sums(folder).splitlines()]
-    sums = {parts[1]: parts[0] for parts in lines if len(parts) == 2}
-    names = {p.relative_to(folder).as_posix() for p in _files(folder)}
-    for name in sorted(names | set(sums) | {"adapters.safetensors"}):
-        path = folder / name
-        if name not in sums or not path.is_file() or sha256(path) != sums[name]:
-            what = "missing" if not path.exists() else "not part of it" if name not in sums else "damaged"
-            raise UserError(
-                f"{path} is {what}: the packed model is not the one that {_SUMS} describes. Fetch it again (in a clone: "
-                "git checkout, or git lfs pull where it is stored so)."
-            )
 
 
 def merge_adapters(model: PreTrainedModel, state: dict[str, Tensor], origin: str) -> None:
@@ -133,20 +109,29 @@ def is_packed(folder: Path) -> bool:
 def unpack(folder: Path) -> Path:
     """The ordinary model folder of a packed one: from the cache, or made there now (about half a minute, once).
 
-    Raises `UserError` where a file is not the one that was packed, or does not fit the base LLM.
+    Raises `UserError` where a file is not the one that was packed, or does not fit the base LLM. A base LLM of the hub is
+    looked for in the hub's cache only.
     """
-    target = cache_folder() / "models" / f"{folder.name}-{fingerprint(_read_sums(folder))}"
-    if (target / "llmcxr.json").exists():
+    target = unpacked_models() / f"{folder.name}-{fingerprint(read_sums(folder))}"
+    if (target / SUMS).exists():
         return target
     check_sums(folder)
+    _LOG.info(f"Unpacking {folder.name} into {target}, once: about half a minute ...")
     info, path = load_info(folder), folder / "adapters.safetensors"
-    vocabulary = ImageVocabulary.grow(load_text_tokenizer(info.base), info.codebook_size)
-    model, state = load_language_model(info.base, torch.bfloat16), load_weights(path)
+    packed = build_settings(PackedInfo, read_json(folder / "packed.json"), str(folder / "packed.json"))
+    try:
+        tokenizer, model = load_text_tokenizer(info.base, False), load_language_model(info.base, torch.bfloat16, False)
+    except UserError as error:
+        raise UserError(f"{folder} is packed without its base LLM, which it needs. {error}") from error
+    vocabulary, state = ImageVocabulary.grow(tokenizer, info.codebook_size), load_weights(path)
     rows = next((v for k, v in state.items() if k.endswith(".rows")), None)
-    if rows is None or len(rows) != info.codebook_size:
-        raise UserError(f"{path} holds no {info.codebook_size} image rows. Fetch the packed model again.")
+    if rows is None or rows.shape != (info.codebook_size, table_of(model).shape[1]):
+        raise UserError(f"{path} holds no {info.codebook_size} image rows as wide as {info.base}. {remedy(folder)}")
+    if ranks := {v.shape[0] for k, v in state.items() if ".lora_A." in k} - {packed.lora_rank}:
+        raise UserError(
+            f"{path} holds adapters of rank {min(ranks)}, not {packed.lora_rank} as packed.json says. {remedy(folder)}"
+        )
     grow_language_model(model, vocabulary, rows)
     merge_adapters(model, state, str(path))
-    tokenizer, patients = folder / "image_tokenizer", seen_patients(folder)
-    save_model(target, model, vocabulary, tokenizer, info, patients, folder / "judge")
+    save_model(target, model, vocabulary, folder / "image_tokenizer", info, seen_patients(folder), folder / "judge")
     return target

@@ -1,28 +1,33 @@
-"""Your own data: a table (CSV, TSV, JSONL or Parquet) with one row an image, and the folder of the images."""
+"""Your own data: a table (CSV, TSV, JSONL or Parquet) with one row an image, and the folder of the images.
+
+    file,patient,study,date,view,report                                                            (invented)
+    p01/s1.dcm,p01,s1,2019-04-02,PA,"FINDINGS: Small left effusion. IMPRESSION: Small left pleural effusion."
+
+Also for published tables whose columns the settings name: NIH ChestX-ray14 (`Finding Labels`: `Effusion|Mass`), PadChest
+(`Labels`: `['cardiomegaly', 'pleural effusion']`), the COVID-19 image data collection (`finding`: `COVID-19, ARDS`).
+An empty cell means that nothing is known: of a label unknown, never absent; of a split that the patient's hash decides.
+"""
 
 from __future__ import annotations
 
-import csv
-import difflib
-import json
-import math
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-import pandas as pd
-
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.settings import setting, settings_to_dict
-from llmcxr.studies.cohort import DEFAULT_FRACTIONS, assign_splits, check_splits
+from llmcxr.foundation.settings import Settings, setting, settings_to_dict
+from llmcxr.sources.base import FilesByName, Tally, finish, read_text, study_text, study_view
+from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, near, read_rows, state_of, text_of
+from llmcxr.sources.times import StudyKey, reader_of
 from llmcxr.studies.findings import LabelSet, is_finding, normal_form
-from llmcxr.studies.report_sections import clean_text, parse_report
+from llmcxr.studies.report_cleaning import clean_text
 from llmcxr.studies.study import SPLITS, Split, Study
+from llmcxr.studies.views import is_radiography
 
 _SPLIT_NAMES = {
     "training": "train",
@@ -40,20 +45,25 @@ ROLES = {
     "impression": "that section alone",
     "patient": "who it is; else each image is a patient of its own",
     "study": "which study; else each image is one",
-    "view": "PA, AP, LATERAL, ...",
-    "order": "what sorts a patient's studies in time: a number or an ISO date",
-    "label": "the image's class, or several apart by commas or |; the other classes count as absent",
+    "view": "PA, AP, AP Supine, LATERAL, ...; docs/data.md lists what is understood",
+    "modality": "CR, DX, X-ray, ...; rows of any other (CT, MR) are left out",
+    "order": "when the study was made: a number, or a date (order_format); studies are put in order by it",
+    "label": "the image's class, or several: A|B, A, B or ['A', 'B']; the other classes count as absent",
     "split": "train, validate, test (split_names); else, or where empty, patients are split by hash",
 }
-_SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".dcm")  # of images, where their names lack one
 
 
 @dataclass(frozen=True)
-class TableSettings:
+class TableSettings(Settings):
     path: Path = setting(Path(), "the table: .csv, .tsv, .jsonl or .parquet, one row an image")
-    images: Path | None = setting(None, "folder that image names are relative to; the table's folder where not set")
+    images: Path | None = setting(
+        None, "folder of the images (names are looked up in folders below it too); the table's folder where not set"
+    )
     columns: dict[str, str] = setting(
         {}, "what: its column. " + "; ".join(f"{k}: {about}" for k, about in ROLES.items())
+    )
+    order_format: str = setting(
+        "", "how dates in the column of order are written where not as ISO or 20181231, e.g. %m/%d/%Y (as for strptime)"
     )
     label_columns: list[str] = setting([], "columns with labels: 1 present, 0 absent, -1 uncertain, empty unknown")
     report_from_label: dict[str, str] = setting(
@@ -70,9 +80,7 @@ class TableSettings:
         return self.columns.get(role, "image" if role == "image" else "")
 
     def faults(self) -> list[str]:
-        faults = [
-            f"columns.{k}: no such part of a row; {_near(k, list(ROLES))}" for k in self.columns if k not in ROLES
-        ]
+        faults = [f"columns.{k}: no such part of a row; {near(k, list(ROLES))}" for k in self.columns if k not in ROLES]
         if self.path == Path():
             faults.append("path: is required (the table)")
         if not self.column("image"):
@@ -87,105 +95,6 @@ class TableSettings:
             if split not in SPLITS:
                 faults.append(f"split_names.{name}: {split!r} is not a split ({', '.join(SPLITS)})")
         return faults
-
-
-def _near(name: str, known: list[str]) -> str:
-    lower = {str(k).lower(): str(k) for k in known}
-    close = difflib.get_close_matches(name.lower(), list(lower), 3, 0.5)
-    return f"nearest: {', '.join(lower[c] for c in close)}" if close else f"there are: {', '.join(map(str, known))}"
-
-
-def _text(value: Any) -> str:
-    """A cell as stripped text; "" for an empty one. 10032.0 is 10032: ids become floats where a column has gaps."""
-    if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
-def _cell(row: Mapping[str, Any], column: str) -> str:
-    """A cell as text; "" for a column that is not set, also where the table has a column without a name (an index)."""
-    return _text(row.get(column)) if column else ""
-
-
-def _read_csv(path: Path, delimiter: str) -> list[dict[str, Any]]:
-    # Not pandas: it turns surplus cells into an index or drops them with a warning.
-    rows = []
-    with open(path, encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter=delimiter)
-        if repeated := [name for name, count in Counter(reader.fieldnames or []).items() if name and count > 1]:
-            raise UserError(f"{path} has two columns {repeated[0]!r}. Rename one of them.")
-        for row in reader:
-            if any(row.pop(None, [])):  # type: ignore[call-overload]
-                raise UserError(
-                    f"{path}, line {reader.line_num}: more cells than the {len(reader.fieldnames or [])} columns. "
-                    f"Put text that holds the separator in double quotes."
-                )
-            rows.append(row)
-    return rows
-
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    with open(path, encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not valid JSON ({error}). Correct the line.") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: should be a JSON object, {{...}}. Correct the line.")
-            rows.append(row)
-    return rows
-
-
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .csv, .tsv, .jsonl or .parquet file, cells as they are (CSV: text). `UserError` names file and line."""
-    if not path.is_file():
-        raise UserError(
-            f"{path} does not exist. Set source `path` to your table (relative to where llmcxr is started)."
-        )
-    suffix = path.suffix.lower()
-    try:
-        if suffix in (".csv", ".tsv"):
-            return _read_csv(path, "\t" if suffix == ".tsv" else ",")
-        if suffix in (".jsonl", ".ndjson"):
-            return _read_jsonl(path)
-        if suffix == ".parquet":
-            return cast("list[dict[str, Any]]", pd.read_parquet(path).to_dict("records"))
-    except (ValueError, OSError, csv.Error) as error:  # Unicode and pyarrow errors are ValueErrors
-        raise UserError(
-            f"{path} cannot be read as {suffix[1:]} ({error}). Check that it is whole and in UTF-8."
-        ) from error
-    raise UserError(f"{path}: tables are read as .csv, .tsv, .jsonl or .parquet, not {suffix or 'without a suffix'}.")
-
-
-def _label(value: Any, where: str) -> int | None:
-    text = _text(value).lower()
-    if text in ("", "nan", "na", "null", "none"):
-        return None
-    states = {"true": 1, "false": 0, "1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, "-1.0": -1}
-    if text not in states:
-        raise UserError(
-            f"{where}: the label {_text(value)!r} is not 1, 0, -1 or empty. Correct the cell or the column's name."
-        )
-    return states[text]
-
-
-def _orders(values: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], int]:
-    """(patient, study) -> rank in time within the patient. Numbers sort as numbers, else all as text (ISO dates)."""
-    try:
-        keys: dict[tuple[str, str], Any] = {study: float(value) for study, value in values.items()}
-    except ValueError:
-        keys = dict(values)
-    distinct: defaultdict[str, set[Any]] = defaultdict(set)
-    for (patient, _), key in keys.items():
-        distinct[patient].add(key)
-    ranks = {patient: {key: rank for rank, key in enumerate(sorted(found))} for patient, found in distinct.items()}
-    return {study: ranks[study[0]][key] for study, key in keys.items()}
 
 
 def _image_ids(names: list[str]) -> list[str]:
@@ -217,25 +126,36 @@ class _Classes:
         return clean_text(" ".join(self.lines.get(normal_form(name), "") for name in own))
 
 
-def _parts(cell: str) -> list[str]:
-    """The labels in a cell, apart by commas or "|"."""
-    return [part for text in re.split(r"[,|]", cell) if (part := text.strip())]
+def _parts(text: str) -> list[str]:
+    """The labels in a cell: apart by commas or "|", in the brackets and quotes of a printed list or without."""
+    parts = re.findall(r"'([^']*)'|\"([^\"]*)\"", text) if re.fullmatch(r"\[.*\]", text, re.DOTALL) else []
+    texts = ["".join(pair) for pair in parts] or re.split(r"[,|]", text.strip("[]"))
+    return [part for text in texts if (part := " ".join(text.split())) and part.casefold() != "nan"]
 
 
-def _classes(rows: list[dict[str, Any]], settings: TableSettings) -> _Classes:
+def _label_cell(row: Mapping[str, Any], column: str) -> str:
+    """A cell of labels. "None" is a class (no finding); lists of Parquet and JSON become text."""
+    value = row.get(column) if column else None
+    if isinstance(value, list | tuple) or hasattr(value, "tolist"):
+        return "|".join(map(str, cast("Iterable[Any]", value)))
+    text = text_of(value)
+    return "" if text.casefold() in ("nan", "null", "na", "n/a", "<na>") else text
+
+
+def _classes(rows: list[Row], settings: TableSettings) -> _Classes:
     """The classes of the column of labels: those of `report_from_label` where it is given, else those that occur."""
     column, lines = settings.column("label"), settings.report_from_label
     given = LabelSet(part for key in lines for part in _parts(key))
-    found = Counter(part for row in rows for part in _parts(_cell(row, column)))
+    found = Counter(part for row in rows for part in _parts(_label_cell(row, column)))
     names = LabelSet(sorted(found, key=lambda name: (normal_form(name), -found[name])))
     if given and (unknown := sorted(given.missing(found))):
         raise UserError(
             f"{settings.path}, column {column!r}: {unknown[0]!r} ({found[unknown[0]]} rows) has no line in "
-            f"report_from_label; {_near(unknown[0], list(given))}. Add it there or correct the table."
+            f"report_from_label; {near(unknown[0], list(given))}. Add it there or correct the table."
         )
     if missing := [key for key in lines if names.missing(_parts(key))]:
         raise UserError(
-            f"report_from_label: {missing[0]!r} does not occur in column {column!r}; {_near(missing[0], list(names))}."
+            f"report_from_label: {missing[0]!r} does not occur in column {column!r}; {near(missing[0], list(names))}."
         )
     return _Classes(given or names, {normal_form(key): line for key, line in lines.items()})
 
@@ -251,10 +171,10 @@ class TableSource:
     def __init__(self, settings: TableSettings, seed: int, access: str = "") -> None:
         """`seed` splits patients where the table states no split; `access` is said where files are missing."""
         self.settings, self.seed, self.access = settings, seed, access.strip()
-        self.path = settings.path.expanduser()
-        images = self.path.parent if settings.images is None else settings.images.expanduser()
+        self.path = settings.path
+        images = self.path.parent if settings.images is None else settings.images
         self.images = Path(os.path.abspath(images))  # without "..", so that one file has one name
-        self.left_out: Counter[str] = Counter()
+        self.tally = Tally()
 
     @property
     def on_disk(self) -> bool:
@@ -294,121 +214,142 @@ class TableSource:
     def studies(self, folder: Path, image_size: int) -> list[Study]:
         """Read the table to studies with absolute image paths; nothing is written to `folder` (the run's).
 
-        Left out and counted: rows that name no image or one that is not there, repeated images, and, where the settings
-        say where reports come from, rows without one. Without any such setting all rows are kept with an empty report.
-        Raises `UserError` for a missing table, folder or column, an unknown split, label or class, a patient in two splits,
-        and where no row is left.
+        Left out and counted: rows that name no image or one that is not there, repeated images, and rows of another modality
+        than radiography. Images without a report are kept. Raises `UserError` for a missing table, folder or column, an unknown
+        split, label, class or format of dates, a patient in two splits, and where no row is left.
         """
         settings, path = self.settings, self.settings.path
-        self.left_out.clear()
+        self.tally.clear()
         if not self.images.is_dir():
             raise UserError(
                 f"the folder {self.images} does not exist. Set source `images` to the folder of your images."
             )
-        rows = read_table(self.path)
-        if not rows:
-            raise UserError(f"{path} has no rows. Set source `path` to a table with one row an image.")
-        self._check_columns(rows)
+        rows = self._rows()
         classes = _classes(rows, settings)
-        kept: list[tuple[str, Path, dict[str, Any], tuple[str, str], str]] = []
-        seen: set[Path] = set()
-        for number, row in enumerate(rows, 2 if self.path.suffix.lower() in (".csv", ".tsv") else 1):
-            name = _cell(row, settings.column("image")).replace("\\", "/")
-            image = self._file(name)
-            if not name:
-                self.left_out["no image named"] += 1
-            elif not image.is_file():
-                self.left_out["image file missing"] += 1
-            elif image in seen:
-                self.left_out["image repeated"] += 1
-            elif not any(report := self._report(row, classes)) and self._wants_report:
-                self.left_out["empty report"] += 1
-            else:
-                seen.add(image)
-                kept.append((name, image, row, report, f"{path}, row {number}"))
-        if not kept:
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.left_out.most_common())
-            raise UserError(
-                f"no row of {path} can be used ({reasons}). "
-                f"Image names are looked up in {self.images}; set source `images` if that is wrong."
-            )
-        studies: list[Study] = []
-        times: dict[tuple[str, str], str] = {}
-        for image_id, (_, image, row, report, where) in zip(_image_ids([k[0] for k in kept]), kept, strict=True):
-            patient = _cell(row, settings.column("patient")) or image_id  # an empty cell says nothing of who it is
-            study_id = _cell(row, settings.column("study")) or image_id
-            times[patient, study_id] = min(
-                _cell(row, settings.column("order")), times.get((patient, study_id), "\U0010ffff")
-            )
+        used = self._usable(rows)
+        ids = _image_ids([name for name, *_ in used])
+        self._time_of = reader_of(
+            (cell(row, settings.column("order")) for row in rows),
+            settings.order_format,
+            f"{path}, column {settings.column('order')!r}",
+            "source.table.order_format",
+        )
+        times = self._times(rows, dict(zip((place for *_, place in used), ids, strict=True)))
+        studies = []
+        for image_id, (_, image, place) in zip(ids, used, strict=True):
+            row, where = rows[place], self._where(place)
+            patient, study = self._keys(row, image_id)
+            if patient == image_id and settings.column("patient"):
+                self.tally.note("image without a patient (counted as one of its own)", image_id)
+            findings, impression = self._report(row, classes, image_id)
             studies.append(
                 Study(
                     image_id=image_id,
                     patient_id=patient,
-                    study_id=study_id,
+                    study_id=study,
                     image_path=str(image),
                     split=self._split(row, where),
-                    view=_cell(row, settings.column("view")).upper(),
-                    findings_text=report[0],
-                    impression_text=report[1],
+                    view=study_view(self.tally, cell(row, view)) if (view := settings.column("view")) else "",
+                    findings_text=findings,
+                    impression_text=impression,
                     labels=self._labels(row, classes, where),
                 )
             )
-        if settings.column("order"):
-            if unknown := [f"{patient}/{study}" for (patient, study), time in times.items() if not time]:
-                raise UserError(
-                    f"{path}, column {settings.column('order')!r}: empty for {len(unknown)} studies, "
-                    f"e.g. {unknown[0]}. Fill it in or leave `columns.order` out."
-                )
-            ranks = _orders(times)
-            studies = [replace(study, order=ranks[study.patient_id, study.study_id]) for study in studies]
-        studies = assign_splits(studies, self.seed, DEFAULT_FRACTIONS)
-        check_splits(studies)
-        return studies
+        nothing = f"no row of {path} can be used. Image names are looked up in {self.images}; set source `images` if that is wrong"
+        return finish(studies, times, self.seed, self.tally, nothing)
 
-    def _file(self, name: str) -> Path:
-        """The image of that name, whose suffix may be missing."""
-        tried = [self.images / (name + suffix) for suffix in _SUFFIXES]
-        return next((path for path in tried if path.is_file()), tried[0])
+    def _usable(self, rows: list[Row]) -> list[tuple[str, Path, int]]:
+        """(name, file, place among the rows) of the rows whose image is there, is a radiograph and comes for the first time."""
+        settings, files, used = self.settings, FilesByName(self.images), dict[Path, tuple[str, Path, int]]()
+        patient = settings.column("patient")
+        for place, row in enumerate(rows):
+            name = self._name(row)
+            modality = cell(row, settings.column("modality"))
+            if not name:
+                self.tally.leave_out("no image named", self._where(place))
+            elif modality and not is_radiography(modality):
+                self.tally.leave_out(f"modality {modality}", name)
+            elif (file := files.find(name)) is None:
+                self.tally.leave_out("image file missing", name)
+            elif (file := Path(os.path.normpath(file))) in used:
+                other = id_of(rows[used[file][2]], patient) != id_of(row, patient)
+                self.tally.leave_out("image repeated" + ", under another patient" * other, name)
+            else:
+                used[file] = name, file, place
+        return list(used.values())
 
-    def _check_columns(self, rows: list[dict[str, Any]]) -> None:
-        settings = self.settings
-        columns = list(dict.fromkeys(str(name) for row in rows for name in row))
+    def _where(self, place: int) -> str:
+        return f"{self.settings.path}, row {place + (1 if self.path.suffix.lower() in ('.jsonl', '.parquet') else 2)}"
+
+    def _name(self, row: Row) -> str:
+        name = text_of(row.get(self.settings.column("image"))).replace("\\", "/")  # a file may be called None
+        return "" if name.casefold() == "nan" else name
+
+    def _keys(self, row: Row, otherwise: str) -> StudyKey:
+        """Patient and study of a row. Where a cell is empty, the image is a patient, or a study, of its own."""
+        study = id_of(row, self.settings.column("study"))
+        return id_of(row, self.settings.column("patient")) or otherwise, study or otherwise
+
+    def _times(self, rows: list[Row], ids: Mapping[int, str]) -> dict[StudyKey, float | None]:
+        """When each radiograph's study was made, those whose image is missing too: of several images the first."""
+        column = self.settings.column("order")
+        times: dict[StudyKey, float | None] = {}
+        for place, row in enumerate(rows):
+            if place not in ids and not id_of(row, self.settings.column("patient")):
+                continue
+            modality = cell(row, self.settings.column("modality"))
+            if modality and not is_radiography(modality):  # a CT before it makes no radiograph a follow-up
+                continue
+            key = self._keys(row, ids.get(place) or PurePosixPath(self._name(row)).stem or f"row {place}")
+            text = cell(row, column)
+            time = self._time_of(text)
+            if text and time is None:
+                self.tally.note("time of the study not readable", f"{self._where(place)}: {text}")
+            known = times.get(key)
+            times[key] = known if time is None else time if known is None else min(time, known)
+        return times
+
+    def _rows(self) -> list[Row]:
+        """The table, only the columns that the settings name; `UserError` where it lacks one of them, or has no rows."""
+        settings, path = self.settings, self.settings.path
         named = {f"columns.{role}": name for role in ROLES if (name := settings.column(role))}
         named |= {f"label_columns[{i}]": name for i, name in enumerate(settings.label_columns)}
+        rows = read_rows(self.path, list(named.values()))
+        columns = columns_of(self.path)
+        if not rows:
+            raise UserError(f"{path} has no rows. Set source `path` to a table with one row an image.")
+        if columns is None:
+            columns = list(dict.fromkeys(str(name) for row in rows for name in row))
         if absent := [
-            f"{key}: no column {name!r}, {_near(name, columns)}" for key, name in named.items() if name not in columns
+            f"{k}: no column {name!r}, {near(name, columns)}" for k, name in named.items() if name not in columns
         ]:
-            raise UserError(f"{settings.path} lacks columns that the settings name:\n  - " + "\n  - ".join(absent))
+            raise UserError(f"{path} lacks columns that the settings name:\n  - " + "\n  - ".join(absent))
+        return rows
 
     @property
     def _wants_report(self) -> bool:
         s = self.settings
         return bool(s.column("report") or s.column("findings") or s.column("impression") or s.report_from_label)
 
-    def _report(self, row: Mapping[str, Any], classes: _Classes) -> tuple[str, str]:
-        settings, sections = self.settings, parse_report(_cell(row, self.settings.column("report")))
-        findings = sections.findings or clean_text(_cell(row, settings.column("findings")))
-        impression = sections.impression or clean_text(_cell(row, settings.column("impression")))
-        if not findings and not impression:
-            impression = classes.report(_cell(row, settings.column("label")))
-        return findings, impression
+    def _report(self, row: Row, classes: _Classes, image: str) -> tuple[str, str]:
+        settings = self.settings
+        report, findings, impression = (cell(row, settings.column(n)) for n in ("report", "findings", "impression"))
+        if not (report or findings or impression):
+            impression = classes.report(_label_cell(row, settings.column("label")))
+        if not self._wants_report:
+            return "", ""
+        return study_text(self.tally, image, read_text(report, findings, impression))
 
-    def _split(self, row: Mapping[str, Any], where: str) -> Split:
-        cell, names = _cell(row, self.settings.column("split")), self.settings.split_names
-        split = names.get(cell, names.get(cell.lower(), cell.lower()))
+    def _split(self, row: Row, where: str) -> Split:
+        text, names = cell(row, self.settings.column("split")), self.settings.split_names
+        split = names.get(text, names.get(text.lower(), text.lower()))
         if split and split not in SPLITS:
-            raise UserError(f"{where}: the split {cell!r} is not known. Add it to source `split_names`.")
+            raise UserError(f"{where}: the split {text!r} is not known. Add it to source `split_names`.")
         return cast(Split, split)
 
-    def _labels(self, row: Mapping[str, Any], classes: _Classes, where: str) -> dict[str, int]:
+    def _labels(self, row: Row, classes: _Classes, where: str) -> dict[str, int]:
         columns = self.settings.label_columns
-        states = {column: _label(row.get(column), f"{where}, column {column!r}") for column in columns}
-        labels = {name: state for name, state in states.items() if state is not None and is_finding(name)}
-        if any(state == 1 and not is_finding(name) for name, state in states.items()):
-            # A normal image: what has no label of its own is absent, but for devices, of which that says nothing (CheXpert).
-            labels = {
-                name: 0 for name in columns if is_finding(name) and not normal_form(name).startswith("support device")
-            } | labels
-        if present := LabelSet(classes.named(_cell(row, self.settings.column("label")))):
+        labels = labels_of({name: state_of(row.get(name), f"{where}, column {name!r}") for name in columns})
+        if present := LabelSet(classes.named(_label_cell(row, self.settings.column("label")))):
             labels |= {name: int(name in present) for name in classes.names if is_finding(name)}
         return labels

@@ -19,21 +19,28 @@ from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.image_tokens.codes import read_codes
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
+from llmcxr.instructions.example import Turn
 from llmcxr.instructions.questions import QuestionAnswer, read_questions
 from llmcxr.instructions.templates import Template, build_template
 from llmcxr.labelling.base import unreadable
 from llmcxr.labelling.registry import build_labeller
 from llmcxr.model.find import Start, find_model, find_start
-from llmcxr.model.folder import ModelInfo, load_info
+from llmcxr.model.folder import ModelInfo, load_checked, load_info
 from llmcxr.model.patients import check_unseen
 from llmcxr.recipe import Recipe
 from llmcxr.sources.registry import build_source
 from llmcxr.studies.findings import LabelSet
+from llmcxr.studies.geometry import Geometry
 from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.study import Split, Study, known_findings, read_manifest
 from llmcxr.tuning.keep_language import load_texts
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
-from llmcxr.vocabulary.language_model import empty_language_model, load_language_model, load_text_tokenizer
+from llmcxr.vocabulary.language_model import (
+    check_language_model,
+    empty_language_model,
+    load_language_model,
+    load_text_tokenizer,
+)
 
 
 class Context:
@@ -41,12 +48,18 @@ class Context:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.folder = Path(recipe.runs).expanduser() / recipe.name
+        self.folder = recipe.runs / recipe.name
         self.processes = Processes(recipe.device)
         self.device = self.processes.device
         self.processes.agree_on_precision(recipe.precision)
         self.source = build_source(recipe.source, recipe.seed)
-        self.labeller = build_labeller(recipe.labeller)
+        folder = None if recipe.chexbert is None else Path(recipe.chexbert).expanduser()
+        self.labeller = build_labeller(recipe.labeller, folder, str(self.device))
+
+    @property
+    def labeller_files(self) -> tuple[Path, ...]:
+        """What the labeller reads from disk, besides its code."""
+        return () if self.recipe.chexbert is None else (Path(self.recipe.chexbert).expanduser() / "chexbert.pth",)
 
     # --- the data
 
@@ -54,6 +67,11 @@ class Context:
     def image_size(self) -> int:
         """Side of the images in pixels."""
         return self.recipe.image_tokenizer.architecture.image_size if self.given is None else self.info.image_size
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """How images become squares."""
+        return self.recipe.source.geometry if self.given is None else self.info.geometry
 
     @cached_property
     def studies(self) -> list[Study]:
@@ -101,7 +119,11 @@ class Context:
     @cached_property
     def given(self) -> Path | None:
         """Folder of the finished model that is measured, where one is."""
-        return None if self.recipe.model is None else find_model(self.recipe.model)
+        if self.recipe.model is None:
+            return None
+        folder = find_model(self.recipe.model)
+        load_checked(folder)
+        return folder
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -141,6 +163,25 @@ class Context:
     def template(self, vocabulary: ImageVocabulary) -> Template:
         """How instructions and responses are written."""
         return build_template(self.recipe.tuning.template, vocabulary.tokenizer, self.recipe.tuning.system_prompt)
+
+    def check_llm(self) -> None:
+        """`UserError` for a base LLM that cannot be had, is none, or does not go with the template and the sizes of this recipe."""
+        self._llm_checked  # noqa: B018 - once for all stages that need it
+
+    @cached_property
+    def _llm_checked(self) -> bool:
+        recipe = self.recipe
+        config, tokenizer = check_language_model(recipe.llm)
+        template = build_template(recipe.tuning.template, tokenizer, recipe.tuning.system_prompt)
+        template.pieces((Turn("a", "", "a"), Turn("a")))
+        _ = template.marks
+        context = getattr(config, "max_position_embeddings", None)
+        if context and context <= (tokens := recipe.image_tokenizer.architecture.grid**2):
+            raise UserError(
+                f"llm: {recipe.llm} reads {context:,} tokens at most, of which an image alone takes {tokens:,}. Set fewer codes an "
+                "image (image_tokenizer.architecture), or another llm."
+            )
+        return True
 
     @cached_property
     def replay(self) -> list[str]:

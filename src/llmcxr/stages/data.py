@@ -3,46 +3,152 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
-from llmcxr.foundation.artifacts import write_json
-from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.artifacts import read_json, write_json
 from llmcxr.foundation.workflow import Stage
 from llmcxr.instructions.questions import questions_of, write_questions
 from llmcxr.labelling.registry import label_studies
+from llmcxr.pages.data import write_data_page
+from llmcxr.sources.base import Tally
+from llmcxr.sources.registry import read_studies
 from llmcxr.stages.context import Context
-from llmcxr.studies.cohort import check_splits
+from llmcxr.studies import image_notes
+from llmcxr.studies.cohort import check_splits, count_of, find_copies, into_one_split, select_cohort
 from llmcxr.studies.pixel_store import PixelStore
-from llmcxr.studies.study import SPLITS, write_manifest
+from llmcxr.studies.prior_references import edit_prior_references
+from llmcxr.studies.study import SPLITS, Collection, Study, write_manifest
+
+PAGE = "data.html"
+_SHOWN = 8  # reasons that are printed; all are in studies.json
 
 
 def studies_stage(context: Context) -> Stage:
-    """Source -> manifest.parquet, pixels.npy, studies.json."""
+    """Source -> manifest.parquet, pixels.npy, images.parquet, studies.json, data.html."""
     source, folder = context.source, context.folder
 
     def run() -> None:
-        found = label_studies(list(source.studies(folder, context.image_size)), context.labeller)
-        left_out = Counter(source.left_out)
-        if not found:
-            raise UserError(f"the source holds no usable study; left out: {dict(left_out)}.")
+        settings, labels = context.recipe.source, folder / "labels.partial.jsonl"
+        chosen = read_studies(source, settings, folder, context.image_size)
+        found = label_studies(chosen.studies, context.labeller, labels)
+        found, references = edit_prior_references(
+            found, context.recipe.prior_references
+        )  # labels are of the whole text
         check_splits(found)
-        kept, unreadable = PixelStore.write(folder / "pixels.npy", found, folder, context.image_size)
-        left_out.update(unreadable)
+        without = settings.implausible == "leave_out"
+        pixels = folder / "pixels.npy"
+        kept, images = PixelStore.write(pixels, found, folder, context.image_size, context.geometry, without)
+        image_notes.write_notes(folder / "images.parquet", images)
+        chosen.rules.append(count_of("readable image", kept))
+        copies = find_copies(kept, PixelStore.open(pixels))
+        counts, moved = copies.counts(), 0
+        if settings.copies == "one_split":
+            kept, moved = into_one_split(kept, copies)
         write_manifest(folder / "manifest.parquet", kept)
-        counts = {split: sum(s.split == split for s in kept) for split in SPLITS}
-        write_json(folder / "studies.json", {"studies": counts, "left_out": dict(left_out)})
-        print(f"    {counts['train']} training, {counts['validate']} validation and {counts['test']} test images")
-        for reason, count in left_out.most_common(8):
-            print(f"    left out {count}: {reason}")
-        for note in notes(context):
+        summary = _summary(source.tally, chosen, kept, images)
+        named = [[study.image_id for study in group] for group in copies.groups[:20]]
+        summary["copies"] = counts | {"patients moved": moved, "examples": named}
+        summary["prior_references"] = references.as_json()
+        write_json(folder / "studies.json", summary)
+        labels.unlink(missing_ok=True)
+        write_page(context)
+        _say(summary)
+        if references.reports:
+            print(f"    {references.said(context.recipe.prior_references)}")
+        for note in [*_image_notes(images), *notes(context)]:
             print(f"    note: {note}")
 
     return Stage(
         "studies",
         "radiographs and their reports: the data that everything else learns from",
         run,
-        settings=(source.fingerprint(), context.image_size, context.recipe.labeller),
-        outputs=("manifest.parquet", "pixels.npy", "studies.json"),
+        settings=(
+            source.fingerprint(),
+            context.image_size,
+            context.recipe.labeller,
+            context.recipe.prior_references,
+            context.recipe.source.cohort,
+            context.recipe.source.copies,
+            context.geometry,
+            context.recipe.source.implausible,
+        ),
+        reads=context.labeller_files,
+        outputs=("manifest.parquet", "pixels.npy", "images.parquet", "studies.json", PAGE),
         check=source.check,
+    )
+
+
+def _image_notes(images: Sequence[image_notes.ImageNote]) -> list[str]:
+    """What is to be known of the images before hours are spent on them."""
+    result = []
+    for reason in image_notes.counts(images)["implausible"]:
+        odd = [note for note in images if note.implausible == reason]
+        gone = " (left out)" if odd[0].left_out else " (source.implausible: leave_out leaves them out)"
+        result.append(f"{len(odd)} images look {reason}, e.g. {odd[0].image_path}{gone}.")
+    if (cropped := image_notes.counts(images)["images_losing_a_quarter"]) > 0:
+        result.append(
+            f"{cropped} images lose over a quarter of their area to the centre crop; source.geometry.square: pad keeps it."
+        )
+    return result
+
+
+def _summary(
+    tally: Tally, chosen: Collection, kept: list[Study], images: Sequence[image_notes.ImageNote]
+) -> dict[str, Any]:
+    """What `studies.json` says of the data."""
+    return {
+        "studies": {split: sum(s.split == split for s in kept) for split in SPLITS},
+        "patients": {split: len({s.patient_id for s in kept if s.split == split}) for split in SPLITS},
+        "views": dict(Counter(s.view or "unknown" for s in kept).most_common()),
+        **chosen.as_json(),
+        "left_out": dict(tally.left_out + chosen.dropped + image_notes.left_out(images)),
+        "noted": dict(tally.noted),
+        "examples": {reason: examples for reason, examples in tally.examples.items() if examples},
+        "images": image_notes.counts(images),
+    }
+
+
+def _say(summary: dict[str, Any]) -> None:
+    """The short of it."""
+    counts, copies, examples = summary["studies"], summary["copies"], summary["examples"]
+    print(f"    {counts['train']} training, {counts['validate']} validation and {counts['test']} test images")
+    for rule in summary["rules"] if len(summary["rules"]) > 2 else ():
+        print(f"    {rule['rule']}: {rule['images']:,} images of {rule['patients']:,} patients")
+    for what, word in (("left_out", "left out"), ("noted", "noted")):
+        for reason, count in Counter(summary[what]).most_common(_SHOWN):
+            example = f", e.g. {examples[reason][0][:90]}" if examples.get(reason) else ""
+            print(f"    {word} {count:,}: {reason}{example}")
+        if len(summary[what]) > _SHOWN:
+            print(f"    {word}: {len(summary[what]) - _SHOWN} more reasons (studies.json)")
+    for note in summary["without_effect"]:
+        print(f"    note: {note}")
+    if copies["groups"]:
+        print(
+            f"    note: {copies['images']:,} images are {copies['groups']:,}, pixel for pixel; {copies['across patients']:,} of these are of "
+            f"several patients, {copies['across splits']:,} in several splits"
+            + (
+                f"; {copies['patients moved']:,} patients were moved into one"
+                if copies["patients moved"]
+                else " (source.copies: one_split keeps them in one)" * bool(copies["across splits"])
+            )
+        )
+
+
+def write_page(context: Context) -> None:
+    """The data page, of what the stage has written. `UserError` where that is not there."""
+    folder = context.folder
+    write_data_page(
+        folder / PAGE,
+        f"Data of {context.recipe.name}",
+        context.source.about,
+        context.source.simulated,
+        folder,
+        context.studies,
+        context.pixels,
+        image_notes.read_notes(folder / "images.parquet"),
+        read_json(folder / "studies.json"),
+        notes(context),
     )
 
 
@@ -65,6 +171,9 @@ def notes(context: Context) -> list[str]:
     for split in SPLITS:
         if not any(s.split == split for s in studies):
             result.append(f"no patient is in the split {split}.")
+    for stage in context.recipe.tuning.stages if context.given is None else ():
+        training = [s for s in studies if s.split == "train"]
+        result += [f"{stage.name}: {note}" for note in select_cohort(training, stage.cohort).notes]
     if not any(s.findings_text or s.impression_text for s in studies):
         result.append("there are no reports, so no report is learned, written or drawn from.")
     return result

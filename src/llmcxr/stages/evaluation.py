@@ -10,8 +10,6 @@ from typing import Any
 
 from llmcxr import __version__
 from llmcxr.evaluation.judge import Judge, judge_findings
-from llmcxr.evaluation.page.content import cards
-from llmcxr.evaluation.page.page import PageContent, glance, write_page
 from llmcxr.evaluation.predict import ModelUnderTest, predict
 from llmcxr.evaluation.predictions import read_predictions
 from llmcxr.evaluation.scoring import summarise
@@ -20,6 +18,8 @@ from llmcxr.foundation.devices import core_count, precision
 from llmcxr.foundation.workflow import RECORDS, Stage
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.inference.provenance import save_marked_png
+from llmcxr.pages.content import cards
+from llmcxr.pages.results import PageContent, glance, write_page
 from llmcxr.stages.context import Context
 from llmcxr.studies.cohort import CohortSettings, select_cohort
 from llmcxr.studies.findings import LabelSet
@@ -86,6 +86,7 @@ def cases_of(context: Context, split: Split) -> Cases:
         settings.counts,
         seed=context.recipe.seed,
         unknown_labels=settings.unknown_labels,
+        uncertain_labels=settings.uncertain_labels,
         left_out=held_out.dropped,
     )
 

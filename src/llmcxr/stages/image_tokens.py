@@ -14,8 +14,9 @@ from llmcxr.image_tokens.classifier import train_classifier
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, xrv_package
 from llmcxr.image_tokens.codes import encode_images, write_codes
 from llmcxr.image_tokens.losses import lpips_package
+from llmcxr.image_tokens.settings import ImageTokenizerSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
-from llmcxr.image_tokens.training import ImageTokenizerSettings, train_image_tokenizer
+from llmcxr.image_tokens.training import train_image_tokenizer
 from llmcxr.stages.context import Context, start_files
 from llmcxr.studies.study import sided_labels
 
@@ -82,7 +83,7 @@ def image_tokenizer_stage(context: Context) -> Stage:
 
     def run() -> None:
         if settings.pretrained is not None:
-            pretrained = Path(settings.pretrained).expanduser()
+            pretrained = Path(settings.pretrained)
             context.processes.on_main(lambda: ImageTokenizer.from_pretrained(pretrained).save_pretrained(folder))
             return
         source, features, own = context.folder / "clinical_features", None, settings
@@ -97,11 +98,18 @@ def image_tokenizer_stage(context: Context) -> Stage:
         train_image_tokenizer(own, features, images, context.recipe.seed, folder, context.processes, start)
 
     def check() -> None:
-        if settings.pretrained is not None and not Path(settings.pretrained).expanduser().is_dir():
+        if settings.pretrained is not None and not Path(settings.pretrained).is_dir():
             raise UserError(
                 f"the image tokenizer {settings.pretrained} does not exist. Set image_tokenizer.pretrained to its folder, or to "
                 "null to train one."
             )
+        if settings.pretrained is not None:
+            given, own = ImageTokenizer.from_pretrained(settings.pretrained), settings.architecture
+            if (given.image_size, given.grid) != (own.image_size, own.grid):
+                raise UserError(
+                    f"the image tokenizer {settings.pretrained} is of {given.image_size} px and {given.grid} codes a side, "
+                    f"image_tokenizer.architecture of {own.image_size} px and {own.grid}. Set the latter to what it is."
+                )
         if settings.pretrained is None:
             networks(settings.architecture)
             if settings.perceptual != "clinical":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,19 +15,20 @@ from llmcxr import __version__
 from llmcxr.foundation.artifacts import read_json, write_json
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.foundation.workflow import Stage
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.folder import ModelInfo, save_model
 from llmcxr.model.patients import patient_hash, seen_patients
 from llmcxr.stages.context import Context, start_files
 from llmcxr.studies.cohort import select_cohort
-from llmcxr.studies.study import Split, sided_labels
+from llmcxr.studies.study import Collection, Split, sided_labels
 from llmcxr.tasks.base import Items, TaskData, tasks
 from llmcxr.tasks.language import SHIPPED, instructions_of
 from llmcxr.tuning.alignment import align, alignment_prompt
 from llmcxr.tuning.four_bit import bitsandbytes
 from llmcxr.tuning.keep_language import LanguageCheck, save_texts, write_texts
-from llmcxr.tuning.settings import StageSettings, TuningSettings
+from llmcxr.tuning.settings import StageSettings
 from llmcxr.tuning.trackers import check_tracker
 from llmcxr.tuning.trainer import Stage as TuningStage
 from llmcxr.tuning.trainer import load_stage
@@ -77,8 +79,8 @@ def tunable_model(context: Context, after: str | None = None, empty: bool = Fals
     return tunable
 
 
-def task_items(context: Context, stage: StageSettings, split: Split) -> tuple[dict[str, Items], dict[str, int]]:
-    """Items of every task with a weight in a stage, for the patients of a split, and studies outside its cohort by reason.
+def task_items(context: Context, stage: StageSettings, split: Split) -> tuple[dict[str, Items], Collection]:
+    """Items of every task with a weight in a stage, for the patients of a split, and the stage's cohort among them.
 
     Tasks for which the data has nothing are left out.
     """
@@ -100,27 +102,27 @@ def task_items(context: Context, stage: StageSettings, split: Split) -> tuple[di
         {**vars(tuning), **vars(stage)},
     )
     items = {n: task.items(data) for n, task in tasks().items() if stage.mixture.get(n, 0) > 0}
-    return {name: own for name, own in items.items() if len(own)}, cohort.dropped
+    return {name: own for name, own in items.items() if len(own)}, cohort
 
 
-def _shared(context: Context) -> TuningSettings:
+def _shared(context: Context) -> dict[str, Any]:
     """Settings of tuning that every training depends on, without those that change no weight, and those of single stages."""
     tuning = context.recipe.tuning
     language = dataclasses.replace(tuning.language, instructions=None, replay_texts=0)
-    return dataclasses.replace(
+    same = dataclasses.replace(
         tuning,
         decoding=DecodingSettings(),
         language=language,
-        stages=[],
         logging="none",
         measure_share=0.0,
         gradient_checkpointing=False,
     )
+    return settings_to_dict(same) | {"stages": []}
 
 
 def _llm(context: Context) -> tuple[Path, ...]:
     """The base LLM's folder, where it is one."""
-    return (Path(context.recipe.llm),) if Path(context.recipe.llm).expanduser().is_dir() else ()
+    return (Path(context.recipe.llm),) if Path(context.recipe.llm).is_dir() else ()
 
 
 def alignment_stage(context: Context) -> list[Stage]:
@@ -144,7 +146,7 @@ def alignment_stage(context: Context) -> list[Stage]:
             after=("codes",),
             outputs=("alignment",),
             reads=(*_llm(context), *start_files(context)),
-            check=lambda: _check_method(context),
+            check=lambda: _check_model(context),
             everywhere=True,
         )
     ]
@@ -178,13 +180,15 @@ def replay_stage(context: Context) -> list[Stage]:
             run,
             settings=(recipe.llm, language.replay_texts, recipe.seed),
             outputs=("replay.jsonl",),
+            check=context.check_llm,
             reads=_llm(context),
         )
     ]
 
 
-def _check_method(context: Context) -> None:
-    """`UserError` for what the method of tuning needs and is not there."""
+def _check_model(context: Context) -> None:
+    """`UserError` for what tuning needs and is not there: the base LLM, and the packages of the method."""
+    context.check_llm()
     if context.recipe.tuning.method == "qlora":
         bitsandbytes()
         if context.processes.sharded:
@@ -201,8 +205,8 @@ def tuning_stages(context: Context) -> list[Stage]:
 
     def check() -> None:
         check_tracker(tuning.logging)
-        _check_method(context)
-        if language is not None and not language.expanduser().is_file():
+        _check_model(context)
+        if language is not None and not language.is_file():
             raise UserError(
                 f"the language instructions {language} do not exist. Set tuning.language.instructions to a JSONL file with "
                 "instruction, input (or context) and response in each line, or to null for the shipped set."
@@ -254,15 +258,16 @@ def _train(context: Context, stage: StageSettings, folder: Path) -> None:
     before = _before(context, stage)
     tunable = tunable_model(context, before, empty=context.processes.receives)
     tunable.shrink_adapters(stage.adapters_kept)  # a checkpoint of this stage, if there is one, replaces them
-    train, outside = task_items(context, stage, "train")
+    train, cohort = task_items(context, stage, "train")
     unseen, _ = task_items(context, stage, "validate")
     if not train:
         raise context.processes.fault(
             f"{stage.name}: the data has nothing for any task of its mixture. Set other weights."
         )
     if context.processes.main:
-        for reason, count in outside.items():
-            print(f"    left out of {stage.name}, {count}: {reason}")
+        write_json(folder / "cohort.json", cohort.as_json())
+        for line in cohort.told():
+            print(f"    {stage.name}: {line}")
         for name in stage.mixture:
             if name not in train and stage.mixture[name] > 0:
                 print(f"    {name}: the data has nothing for this task, so it is left out")
@@ -324,6 +329,7 @@ def model_stage(context: Context) -> Stage:
             codebook_size=tunable.vocabulary.size,
             grid=context.image_tokenizer.grid,
             image_size=context.image_tokenizer.image_size,
+            geometry=context.geometry,
             image_tokenizer=context.image_tokenizer.fingerprint,
             template=tuning.template,
             system_prompt=tuning.system_prompt,
@@ -334,6 +340,7 @@ def model_stage(context: Context) -> Stage:
             findings_first=first,
             decoding=decoding,
             unguided_share=tuning.unguided_share,
+            max_tokens=tuning.max_tokens,
             version=__version__,
         )
         own = frozenset(patient_hash(s.patient_id) for s in context.studies if s.split == "train")

@@ -11,19 +11,20 @@ import logging
 import os
 import threading
 import weakref
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
-from llmcxr.foundation.artifacts import atomic_path
+from llmcxr.foundation.artifacts import atomic_path, cannot_write
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
-from llmcxr.studies.radiographs import load_square, to_uint8
+from llmcxr.studies.geometry import CENTRE_CROP, Geometry
+from llmcxr.studies.image_notes import UNREADABLE, ImageNote, read_image
 from llmcxr.studies.study import Study
 
 logger = logging.getLogger(__name__)
@@ -105,59 +106,82 @@ class PixelStore:
         return PixelStore, (self.path, self._rows)
 
     @staticmethod
-    def write(path: Path, studies: Sequence[Study], root: Path, size: int) -> tuple[list[Study], Counter[str]]:
+    def write(
+        path: Path,
+        studies: Sequence[Study],
+        root: Path,
+        size: int,
+        geometry: Geometry = CENTRE_CROP,
+        leave_out_implausible: bool = False,
+    ) -> tuple[list[Study], list[ImageNote]]:
         """Read the images of `studies` (relative paths are below `root`) into the file, on all cores.
 
-        Returns the studies kept, in order, row by row those of the file, and the count of those left out by reason; the
-        first three are logged. A store that is open on the file is closed. Raises `UserError` where the disk is too small,
-        where nothing is left, or as soon as more than three and more than a tenth of all images cannot be read.
+        Returns the studies kept, in order, row by row those of the file, and a note on the image of every study; the first
+        three that are left out are logged. A store that is open on the file is closed. Raises `UserError` where the disk is
+        too small, where nothing is left, or as soon as more than three and more than a tenth of all images cannot be read.
         """
         for store in [store for store in _OPEN if store.path == Path(path).resolve()]:
             store.close()
         kept: list[Study] = []
-        faults: list[str] = []
+        notes: list[ImageNote] = []
+        faults: list[str] = []  # other modalities and implausible images are none: a folder may hold many
 
-        def load(study: Study) -> np.ndarray | str:
-            try:
-                return to_uint8(load_square(Path(root) / study.image_path, size))
-            except UserError as error:
-                return str(error)
+        def load(study: Study) -> tuple[np.ndarray | None, ImageNote]:
+            return read_image(study, root, size, geometry, leave_out_implausible)
 
         with (
             atomic_path(path) as temporary,
             open(temporary, "w+b") as file,
-            ThreadPoolExecutor(core_count()) as pool,
+            _reading_threads() as pool,
             tqdm(total=len(studies), desc="reading images", unit="image") as bar,
         ):
             _write_header(file, len(studies), size)
             _reserve(file, file.tell() + len(studies) * size**2, path)
             for first in range(0, len(studies), _BLOCK):
-                for study, image in zip(
+                for study, (image, note) in zip(
                     studies[first : first + _BLOCK], pool.map(load, studies[first : first + _BLOCK]), strict=True
                 ):
-                    if isinstance(image, str):
-                        faults.append(image)
-                        if len(faults) <= 3:
-                            logger.warning("left out: %s", image)
+                    notes.append(note)
+                    if image is None:
+                        if len(notes) - len(kept) <= 3:
+                            logger.warning("left out: %s", note.error or f"{note.image_path} ({note.left_out})")
+                        if note.left_out == UNREADABLE:
+                            faults.append(note.error)
                     else:
                         kept.append(study)
                         file.write(image.tobytes())
                     bar.update()
                 if len(faults) > max(3, _TOO_MANY * len(studies)):
                     break
-            if faults and (not kept or len(faults) > max(3, _TOO_MANY * len(studies))):
-                raise UserError(
-                    f"{len(faults)} of {len(studies)} images cannot be read, too many to go on. The first: {faults[0]}\n"
-                    f"Check the folder of the images in the recipe's source."
-                )
+            if len(faults) > max(3, _TOO_MANY * len(studies)) or (notes and not kept):
+                raise UserError(_too_many(notes, faults, len(studies)))
             file.truncate()
             file.seek(0)
             _write_header(file, len(kept), size)  # as long as before: numpy leaves room for any N
-        return kept, Counter({"unreadable image": len(faults)} if faults else {})
+        return kept, notes
 
 
 Images = PixelStore | np.ndarray  # uint8 [N, S, S], read as `images[rows]`
 _OPEN: weakref.WeakSet[PixelStore] = weakref.WeakSet()
+
+
+def _too_many(notes: Sequence[ImageNote], faults: Sequence[str], count: int) -> str:
+    if not faults:
+        return f"none of {count} images can be used. The first: {notes[0].error or notes[0].image_path} ({notes[0].left_out})"
+    return (
+        f"{len(faults)} of {count} images cannot be read, too many to go on. The first: {faults[0]}\n"
+        f"Check the folder of the images in the recipe's source."
+    )
+
+
+@contextmanager
+def _reading_threads() -> Iterator[ThreadPoolExecutor]:
+    """One a core; where reading is broken off, what waits is not read any more."""
+    pool = ThreadPoolExecutor(core_count())
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _write_header(file: BinaryIO, count: int, size: int) -> None:
@@ -173,8 +197,5 @@ def _reserve(file: BinaryIO, length: int, path: Path) -> None:
     except AttributeError:  # Windows, macOS
         return
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            raise UserError(
-                f"the images take {length / 2**30:,.1f} GiB in {path}, and there is no room for them ({error.strerror}). "
-                f"Free disk space or set `runs` to a larger disk, then run again."
-            ) from error
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):  # others: a file system that cannot reserve
+            raise cannot_write(path, error, needed=length) from error

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
-from llmcxr.studies.findings import Finding, LabelSet, is_finding, normal_form
+from llmcxr.studies.findings import Finding, LabelSet, UncertainLabels, is_finding, label_value, normal_form
 
 Split = Literal["train", "validate", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validate", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Study:
     """One image.
 
@@ -33,8 +33,8 @@ class Study:
     study_id: str
     image_path: str  # absolute, or relative to the run folder
     split: Split
-    view: str = ""  # "PA", "AP", "LATERAL", ...; "" unknown
-    order: int = 0  # 0 is the patient's earliest study
+    view: str = ""  # a name in `studies/views.py`: "PA", "AP", "LATERAL", ...; "" unknown
+    order: int | None = None  # 0 is the first of all studies that the patient had; None unknown
     findings_text: str = ""
     impression_text: str = ""
     labels: dict[str, int] = field(default_factory=dict)
@@ -42,25 +42,49 @@ class Study:
     mask_path: str = ""
 
 
+@dataclass(frozen=True)
+class RuleCount:
+    """How much data there is after a rule of a cohort."""
+
+    rule: str
+    images: int
+    studies: int
+    patients: int
+
+
 @dataclass
 class Collection:
-    """Studies that were chosen, and how many were not, by reason."""
+    """Studies that were chosen, how many were not, by reason, and what was left after each rule."""
 
     studies: list[Study]
     dropped: Counter[str] = field(default_factory=Counter)
+    rules: list[RuleCount] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # rules that could do nothing, and why
+
+    def as_json(self) -> dict[str, Any]:
+        """What was left after each rule, what was left out by reason, and which rule did nothing."""
+        return {
+            "rules": [asdict(rule) for rule in self.rules],
+            "left_out": dict(self.dropped),
+            "without_effect": self.notes,
+        }
+
+    def told(self) -> list[str]:
+        """The same as lines for people."""
+        lines = [f"{r.rule}: {r.images:,} images, {r.patients:,} patients" for r in self.rules if len(self.rules) > 1]
+        lines += [f"left out {count:,}: {reason}" for reason, count in self.dropped.most_common()]
+        return lines + self.notes
 
 
 def write_manifest(path: Path, studies: Sequence[Study]) -> None:
     """Write `manifest.parquet`, one row an image; labels and truth are JSON text."""
     import pandas as pd  # slow to load, and not needed for using a model
 
-    rows = []
-    for study in studies:
-        row = {f.name: getattr(study, f.name) for f in fields(Study)}
-        row["labels"] = json.dumps(study.labels)
-        row["truth"] = json.dumps([vars(finding) for finding in study.truth])
-        rows.append(row)
-    frame = pd.DataFrame(rows, columns=[f.name for f in fields(Study)])
+    names = [f.name for f in fields(Study)]
+    columns: dict[str, list[Any]] = {name: [getattr(study, name) for study in studies] for name in names}
+    columns["labels"] = [json.dumps(labels) for labels in columns["labels"]]
+    columns["truth"] = [json.dumps([vars(finding) for finding in truth]) for truth in columns["truth"]]
+    frame = pd.DataFrame(columns, columns=names).astype({"order": "Int64"})  # which has a place for "unknown"
     with atomic_path(path) as temporary:
         frame.to_parquet(temporary, index=False)
 
@@ -82,20 +106,20 @@ def read_manifest(path: Path) -> list[Study]:
         raise UserError(
             f"{path} lacks the columns {missing}. It was written by another version: run the `studies` stage again."
         )
-    studies = []
-    for row in frame.to_dict("records"):
-        values = {f.name: row[f.name] for f in fields(Study)}
-        values["labels"] = json.loads(values["labels"])
-        values["truth"] = tuple(Finding(**finding) for finding in json.loads(values["truth"]))
-        studies.append(Study(**values))
-    return studies
+    orders = [None if pd.isna(order) else int(order) for order in frame["order"]]
+    columns = {f.name: frame[f.name].tolist() for f in fields(Study)} | {"order": orders}
+    del frame
+    columns["labels"] = [json.loads(text) for text in columns["labels"]]
+    columns["truth"] = [tuple(Finding(**finding) for finding in json.loads(text)) for text in columns["truth"]]
+    return [Study(*values) for values in zip(*columns.values(), strict=True)]
 
 
-def label_matrix(studies: Sequence[Study], findings: Sequence[str]) -> np.ndarray:
-    """Labels float32 [N, F]: 1 present, 0 absent, NaN unknown or uncertain."""
-    value = {1: 1.0, 0: 0.0}
+def label_matrix(
+    studies: Sequence[Study], findings: Sequence[str], uncertain: UncertainLabels = "left_out"
+) -> np.ndarray:
+    """Labels float32 [N, F]: 1 present, 0 absent, NaN unknown; uncertain ones NaN, or as `uncertain` says."""
     return np.array(
-        [[value.get(s.labels.get(f, -1), np.nan) for f in findings] for s in studies], dtype=np.float32
+        [[label_value(s.labels.get(f), uncertain) for f in findings] for s in studies], dtype=np.float32
     ).reshape(len(studies), len(findings))
 
 

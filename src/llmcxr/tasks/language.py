@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.texts import is_text
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.studies.study import Split, Study
 from llmcxr.tasks.base import Items, Task, TaskData
@@ -42,6 +43,8 @@ def load_instructions(path: Path) -> list[Turn]:
             row = {_NAMES[k]: v for k, v in json.loads(line).items() if k in _NAMES}
             if not all(isinstance(v, str) for v in (row["instruction"], row.get("input") or "", row["response"])):
                 raise TypeError("instruction, input and response should be text")
+            if not is_text("".join(filter(None, row.values()))):
+                raise TypeError("half a character (a lone \\ud800 to \\udfff) is no text")
         except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number}: {error!r}; each line needs instruction and response.") from error
         turns.append(Turn(row["instruction"], row.get("input") or "", row["response"]))

@@ -25,7 +25,7 @@ from llmcxr.instructions.example import Turn
 from llmcxr.instructions.questions import QuestionAnswer
 from llmcxr.labelling.base import Labeller
 from llmcxr.metrics.scores import Interval, bootstrap_interval, mean_auroc_interval
-from llmcxr.studies.findings import LabelSet, normal_form
+from llmcxr.studies.findings import LabelSet, UncertainLabels, label_value, normal_form
 from llmcxr.studies.report_sections import ReportPart
 from llmcxr.studies.study import Study, label_matrix
 
@@ -146,6 +146,7 @@ class Cases:
     bootstrap: int = 500
     seed: int = 0
     unknown_labels: UnknownLabels = "left_out"
+    uncertain_labels: UncertainLabels = "left_out"
     left_out: Mapping[str, int] = field(default_factory=dict)  # test images that are not of the cohort, by reason
 
     @functools.cached_property
@@ -163,8 +164,8 @@ class Cases:
         return [self.by_id[p.image_id] for p in predictions]
 
     def labels(self, studies: Sequence[Study]) -> np.ndarray:
-        """Labels float32 [N, F]: 1, 0, NaN. Uncertain ones are always NaN; those not given as `unknown_labels` says."""
-        labels = label_matrix(studies, self.findings)
+        """Labels float32 [N, F]: 1, 0, NaN; uncertain and missing ones as `uncertain_labels` and `unknown_labels` say."""
+        labels = label_matrix(studies, self.findings, self.uncertain_labels)
         if self.unknown_labels == "negative":
             blank = np.array([[name not in study.labels for name in self.findings] for study in studies], dtype=bool)
             labels[blank.reshape(labels.shape)] = 0
@@ -193,10 +194,16 @@ class Cases:
         return NotMeasured(f"the labeller knows none of the findings of the data ({', '.join(self.findings)})")
 
     def stated(self, texts: Sequence[str]) -> np.ndarray:
-        """Whether the labeller reads in each text that a finding is there: bool [N, F], False for those it cannot read."""
+        """Whether the labeller reads in each text that a finding is there: bool [N, F], False for those it cannot read.
+
+        A finding that a text doubts counts as stated where `uncertain_labels` is positive, else as not stated.
+        """
         assert self.labeller is not None
-        states = [{normal_form(k): v for k, v in self.labeller.read(text).states.items()} for text in texts]
-        rows = [[state.get(normal_form(name)) == 1 for name in self.findings] for state in states]
+        states = [{normal_form(k): v for k, v in reading.states.items()} for reading in self.labeller.read_all(texts)]
+        rows = [
+            [label_value(state.get(normal_form(name)), self.uncertain_labels) == 1 for name in self.findings]
+            for state in states
+        ]
         return np.array(rows, dtype=bool).reshape(len(texts), len(self.findings))
 
     def interval(self, statistic: Callable[[np.ndarray], float], patients: Sequence[str]) -> Interval:

@@ -6,7 +6,6 @@ Shapes: B examples, T tokens, d width, V rows of the table, K image rows, N supe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +14,9 @@ from transformers import PreTrainedModel
 
 from llmcxr.tuning.batches import Batch
 from llmcxr.tuning.head_loss import head_cross_entropy
+from llmcxr.tuning.settings import ImageSoftmax
 from llmcxr.vocabulary.head import after_head, head_bias, head_parts, project
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
-
-ImageSoftmax = Literal["image_rows", "all_rows"]
 
 
 @dataclass(frozen=True)

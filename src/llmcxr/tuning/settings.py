@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from llmcxr.foundation.settings import setting
+from llmcxr.foundation.settings import (
+    Count,
+    LearningRate,
+    Number,
+    Range,
+    Settings,
+    Share,
+    ShareBelowAll,
+    Weight,
+    setting,
+)
 from llmcxr.instructions.templates import TemplateName
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.studies.cohort import CohortSettings
 from llmcxr.tasks.base import tasks
 from llmcxr.tasks.cxr_vqa import CONVERSATIONS
-from llmcxr.tuning.objective import ImageSoftmax
-from llmcxr.tuning.trackers import TrackerName
-from llmcxr.vocabulary.growing import RowStart
+
+ImageSoftmax = Literal["image_rows", "all_rows"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
+RowStart = Literal["random", "codebook", "reader"]
 
 
 def unknown_tasks(key: str, names: Iterable[str]) -> list[str]:
@@ -24,35 +35,35 @@ def unknown_tasks(key: str, names: Iterable[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class StageSettings:
+class StageSettings(Settings):
     """One stage of tuning. The paper has two: everything, noisy; then frontal, earliest, impression only."""
 
     name: str = setting("stage1", "folder of the stage in the run")
-    examples: int = setting(100_000, "examples drawn from the mixture")
+    examples: Annotated[int, Range(1, 10_000_000_000)] = setting(100_000, "examples drawn from the mixture")
     cohort: CohortSettings = setting(
         CohortSettings(), "which studies take part, and which part of the report is the text"
     )
-    mixture: dict[str, float] = setting(
+    mixture: dict[str, Weight] = setting(
         {"language": 0.2, "report_to_cxr": 0.25, "cxr_to_report": 0.25, "cxr_vqa": 0.3},
         "weights of the tasks (paper: 0.2 language, 0.8 images)",
     )
-    conversations: dict[str, float] = setting(
+    conversations: dict[str, Weight] = setting(
         {"list": 0.4, "presence": 0.5, "normal": 0.05, "count": 0.05},
         "shares of the conversations of cxr_vqa; the list of findings says most in the fewest tokens",
     )
-    learning_rate: float = setting(
+    learning_rate: LearningRate = setting(
         1e-4, "AdamW: linear warm-up, flat, linear to a tenth over the last third; paper: 5e-6 for full tuning of 3 B"
     )
-    rows_learning_rate: float = setting(2e-3, "the same for the new image rows")
-    task_loss_weights: dict[str, float] = setting(
+    rows_learning_rate: LearningRate = setting(2e-3, "the same for the new image rows")
+    task_loss_weights: dict[str, Weight] = setting(
         {}, "weight of a task's supervised tokens in the loss (1 where not named)"
     )
-    rare_findings: float = setting(
+    rare_findings: Share = setting(
         0.0,
         "reports that state a finding rarer than this share are drawn from more often, by the root of how much rarer it is "
         "(repeat factor sampling; ours); 0: all equally often",
     )
-    adapters_kept: float = setting(
+    adapters_kept: Share = setting(
         1.0,
         "share of the adapters with which the stage begins (lora, qlora): below 1 goes back towards the base LLM, whose language "
         "comes back faster than what tuning taught is lost (after WiSE-FT; ours)",
@@ -61,25 +72,19 @@ class StageSettings:
     def faults(self) -> list[str]:
         """Impossible combinations."""
         faults = unknown_tasks("mixture", self.mixture)
-        if not any(weight > 0 for weight in self.mixture.values()) or any(
-            weight < 0 for weight in self.mixture.values()
-        ):
-            faults.append(f"mixture: {self.mixture} needs weights of at least 0, one of them above 0")
+        for name in ("mixture", "conversations") if self.mixture.get("cxr_vqa") else ("mixture",):
+            if not any(weight > 0 for weight in getattr(self, name).values()):
+                faults.append(f"{name}: {getattr(self, name)} needs a weight above 0")
         faults += [
             f"conversations.{name}: no such conversation; they are {', '.join(CONVERSATIONS)}"
             for name in self.conversations
             if name not in CONVERSATIONS
         ]
-        faults += unknown_tasks("task_loss_weights", self.task_loss_weights)
-        if self.examples < 1:
-            faults.append(f"examples: {self.examples} should be at least 1")
-        shares = ("rare_findings", "adapters_kept")
-        faults += [f"{k}: {getattr(self, k)} should be 0 to 1" for k in shares if not 0 <= getattr(self, k) <= 1]
-        return faults
+        return faults + unknown_tasks("task_loss_weights", self.task_loss_weights)
 
 
 @dataclass(frozen=True)
-class LanguageSettings:
+class LanguageSettings(Settings):
     """How the base model's language is kept."""
 
     loss: Literal["answers", "base_model"] = setting(
@@ -87,38 +92,35 @@ class LanguageSettings:
         "'answers' as in the paper, or 'base_model' (adapters only): stay close to the base model's own distribution",
     )
     instructions: Path | None = setting(None, "JSONL with instruction, input, response; null: the shipped set")
-    replay_texts: int = setting(
+    replay_texts: Number = setting(
         0,
         "texts that the base model writes before tuning, further items of the language task; for loss: base_model (ours)",
     )
 
     def faults(self) -> list[str]:
-        """Impossible values."""
-        faults = []
-        if self.replay_texts < 0:
-            faults.append(f"replay_texts: {self.replay_texts} should be at least 0")
-        if self.replay_texts > 0 and self.loss != "base_model":
-            faults.append("replay_texts: the base model's own texts are for loss: base_model (lora or qlora)")
-        return faults
+        """Impossible combinations."""
+        if self.replay_texts and self.loss != "base_model":
+            return ["replay_texts: the base model's own texts are for loss: base_model (lora or qlora)"]
+        return []
 
 
 @dataclass(frozen=True)
-class AlignmentSettings:
+class AlignmentSettings(Settings):
     """How the first layers are aligned with the codes."""
 
-    steps: int = setting(0, "optimiser steps of 16 images; 0 goes straight to tuning, as in the paper")
-    learning_rate: float = setting(1e-3, "of these layers; twice that of the image rows")
+    steps: Number = setting(0, "optimiser steps of 16 images; 0 goes straight to tuning, as in the paper")
+    learning_rate: LearningRate = setting(1e-3, "of these layers; twice that of the image rows")
 
 
 @dataclass(frozen=True)
-class TuningSettings:
+class TuningSettings(Settings):
     """Instruction tuning."""
 
     method: Literal["lora", "qlora", "full"] = setting(
         "lora",
         "'full' as in the paper, low-rank adapters on all linear layers, or those over frozen 4-bit weights (qlora)",
     )
-    lora_rank: int = setting(64, "rank of the adapters (their scale alpha equals it)")
+    lora_rank: Annotated[int, Range(1, 4096)] = setting(64, "rank of the adapters (their scale alpha equals it)")
     row_start: RowStart = setting(
         "codebook", "how image rows begin: random (paper), codebook (projected), reader (of codes)"
     )
@@ -130,7 +132,7 @@ class TuningSettings:
     image_softmax: ImageSoftmax = setting(
         "image_rows", "softmax inside an image: image_rows, or all_rows as in the paper"
     )
-    read_image_weight: float = setting(
+    read_image_weight: Weight = setting(
         0.0,
         "weight of the codes of images that are read, which are then learned, too: every example teaches how radiographs go on "
         "(ours; 0 as in the paper)",
@@ -144,27 +146,29 @@ class TuningSettings:
         "tasks in which a turn names the findings before a report is written (cxr_to_report), or an image drawn from one "
         "(report_to_cxr); where labels and labeller know them (ours; none as in the paper)",
     )
-    unguided_share: float = setting(
+    unguided_share: ShareBelowAll = setting(
         0.0, "share of the drawings that are learned without their report, so that drawing can be guided (ours)"
     )
     decoding: DecodingSettings = setting(
         DecodingSettings(), "how the finished model writes and draws where nobody says otherwise; changes no training"
     )
-    questions_per_image: int = setting(4, "most questions asked on one reading of an image; the paper asks 1")
-    max_tokens: int = setting(
+    questions_per_image: Annotated[int, Range(1, 1000)] = setting(
+        4, "most questions asked on one reading of an image; the paper asks 1"
+    )
+    max_tokens: Count = setting(
         1024,
         "longest example; a longer report is cut at the end of a sentence, any other example left out, both counted; "
         "an image is never cut",
     )
-    tokens_per_batch: int = setting(2048, "padded tokens computed at once")
-    batches_per_step: int = setting(
+    tokens_per_batch: Count = setting(2048, "padded tokens computed at once")
+    batches_per_step: Annotated[int, Range(1, 100_000)] = setting(
         1, "batches of one optimiser step, over all processes: a multiple of their number; each accumulates its share"
     )
     gradient_checkpointing: bool = setting(
         False,
         "keep no activations inside the layers, but compute them again: less memory, about a third more time (paper)",
     )
-    measure_share: float = setting(
+    measure_share: Share = setting(
         0.1, "most of a stage's time that goes to losses on unseen patients and to language, beyond the least of both"
     )
     logging: TrackerName = setting(
@@ -180,7 +184,11 @@ class TuningSettings:
     def faults(self) -> list[str]:
         """Impossible combinations."""
         names = [stage.name for stage in self.stages]
-        faults = [] if names and len(set(names)) == len(names) else [f"stages: need different names, have {names}"]
+        faults = [] if len(set(names)) == len(names) else [f"stages: need different names, have {names}"]
+        if not names:
+            faults.append("stages: needs at least one stage, e.g. [{}] for one with all defaults")
+        if self.system_prompt and self.template == "paper":
+            faults.append("system_prompt: the paper's template has none; set template: chat, or system_prompt: null")
         language = self.language
         if language.replay_texts and not any(s.mixture.get("language", 0) > 0 for s in self.stages):
             faults.append("language.replay_texts: no stage takes the texts; give one a mixture.language above 0")
@@ -198,12 +206,8 @@ class TuningSettings:
             faults.append(
                 "stages: rare_findings needs findings_first: [report_to_cxr], whose lists say what a report states"
             )
-        if self.read_image_weight < 0:
-            faults.append(f"read_image_weight: {self.read_image_weight} should be at least 0")
         if self.read_image_weight > 0 and self.loss == "sequence":
             faults.append("read_image_weight: loss: sequence learns those codes already; set one of the two")
-        if not 0 <= self.unguided_share < 1:
-            faults.append(f"unguided_share: {self.unguided_share} should be 0 to below 1")
         decoding = self.decoding
         if decoding.drawing_guidance != 1 and not self.unguided_share:
             faults.append(f"decoding.drawing_guidance: {decoding.drawing_guidance} needs an unguided_share, e.g. 0.1")
@@ -212,10 +216,6 @@ class TuningSettings:
                 "decoding: report_guidance and ask_sides need findings_first: [cxr_to_report]; drawing_candidates needs "
                 "findings_first: [report_to_cxr]; report_candidates needs both"
             )
-        if not 0 <= self.measure_share <= 1:
-            faults.append(f"measure_share: {self.measure_share} should be 0 to 1")
-        if self.batches_per_step < 1:
-            faults.append(f"batches_per_step: {self.batches_per_step} should be at least 1")
         if self.max_tokens > self.tokens_per_batch:
             faults.append(f"max_tokens: {self.max_tokens} exceeds tokens_per_batch ({self.tokens_per_batch})")
         return faults

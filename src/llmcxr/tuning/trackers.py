@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+from llmcxr.foundation.artifacts import writing
 from llmcxr.foundation.errors import UserError
-
-TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]
+from llmcxr.tuning.settings import TrackerName
 
 
 def check_tracker(name: TrackerName) -> None:
@@ -39,21 +39,19 @@ class Tracker:
             "mlflow": {"experiment_name": "llmcxr", "run_name": title},
             "trackio": {"run_name": "llmcxr", "name": title},
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        self._tracker = LOGGER_TYPE_TO_CLASS[name](**options[name])
-        self._tracker.start()
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._tracker = LOGGER_TYPE_TO_CLASS[name](**options[name])
+            self._tracker.start()
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Show `values` at `step`. `UserError` where the disk is full."""
         if self._tracker is not None:
-            try:
+            with writing(self._folder):
                 self._tracker.log(values, step=step)
-            except OSError as error:
-                raise UserError(
-                    f"cannot write logs in {self._folder}: {error}. Free disk space, then run again."
-                ) from error
 
     def close(self) -> None:
         """Write what is left."""
         if self._tracker is not None:
-            self._tracker.finish()
+            with writing(self._folder):
+                self._tracker.finish()

@@ -5,7 +5,7 @@ Shapes: V rows of the table, K image rows among them, d width of the LLM, D dime
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,6 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
-
-RowStart = Literal["random", "codebook", "reader"]
 
 # Spread of projected rows in units of the text rows'. As heads of a tied table, rows as large as text rows give overconfident
 # logits (a drawing begins at 19 nats a token instead of ln K = 6.9); as inputs they are normalised before the first layer.

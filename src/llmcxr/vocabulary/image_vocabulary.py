@@ -8,17 +8,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from transformers import AddedToken, PreTrainedTokenizerBase
 
 from llmcxr.foundation.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def token_name(code: int) -> str:
     """Name of an image token in the text tokenizer."""
     return f"<VQ{code:04d}>"
+
+
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of the added tokens that are no text.
+
+    Runs of spaces (GPT-NeoX) or newlines (Gemma) are added tokens too, but text. So is what stands for unknown characters,
+    unless it also ends or begins texts.
+    """
+    text = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(i for i, token in added if token.content.strip(" \n\t▁") and i not in text)
 
 
 class ImageVocabulary:
@@ -34,12 +47,7 @@ class ImageVocabulary:
         self.tokenizer = tokenizer
         self.size = size
         self.first_id: int = ids[0]
-        # Runs of spaces (GPT-NeoX) or newlines (Gemma) are added tokens too, but text. So is what stands for unknown
-        # characters, unless it also ends or begins texts.
-        text = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
-        self.control_ids = frozenset(
-            i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip(" \n\t▁") and i not in text
-        )
+        self.control_ids = control_ids(tokenizer)
 
     @cached_property
     def begin_ids(self) -> list[int]:
@@ -50,6 +58,8 @@ class ImageVocabulary:
     @classmethod
     def grow(cls, tokenizer: PreTrainedTokenizerBase, size: int) -> ImageVocabulary:
         """Add `size` image tokens to `tokenizer` (in place) and return the vocabulary."""
+        from transformers import AddedToken  # here, so that settings are read without it
+
         names = [AddedToken(token_name(code), special=True, normalized=False) for code in range(size)]
         tokenizer.add_tokens(names, special_tokens=True)  # type: ignore[arg-type]
         return cls(tokenizer, size)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import multiprocessing
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,10 @@ from llmcxr.foundation.assets import fetch
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.foundation.settings import setting, settings_to_dict
+from llmcxr.foundation.settings import settings_to_dict
+from llmcxr.foundation.stopping import in_workers
 from llmcxr.labelling.registry import build_labeller
+from llmcxr.sources.base import Tally
 from llmcxr.sources.phantom.anatomy import Case, case_for
 from llmcxr.sources.phantom.atlas import ATLAS_VERSION, load_atlas
 from llmcxr.sources.phantom.projection import RENDER_VERSION, render
@@ -39,6 +40,7 @@ from llmcxr.sources.phantom.reports import (
     read_reports,
     with_sides,
 )
+from llmcxr.sources.phantom.settings import PhantomSettings
 from llmcxr.studies.findings import Finding
 from llmcxr.studies.study import SPLITS, Split, Study
 
@@ -64,33 +66,7 @@ PHANTOM_FINDINGS: tuple[str, ...] = (
 )
 _SHARES: dict[Split, float] = {"train": 0.7, "validate": 0.1, "test": 0.2}
 _ABNORMAL_SHARE = 0.7  # of the studies, those whose report has a finding that is drawn
-_REPORTS_VERSION = 2  # which reports are used, and for what
-
-
-@dataclass(frozen=True)
-class PhantomSettings:
-    """How many radiographs to simulate, and how."""
-
-    train: int = setting(2000, "number of studies for training")
-    validate: int = setting(200, "number of studies for validation")
-    test: int = setting(400, "number of studies for the test")
-    seed: int = setting(0, "fixes patients, reports and pictures")
-    mirrored_share: float = setting(
-        0.0,
-        "share of training studies whose report has left and right exchanged, in its words and in the picture, so that a "
-        "side cannot be guessed from the wording",
-    )
-
-    def build(self, seed: int, access: str) -> PhantomSource:
-        """The source that renders these studies. It states all splits, and fetches what it needs by itself."""
-        return PhantomSource(self)
-
-    def faults(self) -> list[str]:
-        """Impossible values."""
-        faults = [f"{n}: {getattr(self, n)} is negative" for n in ("train", "validate", "test") if getattr(self, n) < 0]
-        if not 0 <= self.mirrored_share <= 1:
-            faults.append(f"mirrored_share: {self.mirrored_share} is not between 0 and 1")
-        return faults
+_REPORTS_VERSION = 3  # which reports are used, and for what
 
 
 @dataclass(frozen=True)
@@ -252,21 +228,16 @@ def _render_all(jobs: Sequence[_Job], done: int) -> None:
                 _render_job(job)
                 bar.update()
             return
-        context = multiprocessing.get_context("spawn")  # fork would copy torch's threads
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            futures = [pool.submit(_render_job, job) for job in jobs]
-            try:
-                for future in as_completed(futures):
-                    future.result()
+        try:
+            with closing(in_workers(_render_job, jobs, workers)) as rendered:
+                for _ in rendered:
                     bar.update()
-            except BrokenProcessPool as error:
-                raise UserError(
-                    "a rendering process died: too little memory (each needs 0.6 GB), or the calling script lacks "
-                    "`if __name__ == '__main__':`. Give it fewer cores (taskset) or mend the script; finished pictures are kept."
-                ) from error
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a rendering process died: too little memory (each needs 0.6 GB), or the calling script lacks "
+                "`if __name__ == '__main__':`. Give it fewer cores (taskset) or mend the script; finished pictures "
+                "are kept."
+            ) from error
 
 
 class PhantomSource:
@@ -285,7 +256,7 @@ class PhantomSource:
 
     def __init__(self, settings: PhantomSettings) -> None:
         self.settings = settings
-        self.left_out: Counter[str] = Counter()
+        self.tally = Tally()
 
     @property
     def assumed_images(self) -> int:
@@ -307,8 +278,8 @@ class PhantomSource:
         """
         folder = Path(folder)
         reports, dropped = _usable_of(fetch("indiana-reports") / "NLMCXR_reports.tgz")
-        self.left_out.clear()
-        self.left_out.update(dropped)
+        self.tally.clear()
+        self.tally.left_out.update(dropped)
         load_atlas()  # build the cache once, before any worker needs it
         studies, jobs = [], []
         for split, image_id, report, case in plan(self.settings, reports):
@@ -320,6 +291,7 @@ class PhantomSource:
                 image_path=f"images/{image_id}.png",
                 split=split,
                 view="PA",
+                order=0,
                 findings_text=report.findings_text,
                 impression_text=report.impression_text,
                 labels={name: int(name in present) for name in PHANTOM_FINDINGS},

@@ -1,6 +1,6 @@
 """The results of a run as one HTML file that needs nothing else: no script, no font, no request.
 
-Words and markup are in page.html.j2, looks in style.css; here is what numbers and pictures become. All text is escaped by the
+Words and markup are in results.html.j2 and what it extends, looks in style.css; here is what numbers and pictures become. All text is escaped by the
 template engine. Colours never carry a meaning alone: each has a symbol or a shape beside it.
 
 Pictures are [H, W] arrays, uint8 (0 black, 255 white) or float in [0, 1]; they are embedded as WebP.
@@ -8,8 +8,6 @@ Pictures are [H, W] arrays, uint8 (0 black, 255 white) or float in [0, 1]; they 
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -17,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -25,8 +22,8 @@ from PIL import Image, ImageDraw, ImageFont
 from llmcxr.evaluation.scoring import NOT_MEASURED, SCORES, look_up, number, text_of
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.inference.provenance import mark_visibly
+from llmcxr.pages.pictures import Picture, as_image, page_environment
 
-Picture = NDArray[Any]
 Curve = Sequence[tuple[float, float, float]]  # (optimiser step, tokens seen, loss)
 
 
@@ -98,26 +95,6 @@ class PageContent:
     simulated: bool = True
 
 
-# --------------------------------------------------------------------------------------------------------- pictures
-
-
-def _as_image(picture: Picture | Image.Image) -> Image.Image:
-    pixels = np.asarray(picture)
-    if pixels.dtype != np.uint8:
-        pixels = np.rint(np.clip(np.nan_to_num(pixels.astype(np.float64)), 0, 1) * 255).astype(np.uint8)
-    return Image.fromarray(pixels.squeeze())
-
-
-def _embedded(picture: Picture | Image.Image, longest: int = 320) -> dict[str, Any]:
-    """Attributes of an <img> with the picture inside."""
-    image = _as_image(picture)
-    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=88, method=4)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return {"src": f"data:image/webp;base64,{data}", "width": image.width, "height": image.height}
-
-
 ROUTES = {
     "original": "original",
     "reconstruction": "reconstructed",
@@ -139,7 +116,7 @@ def glance(cards: Sequence[DrawingCard], columns: int = 6, size: int = 176) -> I
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for column, card in enumerate(whole):
         for row, picture in enumerate((card.real, card.reconstruction, card.drawn[0])):
-            tile = _as_image(np.asarray(picture)).resize((size, size), Image.Resampling.LANCZOS)
+            tile = as_image(np.asarray(picture)).resize((size, size), Image.Resampling.LANCZOS)
             tile = mark_visibly(tile) if row == 2 else tile
             place = column * (size + gap), row * (size + gap)
             sheet.paste(tile, place)
@@ -260,32 +237,21 @@ def _finding_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _protocol(summary: Mapping[str, Any]) -> str:
     """Which test images took part and how labels were counted, as sentences after others."""
     protocol = summary.get("protocol") or {}
-    unknown = str(protocol.get("unknown_labels"))
-    counted = {"negative": "count as absent", "left_out": "take no part"}.get(unknown)
+    ways = {"negative": "count as absent", "positive": "count as present", "left_out": "take no part"}
+    counted = ways.get(str(protocol.get("unknown_labels")))
+    doubted = ways.get(str(protocol.get("uncertain_labels", "left_out")))
     left_out = "; ".join(f"{count:,} {reason}" for reason, count in (protocol.get("left_out") or {}).items())
     return (f" Test images left out: {left_out}." if left_out else "") + (
-        f" Labels that the data does not give {counted}; uncertain ones take no part." if counted else ""
+        f" Labels that the data does not give {counted}; uncertain ones {doubted}." if counted else ""
     )
 
 
 def write_page(path: Path, content: PageContent) -> None:
     """Write the results page as one self-contained HTML file, atomically."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(
-        embedded=_embedded,
-        place=_place,
-        panel=_PANEL,
-        style=(Path(__file__).parent / "style.css").read_text(encoding="utf-8"),
-    )
+    environment = page_environment(place=_place, panel=_PANEL)
     environment.filters.update(number=number, decimals=text_of)
     summary = content.summary
-    html = environment.get_template("page.html.j2").render(
+    html = environment.get_template("results.html.j2").render(
         content=content,
         scores=_score_cards(summary),
         panels=_panels(content),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llmcxr.evaluation.page.page import (
+from llmcxr.evaluation.scoring import score_table
+from llmcxr.pages.results import (
     DrawingCard,
     PageContent,
     QuestionRow,
@@ -18,7 +19,6 @@ from llmcxr.evaluation.page.page import (
     glance,
     write_page,
 )
-from llmcxr.evaluation.scoring import score_table
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
 SUMMARY = {
@@ -161,7 +161,12 @@ def test_images_are_inside(tmp_path):
 def test_the_page_says_which_images_and_labels_took_part(tmp_path):
     protocol = {"test_images": 3, "left_out": {"view LATERAL": 1200}, "unknown_labels": "negative"}
     _, reader = read(tmp_path, PageContent("t", summary={"protocol": protocol}))
-    assert "Test images left out: 1,200 view LATERAL. Labels that the data does not give count as absent" in reader.text
+    said = (
+        "Test images left out: 1,200 view LATERAL. Labels that the data does not give count as absent; uncertain ones "
+    )
+    assert said + "take no part." in reader.text
+    _, reader = read(tmp_path, PageContent("t", summary={"protocol": protocol | {"uncertain_labels": "positive"}}))
+    assert said + "count as present." in reader.text
 
 
 def test_an_empty_run_says_so(tmp_path):

@@ -1,11 +1,11 @@
-"""What the page shows of predictions: cards of the cases that were chosen before the model answered."""
+"""What the results page shows of predictions: cards of the cases that were chosen before the model answered."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from llmcxr.evaluation.page.page import DrawingCard, QuestionRow, Reconstruction, ReportCard
+from llmcxr.pages.results import DrawingCard, QuestionRow, Reconstruction, ReportCard
 from llmcxr.studies.study import Study
 from llmcxr.tasks import cxr_to_report, cxr_vqa, report_to_cxr
 from llmcxr.tasks.measurement import Cases, Prediction, read_picture

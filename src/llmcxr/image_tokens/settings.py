@@ -1,0 +1,127 @@
+"""Settings of the image tokenizer and of the classifiers, apart from the networks so that they are read without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from llmcxr.foundation.settings import (
+    Count,
+    LearningRate,
+    NameOrPath,
+    Range,
+    Settings,
+    Share,
+    ShareBelowAll,
+    Weight,
+    setting,
+)
+
+# What these may be, here and in a model's own description.
+ImageSize = Annotated[int, Range(8, 4096)]
+CodebookSize = Annotated[int, Range(2, 65_536)]  # codes are stored as uint16
+BatchSize = Annotated[int, Range(1, 100_000)]  # images of a step
+
+
+@dataclass(frozen=True)
+class ArchitectureSettings(Settings):
+    """Sizes of the image tokenizer."""
+
+    image_size: ImageSize = setting(256, "side of the square image in pixels")
+    channels: list[Annotated[int, Range(32, 8192)]] = setting(
+        [128, 128, 256, 256, 512], "convolutional: width of each resolution; each but the last halves it"
+    )
+    codebook_size: CodebookSize = setting(1024, "K_img: number of image tokens")
+    code_dim: Annotated[int, Range(1, 8192)] = setting(256, "dimension of a code vector (codes are compared by cosine)")
+    kind: Literal["convolutional", "mixer"] = setting("convolutional", "as in the paper, or mixer (fast on CPUs)")
+    patch: Annotated[int, Range(2, 1024)] = setting(16, "mixer: pixels along one side of a code")
+    width: Annotated[int, Range(1, 16_384)] = setting(384, "mixer: channels")
+    clinical_input: bool = setting(
+        False, "the encoder also sees the clinical network's last feature map (ours; false as in the paper)"
+    )
+
+    @property
+    def grid(self) -> int:
+        """Codes along one side of the image."""
+        return self.image_size // (self.patch if self.kind == "mixer" else 2 ** (len(self.channels) - 1))
+
+    def faults(self) -> list[str]:
+        """Impossible combinations."""
+        faults = []
+        if not 1 <= len(self.channels) <= 12:
+            return [f"channels: {len(self.channels)} of them; should be 1 to 12 widths"]
+        reduction = 2 ** (len(self.channels) - 1)
+        if self.kind == "mixer":
+            if self.patch % 2 or self.image_size % self.patch:
+                faults.append(f"patch: {self.patch} should be even and divide image_size ({self.image_size})")
+        elif self.image_size % reduction:
+            faults.append(f"image_size: {self.image_size} is not a multiple of {reduction} (halvings by channels)")
+        if self.kind == "convolutional" and (bad := [c for c in self.channels if c % 32]):
+            faults.append(f"channels: {bad} are not multiples of 32")
+        return faults
+
+
+@dataclass(frozen=True)
+class ClassifierSettings(Settings):
+    """How a classifier of findings is trained."""
+
+    steps: Count = setting(200, "optimiser steps")
+    batch_size: BatchSize = setting(32, "images a step")
+    learning_rate: LearningRate = setting(2e-3, "peak of the one-cycle schedule (AdamW)")
+
+
+@dataclass(frozen=True)
+class ClinicalFeatureSettings(Settings):
+    """Where the DenseNet of the clinical feature loss comes from."""
+
+    weights: NameOrPath = setting(
+        "train",
+        "'train' (on the labels of this run), a TorchXRayVision name such as densenet121-res224-all, or a .pt/.safetensors path",
+    )
+    training: ClassifierSettings = setting(ClassifierSettings(), "used where weights is 'train'")
+    resolution: Annotated[int, Range(32, 4096)] | None = setting(  # the network halves it five times
+        None,
+        "used where weights is 'train': side in pixels to which the network shrinks images; null keeps theirs. "
+        "Half the side is four times faster, here and in the image tokenizer's training (published weights see 224)",
+    )
+
+    def files(self) -> list[Path]:
+        """Files whose contents the network is made of."""
+        path = Path(self.weights)
+        return [path] if path.suffix in (".pt", ".safetensors") and path.is_file() else []
+
+
+@dataclass(frozen=True)
+class ImageTokenizerSettings(Settings):
+    """The VQ-GAN and its training."""
+
+    architecture: ArchitectureSettings = setting(ArchitectureSettings(), "sizes")
+    pretrained: NameOrPath | None = setting(
+        None, "folder of a trained image tokenizer to use as it is, instead of training"
+    )
+    steps: Count = setting(50_000, "optimiser steps")
+    batch_size: BatchSize = setting(16, "images a step")
+    learning_rate: LearningRate = setting(4e-4, "AdamW, cosine to a tenth after 2 % of warm-up")
+    perceptual: NameOrPath = setting(
+        "clinical",
+        "'clinical' (maps of the clinical network), 'download' (LPIPS) or the path of VGG-16 weights (LPIPS)",
+    )
+    clinical_weight: Weight = setting(0.1, "clinical feature loss; 0 for the paper's ablation")
+    reading_weight: Weight = setting(
+        0.0, "findings, as the clinical network sees them, read from the codes themselves (ours; 0 as in the paper)"
+    )
+    feature_start: ShareBelowAll = setting(
+        0.0,
+        "share of the steps before the perceptual and clinical terms begin (they then rise over a tenth of the steps)",
+    )
+    adversarial_weight: Weight = setting(0.5, "times the adaptive weight; 0 switches the adversary off")
+    adversarial_start: Share = setting(0.5, "share of the steps after which the adversary starts")
+    codebook_decay: ShareBelowAll = setting(
+        0.99, "moving average of the code vectors; lower follows faster, for short trainings"
+    )
+
+    def files(self) -> list[Path]:
+        """Files whose contents the tokenizer is made of (the folder `pretrained` is a model of its own)."""
+        path = Path(self.perceptual)
+        return [path] if path.is_file() else []
