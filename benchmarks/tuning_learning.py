@@ -24,7 +24,7 @@ import torch
 
 from llmcxr.foundation.artifacts import atomic_path, write_json
 from llmcxr.foundation.settings import load_settings
-from llmcxr.inference.backend import Sampling
+from llmcxr.inference.backend import Request, Sampling
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.questions import LIST_QUESTION, presence_question
@@ -120,10 +120,8 @@ class TimedStage(Stage):
 
     def _write(self, conversations: list[tuple[Turn, ...]], limit: int) -> list[str]:
         prompts = [render_prompt(turns, self.template, self.tunable.vocabulary) for turns in conversations]
-        responses = []
-        for first in range(0, len(prompts), 50):
-            responses += self.backend.generate(prompts[first : first + 50], "text", Sampling(max_new_tokens=limit))
-        return [r.text for r in responses]
+        sampling = Sampling(max_new_tokens=limit)
+        return [r.text for r in self.backend.generate([Request(prompt, "text", sampling) for prompt in prompts])]
 
     def _f1(self, texts: list[str]) -> float:
         """Micro-F1 of the findings in what was generated."""

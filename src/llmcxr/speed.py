@@ -20,7 +20,7 @@ from llmcxr.image_tokens.classifier import train_classifier
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.codes import encode_images
 from llmcxr.image_tokens.training import train_image_tokenizer
-from llmcxr.inference.backend import Sampling
+from llmcxr.inference.backend import Request, Sampling
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.rendering import RenderedExample
 from llmcxr.recipe import Recipe
@@ -81,7 +81,7 @@ def generation_rate(backend: TransformersBackend, prompts: Sequence[Sequence[int
     """Tokens a second over responses of `tokens` tokens to the prompts together; their reading counts."""
     sampling = Sampling(temperature=1.0, max_new_tokens=tokens)  # among all tokens the end hardly ever comes up
     begin = time.monotonic()
-    backend.generate(prompts, "text", sampling)
+    backend.generate([Request(prompt, "text", sampling) for prompt in prompts])
     _wait(backend.device)
     return len(prompts) * tokens / (time.monotonic() - begin)
 

@@ -202,22 +202,23 @@ def test_sides_are_asked_for_one_by_one(monkeypatch):
     seen = []
     generate = backend().generate
 
-    def with_a_list(prompts, *rest):
-        seen.append(prompts)
-        responses = generate(prompts, *rest)
+    def with_a_list(requests):
+        seen.append(requests)
+        responses = generate(requests)
         return [dataclasses.replace(r, text="Right mass.") for r in responses] if len(seen) == 1 else responses
 
     monkeypatch.setattr(backend(), "generate", with_a_list)
     reports(own, codes[:1], Sampling(max_new_tokens=2))
-    assert seen[1] == own.prompts([cxr_to_report.TASK.prompt(codes[0], "Left mass.")])
+    assert [r.prompt for r in seen[1]] == own.prompts([cxr_to_report.TASK.prompt(codes[0], "Left mass.")])
 
 
-def test_candidates_of_one_seed_are_not_those_of_the_next(monkeypatch):
+def test_the_same_conversation_is_answered_anew_each_time_and_each_seed_otherwise(monkeypatch):
     seeds = []
-    monkeypatch.setattr(backend(), "generate", lambda p, g, sampling, n: seeds.append(sampling.seed) or [None] * len(p))
+    monkeypatch.setattr(backend(), "generate", lambda asked: seeds.extend(r.sampling.seed for r in asked))
     for seed in (0, 1):
-        assert len(asker().several(4, [(Turn("a"),)] * 32, "image", Sampling(seed=seed), None)) == 4 * 32
-    assert len(set(seeds)) == 8 and seeds[0] == 0 and seeds[4] == 1
+        asker().responses([(Turn("a"),), (Turn("b"),)] * 3, "image", Sampling(seed=seed))
+    assert seeds[:2] == [0, 0] and seeds[6:8] == [1, 1], "the first is what it is alone"
+    assert seeds[2] == seeds[3] and len(set(seeds)) == 6, "candidates of one seed are not those of the next"
 
 
 def test_a_model_without_findings_says_so():

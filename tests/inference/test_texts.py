@@ -12,7 +12,7 @@ from test_policies import K, asker, backend, codec
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.texts import check_text
-from llmcxr.inference.backend import Sampling
+from llmcxr.inference.backend import Request, Sampling
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.inference.transformers_backend import TransformersBackend
 
@@ -83,13 +83,13 @@ def test_a_text_ends_where_the_context_ends():
     own = TransformersBackend(kind, backend().vocabulary, backend().template, 4)
     assert own.context == 64
     prompt = list(range(10, 70))
-    rows = [token for _, token in own.stream([prompt], "text", Sampling(1.0, max_new_tokens=50, seed=1))]
+    rows = [token for _, token in own.stream([Request(prompt, "text", Sampling(1.0, max_new_tokens=50, seed=1))])]
     assert 1 <= len(rows) <= 4
-    own.stream([prompt], "image", Sampling())
-    assert own.generate([prompt], "image", Sampling())[0].codes is not None
+    own.stream([Request(prompt, "image")])
+    assert own.generate([Request(prompt, "image")])[0].codes is not None
     for grammar, extra in (("image", 1), ("text", 4)):
         with pytest.raises(UserError, match="too long"):
-            own.generate([prompt + prompt[:extra]], grammar, Sampling())
+            own.generate([Request(prompt + prompt[:extra], grammar)])
 
 
 def test_a_model_without_a_limit_reads_on():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.inference.backend import Sampling
+from llmcxr.inference.backend import Request, Sampling
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.rendering import render, render_prompt
@@ -159,10 +159,11 @@ def test_decoding_draws_images_and_ends_texts(family, tmp_path):
         prompts = [
             render_prompt((Turn(*t[:2]),), template, vocabulary) for t in (("Draw.", "Clear."), ("Draw it now", ""))
         ]
-        drawn = backend.generate(prompts, "image", Sampling())
+        drawn = backend.generate([Request(p, "image") for p in prompts])
         assert all(r.codes is not None and r.codes.shape == (4,) and r.codes.max() < K for r in drawn)
-        written = backend.generate(prompts, "text", Sampling(max_new_tokens=5))
-        alone = [backend.generate([p], "text", Sampling(max_new_tokens=5))[0] for p in prompts]
+        short = Sampling(max_new_tokens=5)
+        written = backend.generate([Request(p, "text", short) for p in prompts])
+        alone = [backend.generate([Request(p, "text", short)])[0] for p in prompts]
         assert written == alone and all(r.codes is None for r in written)
 
 

@@ -12,7 +12,7 @@ from llmcxr.foundation.settings import Range, Settings, setting
 from llmcxr.instructions.example import Grammar
 from llmcxr.model.decoding import Guidance
 
-Prompts = Sequence[Sequence[int]]  # token ids that end where the response begins
+Prompt = Sequence[int]  # token ids that end where the response begins
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,38 @@ class Sampling(Settings):
     max_new_tokens: Annotated[int, Range(1, 1_000_000)] = setting(128, "of text; an image always has its exact length")
     seed: Annotated[int, Range(0, 2**63 - 1)] = setting(0, "of the draws")
     guidance: Guidance | None = setting(None, "classifier-free guidance; 1: as the model says; None: the model's own")
+    min_p: Annotated[float, Range(0, 1)] = setting(
+        0.0, "least probability of a token, as a share of the likeliest one's"
+    )
+    repetition_penalty: Annotated[float, Range(1, 1e9)] = setting(
+        1.0, "of tokens that the text holds (Keskar et al., 2019)"
+    )
+    stop: tuple[str, ...] = setting((), "a text ends before the first of these")
 
 
 GREEDY = Sampling()
 DRAWING = Sampling(temperature=1.0)  # the whole distribution: drawings of one report should differ
 CANDIDATE = Sampling(temperature=0.7, top_p=0.95)  # further candidates of a report
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and how to respond to it.
+
+    What is drawn depends on the request alone: not on what else is asked, nor in which order. With `negative`, a prompt that
+    says less, there is classifier-free guidance (Ho and Salimans, 2022): logits go from those of the prompt that says less
+    `sampling.guidance` times as far as to those of the other. In text only tokens that are at least a tenth as likely as the
+    likeliest without guidance can be drawn. ValueError where `negative` comes without a strength.
+    """
+
+    prompt: Prompt
+    grammar: Grammar
+    sampling: Sampling = GREEDY
+    negative: Prompt | None = None
+
+    def __post_init__(self) -> None:
+        if self.negative is not None and self.sampling.guidance is None:
+            raise ValueError("guidance by a negative prompt needs a strength (sampling.guidance)")
 
 
 @dataclass(frozen=True)
@@ -42,29 +69,23 @@ class Response:
 
 
 class Backend(Protocol):
-    """Decoding of prompts under a grammar: a response is text, or an image of exactly L codes."""
+    """Decoding under a grammar: a response is text, or an image of exactly L codes."""
 
-    def stream(
-        self, prompts: Prompts, grammar: Grammar, sampling: Sampling, negative: Prompts | None = None
-    ) -> Iterator[tuple[int, int]]:
-        """(row of the prompt, token id), as they are decided; a text's end token is the last of its row. See `generate`."""
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, int]]:
+        """(number of the request, token id), as they are decided; a text's end token is the last of its request.
 
-    def generate(
-        self, prompts: Prompts, grammar: Grammar, sampling: Sampling, negative: Prompts | None = None
-    ) -> list[Response]:
-        """A response to each prompt.
-
-        With `negative`, a prompt that says less for each prompt, there is classifier-free guidance (Ho and Salimans, 2022):
-        logits go from those of the prompt that says less `sampling.guidance` times as far as to those of the other. In
-        text only tokens that are at least a tenth as likely as the likeliest without guidance can be drawn.
+        Whoever stops listening stops the work.
         """
+
+    def generate(self, requests: Sequence[Request]) -> list[Response]:
+        """A response to each request."""
 
     def check_room(self, tokens: int, response: int, most: int | None = None) -> None:
         """`UserError` where a prompt of so many tokens and its response are longer than the model's context, or than
         `most`."""
 
-    def log_likelihoods(self, prompts: Prompts, responses: Sequence[str]) -> np.ndarray:
+    def log_likelihoods(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         """log p(text response, its end included | prompt) in nats: float64 [B]."""
 
-    def answer_probabilities(self, prompts: Prompts, answers: Sequence[str]) -> np.ndarray:
+    def answer_probabilities(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
         """p(answer), by first token, over the given answers only: float32 [B, len(answers)], rows sum to 1."""

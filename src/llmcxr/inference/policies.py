@@ -5,6 +5,7 @@ Letters: N images or reports, L codes of an image.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -16,7 +17,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.foundation.settings import checked
 from llmcxr.image_tokens.codec import ImageCodec
-from llmcxr.inference.backend import CANDIDATE, GREEDY, Backend, Response, Sampling
+from llmcxr.inference.backend import CANDIDATE, GREEDY, Backend, Request, Response, Sampling
 from llmcxr.instructions.example import Grammar, Turn
 from llmcxr.instructions.questions import NOTHING, SIDE_ANSWERS, finding_list, listed_findings, side_question
 from llmcxr.instructions.rendering import render_prompt
@@ -28,7 +29,7 @@ from llmcxr.studies.study import shown_labels
 from llmcxr.tasks import cxr_to_report, cxr_vqa, report_to_cxr
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
-_AT_ONCE = 32  # responses generated together, where one prompt has several
+_AT_ONCE = 32  # images decoded together
 Candidate = TypeVar("Candidate")
 Conversation = tuple[Turn, ...]  # that ends in a response to be generated
 
@@ -58,9 +59,18 @@ class Asker:
         sampling: Sampling,
         negative: Sequence[Conversation] | None = None,
     ) -> list[Response]:
-        """A response to each; `negative` as in `Backend.generate`."""
-        less = None if negative is None else self.prompts(negative)
-        return self.backend.generate(self.prompts(conversations), grammar, sampling, less)
+        """A response to each; `negative` as in `Request`. Of the same conversation given k times, k responses of their own."""
+        prompts = self.prompts(conversations)
+        less = [None] * len(prompts) if negative is None else self.prompts(negative)
+        times: Counter[tuple[int, ...]] = Counter()
+        requests = []
+        for prompt, other in zip(prompts, less, strict=True):
+            k = times[tuple(prompt)]
+            times[tuple(prompt)] += 1
+            # Named, not counted on: seed 1 should have none of the responses of seed 0.
+            seed = int(stream(sampling.seed, "responses", k).integers(2**62)) if k else sampling.seed
+            requests.append(Request(prompt, grammar, replace(sampling, seed=seed), other))
+        return self.backend.generate(requests)
 
     def texts(
         self,
@@ -70,25 +80,6 @@ class Asker:
     ) -> list[str]:
         """The text of each response."""
         return [response.text for response in self.responses(conversations, "text", sampling, negative)]
-
-    def several(
-        self,
-        count: int,
-        conversations: Sequence[Conversation],
-        grammar: Grammar,
-        sampling: Sampling,
-        negative: Sequence[Conversation] | None,
-    ) -> list[Response]:
-        """`count` responses to each of N; number k * N + i is the k-th to conversation i. Few have theirs at once."""
-        responses: list[Response] = []
-        at_once = max(1, _AT_ONCE // max(1, len(conversations)))
-        for first in range(0, count, at_once):
-            n = min(at_once, count - first)
-            # Named, not counted on: seed 1 should have none of the responses of seed 0.
-            seed = int(stream(sampling.seed, "responses", first).integers(2**62)) if first else sampling.seed
-            less = None if negative is None else [*negative] * n
-            responses += self.responses([*conversations] * n, grammar, replace(sampling, seed=seed), less)
-        return responses
 
     def log_likelihoods(self, conversations: Sequence[Conversation], answers: Sequence[str]) -> np.ndarray:
         """log p(answer, its end included) to each, in nats: float64 [N]."""
@@ -118,14 +109,13 @@ def with_sides_asked(asker: Asker, codes: np.ndarray, lists: Sequence[str]) -> l
     known = LabelSet(asker.info.findings)
     found = [list(listed_findings(text)) for text in lists]
     asked = [(k, i) for k, own in enumerate(found) for i, finding in enumerate(own) if finding.side]
-    for first in range(0, len(asked), _AT_ONCE):
-        part = asked[first : first + _AT_ONCE]
-        names = [found[k][i].name for k, i in part]  # in small letters; asked for as in training
-        names = [known.spelling(name) if name in known else name for name in names]
-        turns = [cxr_vqa.TASK.prompt(codes[k], side_question(name)) for (k, _), name in zip(part, names, strict=True)]
-        values = [asker.log_likelihoods(turns, [answer] * len(part)) for answer in SIDE_ANSWERS.values()]
-        for (k, i), side in zip(part, np.stack(values).argmax(0), strict=True):
-            found[k][i] = replace(found[k][i], side=list(SIDE_ANSWERS)[side])
+    names = [found[k][i].name for k, i in asked]  # in small letters; asked for as in training
+    names = [known.spelling(name) if name in known else name for name in names]
+    turns = [cxr_vqa.TASK.prompt(codes[k], side_question(name)) for (k, _), name in zip(asked, names, strict=True)]
+    answers = [answer for answer in SIDE_ANSWERS.values() for _ in asked]
+    values = asker.log_likelihoods(turns * len(SIDE_ANSWERS), answers).reshape(len(SIDE_ANSWERS), len(asked))
+    for (k, i), side in zip(asked, values.argmax(0), strict=True):
+        found[k][i] = replace(found[k][i], side=list(SIDE_ANSWERS)[side])
     changed = {k for k, _ in asked}
     return [finding_list(own) if k in changed else lists[k] for k, own in enumerate(found)]
 
@@ -161,12 +151,13 @@ def reports(asker: Asker, codes: np.ndarray, sampling: Sampling, candidates: int
     if candidates == 1:
         return texts
     freely = replace(CANDIDATE, max_new_tokens=sampling.max_new_tokens, seed=sampling.seed + 1, guidance=guidance)
-    texts += [r.text for r in asker.several(candidates - 1, turns, "text", freely, negative)]
+    texts += [
+        r.text
+        for r in asker.responses(turns * (candidates - 1), "text", freely, negative and negative * (candidates - 1))
+    ]
     questions = [report_to_cxr.TASK.list_prompt(text) for text in texts]
     answers = [str(own) for own in named] * candidates
-    N = len(codes)
-    values = [asker.log_likelihoods(questions[k : k + N], answers[k : k + N]) for k in range(0, len(texts), N)]
-    return best(texts, np.concatenate(values), candidates)
+    return best(texts, asker.log_likelihoods(questions, answers), candidates)
 
 
 def drawings(
@@ -194,7 +185,8 @@ def drawings(
         named = asker.texts([task.list_prompt(text) for text in texts], GREEDY)
     turns = [task.prompt(text, own) for text, own in zip(texts, named, strict=True)]
     negative = None if guidance == 1 else [task.prompt("")] * len(texts)
-    drawn = asker.several(candidates, turns, task.grammar, replace(sampling, guidance=guidance), negative)
+    guided = replace(sampling, guidance=guidance)
+    drawn = asker.responses(turns * candidates, task.grammar, guided, negative and negative * candidates)
     codes = [response.codes for response in drawn if response.codes is not None]
     if candidates > 1:
         codes = best(codes, clinical_likelihoods(codec, codes, [str(own) for own in named] * candidates), candidates)

@@ -1,15 +1,21 @@
-"""Decoding with a `transformers` model, in batches.
+"""Decoding with a `transformers` model: a queue of requests of any kind, answered side by side.
 
-No retries: at every step only tokens that keep the response well-formed can be drawn. Inside an image the head runs over
-the K image rows only.
+A prompt is read once, whoever asks it, and what prompts have in common at their beginning once. Responses then grow together,
+one token a step, in memory that is written in place; whoever has finished makes room for the next (continuous batching). No
+retries: at every step only tokens that keep a response well-formed can be drawn, and inside an image the head computes its K
+image rows only.
 
-Shapes: B responses, T tokens of the longest prompt, V rows of the table, K image rows, L codes of an image.
+Shapes: B requests, R rows in progress (two of a guided request), T tokens, V rows of the table, K image rows, L codes of an image.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -18,7 +24,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.inference.backend import Backend, Prompts, Response, Sampling
+from llmcxr.foundation.randomness import stream
+from llmcxr.inference.backend import Backend, Prompt, Request, Response
+from llmcxr.inference.drawing import draw_tokens, is_greedy, penalised
+from llmcxr.inference.slots import SlotCache, use_grouped_attention
 from llmcxr.instructions.example import Grammar, Turn
 from llmcxr.instructions.rendering import encode_free
 from llmcxr.instructions.templates import Template
@@ -26,31 +35,64 @@ from llmcxr.vocabulary.head import project
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 PLAUSIBLE = 0.1  # of the likeliest token's probability: what guided text may take
+ROWS = 64  # in progress at once: enough that products of a step are of matrices, few enough for their keys and values
+_READ_AT_ONCE = 4096  # tokens, padding included
 
 
-def draw_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """One index for each row of logits [B, N] -> int64 [B]."""
-    if sampling.temperature < 1e-5:  # smaller ones would overflow
-        return logits.argmax(-1)
-    logits = logits / sampling.temperature
-    if sampling.top_k and sampling.top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[:, -1:], -torch.inf)
-    probabilities = logits.softmax(-1)
-    if sampling.top_p < 1:
-        ordered, order = probabilities.sort(descending=True)
-        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the most likely token always stays
-        probabilities = probabilities.masked_fill(outside.scatter(-1, order, outside), 0)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+@dataclass(eq=False)
+class _Open:
+    """A request in progress."""
+
+    number: int
+    request: Request
+    rows: list[int]  # of the cache: the prompt's, and the negative prompt's
+    random: np.random.Generator
+    most: int  # tokens of the response
+    tokens: list[int] = field(default_factory=list)
+
+
+def _common(a: Prompt, b: Prompt) -> int:
+    """Tokens at the beginning that two prompts share."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def group_by_beginning(prompts: Sequence[Prompt], most: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """(tokens in common, numbers of the prompts) of groups to be read together; of prompt i at most `most[i]` are common.
+
+    Prompts are taken together where at least half of each is common; the others by length, with nothing in common. No group
+    is longer than what is read at once.
+    """
+    groups: list[tuple[int, list[int]]] = []
+    for i in sorted(range(len(prompts)), key=lambda i: tuple(prompts[i])):
+        if groups:
+            shared, numbers = groups[-1]
+            common = min(shared, _common(prompts[numbers[0]], prompts[i]), most[i])
+            longest = max(len(prompts[i]), *(len(prompts[n]) for n in numbers))
+            rest = (longest - common) * (len(numbers) + 1)
+            if 2 * common >= longest and rest + common <= _READ_AT_ONCE:
+                groups[-1] = common, [*numbers, i]
+                continue
+        groups.append((most[i], [i]))
+    result = [group for group in groups if len(group[1]) > 1]
+    alone = sorted((numbers[0] for _, numbers in groups if len(numbers) == 1), key=lambda i: len(prompts[i]))
+    together: list[int] = []
+    for i in alone:
+        if together and len(prompts[i]) * (len(together) + 1) > _READ_AT_ONCE:
+            result.append((0, together))
+            together = []
+        together.append(i)
+    return [*result, (0, together)] if together else result
 
 
 class TransformersBackend(Backend):
-    """Batched decoding with one model, vocabulary and template."""
+    """Decoding with one model, vocabulary and template."""
 
     def __init__(
         self, model: PreTrainedModel, vocabulary: ImageVocabulary, template: Template, image_length: int
     ) -> None:
         self.model, self.vocabulary, self.template, self.image_length = model, vocabulary, template, image_length
         self.device = model.device
+        use_grouped_attention(model)
         # Tokens that the model can read (None: it sets no limit).
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         closing = [p for p in template.pieces((Turn("a", "", "a"),)) if p.ends_response]
@@ -65,161 +107,219 @@ class TransformersBackend(Backend):
         self._text[self.end_id] = True
         self._text = self._text.to(self.device)
 
-    def _pad(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Left-padded ids and mask [B, T]."""
-        T = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), T, dtype=torch.long)
-        mask = torch.zeros(len(prompts), T, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, T - len(prompt) :] = torch.tensor(prompt)
-            mask[row, T - len(prompt) :] = 1
-        return ids.to(self.device), mask.to(self.device)
+    # --- reading
 
-    def _hidden(self, ids: Tensor, mask: Tensor | None, places: Tensor, cache: Any) -> Tensor:
+    def _body(self, ids: Tensor, places: Tensor, mask: Any, cache: Any) -> Tensor:
         output = self.model.base_model(
             input_ids=ids, attention_mask=mask, position_ids=places, cache=cache, use_cache=True
         )
         return output.last_hidden_state
 
-    def _logits(self, hidden: Tensor, grammar: Grammar, guidance: float | None) -> Tensor:
-        """Of the tokens that can come: the K image rows [n, K], or all rows [n, V] without what is no text.
+    def _read(
+        self, prompts: Sequence[Prompt], first: Sequence[int]
+    ) -> Iterator[tuple[list[int], int, Tensor, DynamicCache]]:
+        """Read all prompts: of each group (numbers, P, hidden states [n, T, d] from position P on, keys and values).
 
-        With `guidance` the second half of `hidden` [2n, d] is of the prompts that say less.
+        P is at most `first` of each of the group. Shorter prompts are padded at the right, which needs no mask: a causal
+        model never looks there from a real token.
         """
-        first = self.vocabulary.first_id
-        rows = (first, first + self.vocabulary.size) if grammar == "image" else (0, None)
-        told = hidden if guidance is None else hidden[: len(hidden) // 2]
-        logits = project(self.model, told, *rows)
-        if grammar == "text":
-            logits = logits.masked_fill(~self._text, -torch.inf)
-        if guidance is None:
-            return logits
-        less = project(self.model, hidden[len(told) :], *rows)
-        led = less + guidance * (logits - less)
-        if grammar == "image":
-            return led
-        return led.masked_fill(logits < logits.max(-1, keepdim=True).values + math.log(PLAUSIBLE), -torch.inf)
+        for P, numbers in group_by_beginning(prompts, first):
+            cache = DynamicCache()
+            if P:
+                common = torch.tensor([list(prompts[numbers[0]][:P])], device=self.device)
+                self._body(common, torch.arange(P, device=self.device)[None], None, cache)
+                cache.batch_repeat_interleave(len(numbers))
+            rests = [list(prompts[i][P:]) for i in numbers]
+            T = max(map(len, rests))
+            ids = torch.tensor([rest + [0] * (T - len(rest)) for rest in rests], device=self.device)
+            places = torch.arange(P, P + T, device=self.device)[None].expand(len(rests), T)
+            yield numbers, P, self._body(ids, places, None, cache), cache
 
-    @torch.inference_mode()
-    def stream(
-        self, prompts: Prompts, grammar: Grammar, sampling: Sampling, negative: Prompts | None = None
-    ) -> Iterator[tuple[int, int]]:
-        """See `Backend`. ValueError where `negative` comes without `sampling.guidance`, or not one for each prompt.
-
-        A text ends at the latest where the model's context does; `UserError` where a prompt leaves no room for a
-        response.
-        """
-        if negative is not None and (sampling.guidance is None or len(negative) != len(prompts)):
-            raise ValueError("guidance needs a strength, and one negative prompt for each prompt")
-        if not prompts:
-            return
-        guidance = sampling.guidance if negative is not None else None
-        longest = max(map(len, [*prompts, *(negative or ())]))
-        self.check_room(longest, self.image_length if grammar == "image" else 1)
-        limit = self.image_length if grammar == "image" else sampling.max_new_tokens
-        if self.context is not None:
-            limit = min(limit, self.context - longest)
-        generator = torch.Generator(self.device).manual_seed(sampling.seed)
-        ids, mask = self._pad([*prompts, *(negative or ())])
-        ragged = bool((mask == 0).any())
-        places = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
-        # Without padding no mask is passed, which keeps the fast attention kernels in use.
-        hidden = self._hidden(ids, mask if ragged else None, places, cache)[:, -1]
-        place = places[:, -1]
-        live = torch.arange(len(prompts), device=self.device)  # the responses whose states are computed
-        finished = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)  # of the live ones
-        for step in range(1, limit + 1):
-            copies = 1 if guidance is None else 2  # of each live response: with guidance, the prompt that says less too
-            new = torch.full((len(live),), self.end_id, device=self.device)
-            open_ = ~finished
-            drawn = draw_tokens(self._logits(hidden[open_.repeat(copies)], grammar, guidance), sampling, generator)
-            new[open_] = drawn + self.vocabulary.first_id if grammar == "image" else drawn
-            yield from zip(live[open_].tolist(), new[open_].tolist(), strict=True)
-            if grammar == "text":
-                finished = finished | (new == self.end_id)
-            if step == limit or finished.all():
-                return
-            place = place + 1
-            if ragged:
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            if 2 * int(finished.sum()) >= len(live):  # most are finished: go on without them
-                kept = (~finished).nonzero().flatten()
-                rows = torch.cat([kept + k * len(live) for k in range(copies)])
-                cache.batch_select_indices(rows)
-                mask, place = mask[rows], place[rows]
-                live, new, finished = live[kept], new[kept], finished[kept]
-            given = new.repeat(copies)
-            hidden = self._hidden(given[:, None], mask if ragged else None, place[:, None], cache)[:, -1]
+    # --- decoding
 
     def check_room(self, tokens: int, response: int, most: int | None = None) -> None:
         """`UserError` where a prompt and its response have more tokens than the context, or than `most`."""
         limit = min((n for n in (self.context, most) if n is not None), default=None)
         if limit is not None and tokens + response > limit:
             raise UserError(
-                f"the text is too long: with all that goes with it, it takes {tokens:,} tokens, and this model reads "
-                f"at most {limit - response:,}. Shorten it."
+                f"the text is too long: with all that goes with it, it takes {tokens:,} tokens, and this model reads at most "
+                f"{limit - response:,}. Shorten it."
             )
 
-    def generate(
-        self, prompts: Prompts, grammar: Grammar, sampling: Sampling, negative: Prompts | None = None
-    ) -> list[Response]:
-        """See `Backend`."""
-        tokens: list[list[int]] = [[] for _ in prompts]
-        for row, token in self.stream(prompts, grammar, sampling, negative):
-            tokens[row].append(token)
-        return [self._response(row, grammar) for row in tokens]
+    def _most(self, request: Request) -> int:
+        """Tokens of a response: of text at most what the context leaves. `UserError` where it leaves no room."""
+        longest = max(len(request.prompt), len(request.negative or ()))
+        least, most = 1, request.sampling.max_new_tokens
+        if request.grammar == "image":
+            least = most = self.image_length
+        self.check_room(longest, least)
+        return most if self.context is None else min(most, self.context - longest)
 
-    def _response(self, tokens: list[int], grammar: Grammar) -> Response:
-        if grammar == "image":
-            return Response(codes=self.vocabulary.decode_codes(tokens))
-        complete = tokens[-1:] == [self.end_id]
-        return Response(text=self.vocabulary.decode_text(tokens[:-1] if complete else tokens), complete=complete)
+    def _open(self, waiting: Sequence[tuple[int, Request]], cache: SlotCache) -> tuple[list[_Open], Tensor]:
+        """Read the prompts of requests into the cache: (requests, hidden states [R, d] of their new rows, in order)."""
+        asked = [tuple(p) for _, r in waiting for p in ((r.prompt,) if r.negative is None else (r.prompt, r.negative))]
+        unique = list(dict.fromkeys(asked))
+        row_of: dict[Prompt, list[int]] = {}
+        for row, prompt in enumerate(asked, len(cache)):
+            row_of.setdefault(prompt, []).append(row)
+        first, order, states = len(cache), list[int](), list[Tensor]()
+        for numbers, P, hidden, read in self._read(unique, [len(p) - 1 for p in unique]):
+            lengths = torch.tensor([len(unique[i]) for i in numbers], device=self.device)
+            counts = [len(row_of[unique[i]]) for i in numbers]
+            sources = torch.repeat_interleave(torch.tensor(counts, device=self.device))
+            cache.admit(read, sources, lengths[sources], ROWS)
+            states.append(hidden[sources, lengths[sources] - P - 1])
+            order += [row for i in numbers for row in row_of[unique[i]]]
+        # Rows stand in the order in which they were read, not in which they were asked.
+        place = {row: first + k for k, row in enumerate(order)}
+        opened, row = [], first
+        for number, request in waiting:
+            rows = [place[row + k] for k in range(1 if request.negative is None else 2)]
+            row += len(rows)
+            digest = hashlib.sha256(np.array(request.prompt, dtype=np.int64).tobytes()).hexdigest()
+            random = stream(request.sampling.seed, "response", digest)
+            opened.append(_Open(number, request, rows, random, self._most(request)))
+        return opened, torch.cat(states)
+
+    def _mask(self, seen: Tensor | None, places: Tensor, positions: int) -> Any:
+        """What each row sees, as the model wants to be told: of layers with a sliding window, what is within it."""
+        config = self.model.config.get_text_config()
+        window, kinds = (
+            getattr(config, "sliding_window", None) or positions,
+            set(getattr(config, "layer_types", None) or ()),
+        )
+        slides = positions > window and kinds != {"full_attention"}
+        if seen is None and not slides:
+            return None
+        if seen is None:
+            seen = torch.ones(len(places), 1, 1, positions, dtype=torch.bool, device=self.device)
+        near = seen
+        if slides:
+            near = seen & (torch.arange(positions, device=self.device) > places[:, :, None, None] - window)
+        if self.model.config._attn_implementation == "eager":  # adds its mask
+            low = torch.finfo(self.model.dtype).min
+            seen, near = (torch.zeros_like(m, dtype=self.model.dtype).masked_fill(~m, low) for m in (seen, near))
+        return {kind: seen if kind == "full_attention" else near for kind in kinds} if len(kinds) > 1 else near
+
+    def _logits(self, hidden: Tensor, opened: Sequence[_Open], grammar: Grammar) -> Tensor:
+        """Of the tokens that can come to each request [n, K] of an image, [n, V] of text, from all rows' states [R, d]."""
+        first = self.vocabulary.first_id
+        table = (first, first + self.vocabulary.size) if grammar == "image" else (0, None)
+        guided = [i for i, one in enumerate(opened) if len(one.rows) == 2]
+        rows = [one.rows[0] for one in opened] + [opened[i].rows[1] for i in guided]
+        both = project(self.model, hidden[rows], *table)
+        logits, less = both[: len(opened)], both[len(opened) :]
+        if grammar == "text":
+            logits = logits.masked_fill(~self._text, -torch.inf)
+        for i, one in enumerate(opened):
+            if grammar == "text" and one.request.sampling.repetition_penalty != 1 and one.tokens:
+                logits[i] = penalised(logits[i], one.tokens, one.request.sampling.repetition_penalty)
+        if not guided:
+            return logits
+        told = logits[guided]
+        strength = torch.tensor([opened[i].request.sampling.guidance for i in guided], device=self.device)[:, None]
+        led = less + strength * (told - less)
+        if grammar == "text":
+            led = led.masked_fill(told < told.amax(-1, keepdim=True) + math.log(PLAUSIBLE), -torch.inf)
+        return logits.index_copy(0, torch.tensor(guided, device=self.device), led)
+
+    def _draw(self, hidden: Tensor, opened: Sequence[_Open]) -> None:
+        """Give each request its next token."""
+        for grammar in ("text", "image"):
+            those = [one for one in opened if one.request.grammar == grammar]
+            if those:
+                samplings = [one.request.sampling for one in those]
+                numbers = [
+                    0.0 if is_greedy(s) else one.random.random() for s, one in zip(samplings, those, strict=True)
+                ]
+                drawn = draw_tokens(self._logits(hidden, those, grammar), samplings, numbers).tolist()
+                first = self.vocabulary.first_id if grammar == "image" else 0
+                for one, token in zip(those, drawn, strict=True):
+                    one.tokens.append(first + token)
+
+    def _ends(self, one: _Open) -> bool:
+        if len(one.tokens) == one.most:
+            return True
+        if one.request.grammar == "image":
+            return False
+        stop = one.request.sampling.stop
+        return one.tokens[-1] == self.end_id or any(s in self.vocabulary.decode_text(one.tokens) for s in stop)
 
     @torch.inference_mode()
-    def log_likelihoods(self, prompts: Prompts, responses: Sequence[str]) -> np.ndarray:
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, int]]:
+        """See `Backend`. A text ends at the latest where the model's context does; `UserError` where a prompt leaves no room."""
+        for request in requests:
+            self._most(request)
+        waiting = deque(enumerate(requests))
+        cache, opened = SlotCache(self.device), list[_Open]()
+        hidden = torch.zeros(0, 0)
+        while waiting or opened:
+            if waiting and len(cache) <= ROWS * 3 // 4:  # a few at once, since reading one by one is slow
+                taken = list[tuple[int, Request]]()
+                while waiting and len(cache) + 2 * len(taken) + 2 <= ROWS:
+                    taken.append(waiting.popleft())
+                new, states = self._open(taken, cache)
+                hidden = torch.cat([hidden, states]) if len(opened) else states
+                opened += new
+            self._draw(hidden, opened)
+            yield from [(one.number, one.tokens[-1]) for one in opened]
+            for one in [one for one in opened if self._ends(one)]:
+                opened.remove(one)
+                for row in sorted(one.rows, reverse=True):
+                    moved = len(cache) - 1
+                    cache.drop(row)
+                    for other in opened:
+                        other.rows = [row if r == moved else r for r in other.rows]
+            if opened:
+                new_tokens = torch.zeros(len(cache), 1, dtype=torch.long)
+                for one in opened:
+                    new_tokens[one.rows] = one.tokens[-1]
+                places, seen = cache.begin_step()
+                mask = self._mask(seen, places, cache.get_seq_length() + 1)
+                hidden = self._body(new_tokens.to(self.device), places, mask, cache)[:, -1]
+                cache.end_step()
+
+    def generate(self, requests: Sequence[Request]) -> list[Response]:
+        """See `Backend`."""
+        tokens: list[list[int]] = [[] for _ in requests]
+        for number, token in self.stream(requests):
+            tokens[number].append(token)
+        return [self._response(row, request) for row, request in zip(tokens, requests, strict=True)]
+
+    def _response(self, tokens: list[int], request: Request) -> Response:
+        if request.grammar == "image":
+            return Response(codes=self.vocabulary.decode_codes(tokens))
+        complete = tokens[-1:] == [self.end_id]
+        text = self.vocabulary.decode_text(tokens[:-1] if complete else tokens)
+        stops = [text.index(s) for s in request.sampling.stop if s in text]
+        return Response(text=text[: min(stops)], complete=True) if stops else Response(text=text, complete=complete)
+
+    # --- likelihoods
+
+    @torch.inference_mode()
+    def log_likelihoods(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         """log p(text response, its end included | prompt) in nats: float64 [B]."""
         endings = [[*encode_free(response, self.template, self.vocabulary), self.end_id] for response in responses]
         rows = [[*prompt, *ending] for prompt, ending in zip(prompts, endings, strict=True)]
-        T = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (T - len(row)) for row in rows], device=self.device)
-        # Right padding needs no mask: a causal model never looks at it from a real token.
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        result = []
-        for row, prompt, ending in zip(hidden, prompts, endings, strict=True):
-            logits = project(self.model, row[len(prompt) - 1 : len(prompt) - 1 + len(ending)])
-            targets = torch.tensor(ending, device=self.device)
-            result.append(-torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item())
-        return np.array(result)
+        result = np.zeros(len(rows))
+        for numbers, P, hidden, _ in self._read(rows, [len(prompt) - 1 for prompt in prompts]):
+            for i, states in zip(numbers, hidden, strict=True):
+                first = len(prompts[i]) - 1 - P
+                logits = project(self.model, states[first : first + len(endings[i])])
+                targets = torch.tensor(endings[i], device=self.device)
+                result[i] = -torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        return result
 
     @torch.inference_mode()
-    def answer_probabilities(self, prompts: Prompts, answers: Sequence[str]) -> np.ndarray:
-        """p(answer), by first token, over the given answers only: float32 [B, len(answers)], rows sum to 1.
-
-        What the prompts have in common at their beginning (an image asked many questions) is computed once.
-        """
-        if not prompts:
-            return np.zeros((0, len(answers)), dtype=np.float32)
+    def answer_probabilities(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
+        """p(answer), by first token, over the given answers only: float32 [B, len(answers)], rows sum to 1."""
         ids = [self.vocabulary.encode_text(answer)[0] for answer in answers]
         if len(set(ids)) < len(ids):
             raise ValueError(f"the answers {list(answers)} begin with the same token")
-        shared = min(map(len, prompts)) - 1
-        for prompt in prompts[1:]:
-            while prompt[:shared] != prompts[0][:shared]:
-                shared -= 1
-        B = len(prompts)
-        rests = [list(prompt[shared:]) for prompt in prompts]
-        T = max(map(len, rests))
-        padded = torch.tensor([rest + [0] * (T - len(rest)) for rest in rests], device=self.device)
-        cache = DynamicCache(config=self.model.config)
-        if shared:
-            common = torch.tensor([list(prompts[0][:shared])], device=self.device)
-            self._hidden(common, None, torch.arange(shared, device=self.device)[None], cache)
-            cache.batch_repeat_interleave(B)
-        # Right padding needs no mask: a causal model never looks at it from a real token.
-        places = torch.arange(shared, shared + T, device=self.device)[None].expand(B, T)
-        hidden = self._hidden(padded, None, places, cache)
-        last = hidden[torch.arange(B), torch.tensor([len(rest) - 1 for rest in rests])]
-        # In float32: bfloat16 logits are so coarse that many images would tie.
-        logits = torch.cat([project(self.model, last, i, i + 1, precise=True) for i in ids], dim=1)
-        return logits.softmax(-1).cpu().numpy()
+        result = np.zeros((len(prompts), len(answers)), dtype=np.float32)
+        for numbers, P, hidden, _ in self._read(prompts, [len(prompt) - 1 for prompt in prompts]):
+            last = hidden[torch.arange(len(numbers)), [len(prompts[i]) - P - 1 for i in numbers]]
+            # In float32: bfloat16 logits are so coarse that many images would tie.
+            logits = torch.cat([project(self.model, last, i, i + 1, precise=True) for i in ids], dim=1)
+            result[numbers] = logits.softmax(-1).cpu().numpy()
+        return result
