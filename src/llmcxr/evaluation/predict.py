@@ -1,8 +1,8 @@
 """The model answers, and every answer is kept: the one part of evaluation that needs the model.
 
-What is asked comes from the tasks. Groups of questions are shared out over the processes of a launcher. A group is answered in
-one batch with a seed of its own, its place among the questions of its task, so that neither the number of processes nor an
-interruption changes an answer; rows of one group share its stream, because generation takes one seed a call.
+What is asked comes from the tasks. Groups of questions are shared out over the processes of a launcher. A group has a seed of
+its own, its place among the questions of its task, and what is drawn depends on the request alone, so that neither the number
+of processes nor an interruption changes an answer.
 """
 
 from __future__ import annotations
