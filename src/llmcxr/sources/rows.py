@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.texts import is_text
 from llmcxr.studies.findings import is_finding, normal_form
 
 Row = dict[str, Any]
@@ -37,8 +38,13 @@ def text_of(value: Any) -> str:
 
 def cell(row: Mapping[str, Any], column: str) -> str:
     """A cell as text; "" for a column that is not set, also where the table has a column without a name (an index), and
-    for what programs write into cells that are empty (nan, None, N/A)."""
-    text = text_of(row.get(column)) if column else ""
+    for what programs write into cells that are empty (nan, None, N/A). `UserError` for a list, a mapping or bytes (JSON, Parquet)."""
+    value = row.get(column) if column else ""
+    if isinstance(value, list | tuple | dict | bytes) or getattr(value, "ndim", 0):
+        raise UserError(
+            f"column {column!r}: a cell holds {repr(value)[:80]}, which is neither text nor a number. Write it as text."
+        )
+    text = text_of(value)
     return "" if text.casefold() in _EMPTY else text
 
 
@@ -103,10 +109,12 @@ def _jsonl_rows(stream: Iterator[str], path: Path) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not valid JSON ({error}). Correct the line.") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: should be a JSON object, {{...}}. Correct the line.")
+        if "\\u" in line and not is_text(json.dumps(row, ensure_ascii=False)):
+            raise UserError(f"{path}, line {number}: \\ud800 to \\udfff stand for half a character. Correct the line.")
         yield row
 
 
@@ -144,7 +152,12 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
                 return list(_jsonl_rows(iter(stream), path))
         if suffix == ".parquet":
             return pd.read_parquet(path).to_dict("records")  # type: ignore[return-value]
-    except (ValueError, OSError, EOFError, csv.Error) as error:  # Unicode and pyarrow errors are ValueErrors
+    except csv.Error as error:
+        raise UserError(
+            f"{path} cannot be read as {suffix[1:]} ({error}). Check that every double quote is closed: the rest of the table "
+            "may stand in one cell."
+        ) from error
+    except (ValueError, OSError, EOFError) as error:  # Unicode and pyarrow errors are ValueErrors
         raise UserError(
             f"{path} cannot be read as {suffix[1:]} ({error}). Check that it is whole and in UTF-8."
         ) from error
