@@ -80,6 +80,8 @@ def changed(recipe: Recipe, change: dict[str, Any], seed: int) -> Recipe:
     own = {k: v for k, v in change.items() if k not in _STAGE_KEYS}
     if "alignment" in own:
         own["alignment"] = dataclasses.replace(recipe.tuning.alignment, steps=own["alignment"])
+    if not stage.mixture.get("language") and "language" not in own:  # no stage would take the texts
+        own["language"] = dataclasses.replace(recipe.tuning.language, replay_texts=0)
     tuning = dataclasses.replace(recipe.tuning, stages=[stage], measure_share=0.0, **own)
     return dataclasses.replace(recipe, tuning=tuning, seed=seed)
 

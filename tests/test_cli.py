@@ -198,7 +198,7 @@ def test_home_is_home_in_every_path(tmp_path, capsys, monkeypatch):
     (tmp_path / "home" / "made" / ".stages").mkdir(parents=True)
     (tmp_path / "home" / "made" / ".stages" / "lock").touch()
     (tmp_path / "home" / "made" / "recipe.yaml").write_text("name: made\n")
-    (tmp_path / "home" / "recipe.yaml").write_text("name: made\nruns: ~\n")
+    (tmp_path / "home" / "recipe.yaml").write_text("name: made\nruns: '~'\n")
     assert f"{tmp_path / 'home' / 'made'}/studies.json does not exist" in fails(capsys, "inspect", "~/made")
     assert "no finished model" in fails(capsys, "pack", "~/recipe.yaml", "~/packed")
     monkeypatch.setattr(commands, "_load", lambda arguments: pytest.fail(f"loaded for {arguments.output}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,7 @@ HEAVY = (
     "torchxrayvision",
     "vector_quantize_pytorch",
 )
+WORKING = {"torch", "transformers", "nibabel", "pydicom", *HEAVY}  # what runs do their work with
 CODE = """
 import sys
 import torch
@@ -38,8 +40,10 @@ print(*{name.split(".")[0] for name in set(sys.modules) - before})
 """
 
 
-def loaded(code: str) -> set[str]:
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+def loaded(code: str, folder: Path | None = None) -> set[str]:
+    """What a process of its own prints, word by word."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    return set(done.stdout.split())
 
 
 def test_using_a_model_loads_no_trainer():
@@ -68,9 +72,30 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(own):
 
 
 def test_settings_are_read_without_what_they_set():
-    """So `llmcxr settings`, and the answer to a slip in a recipe, take less than a second."""
+    """So `llmcxr settings` takes less than a second."""
     new = loaded("import sys, llmcxr.recipe; print(*sys.modules)")
-    assert "yaml" in new and not new.intersection({"torch", "transformers", "nibabel", "pydicom", *HEAVY})
+    assert "yaml" in new and not new.intersection(WORKING)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "demo"],
+        ["prepare", "demo"],
+        ["plan", "demo"],
+        ["pack", "demo", "packed"],
+        ["inspect", "a"],
+        ["evaluate", "a"],
+        ["choose-decoding", "a"],
+    ],
+)
+def test_a_slip_in_a_recipe_is_said_at_once(command, tmp_path):
+    """Before anything is loaded that only a run needs."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "recipe.yaml").touch()
+    code = f"import sys; from llmcxr.cli import main; code = main({[*command, 'sedd=1']!r}); print(code, *sys.modules)"
+    new = loaded(code, tmp_path)
+    assert "2" in new and "llmcxr.recipe" in new and not new.intersection(WORKING)
 
 
 def test_the_two_names_at_the_top():

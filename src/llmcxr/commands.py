@@ -168,6 +168,13 @@ def _recipe(arguments: argparse.Namespace):
     return load_settings(Recipe, find_recipe(arguments.recipe), arguments.overrides)
 
 
+def _run_of(recipe):
+    """The run of a recipe, which is read before: a slip in it is said at once, not after all that a run loads."""
+    from llmcxr.pipeline import Run
+
+    return Run(recipe)
+
+
 @command(
     "run",
     "run a recipe from data to results page; what is done is skipped, what was interrupted goes on",
@@ -176,9 +183,7 @@ def _recipe(arguments: argparse.Namespace):
     argument("--stage", help="run only this stage, e.g. image_tokenizer"),
 )
 def _run(arguments: argparse.Namespace) -> None:
-    from llmcxr.pipeline import Run
-
-    run = Run(_recipe(arguments))
+    run = _run_of(_recipe(arguments))
     run.run(arguments.stage)
     if arguments.stage in (None, "evaluation"):
         _show_results(run)
@@ -192,11 +197,11 @@ def _run(arguments: argparse.Namespace) -> None:
     OVERRIDES,
 )
 def _prepare(arguments: argparse.Namespace) -> None:
-    from llmcxr.pipeline import Run
+    run = _run_of(_recipe(arguments))
+    run.run("studies")
+
     from llmcxr.stages.data import PAGE
 
-    run = Run(_recipe(arguments))
-    run.run("studies")
     if run.context.processes.main:
         print(f"\nData page: {(run.context.folder / PAGE).resolve()}")
     run.context.processes.close()
@@ -238,7 +243,6 @@ def _own_name() -> str:
 def _finished_run(arguments: argparse.Namespace):
     """The run of a folder that `llmcxr run` made."""
     from llmcxr.foundation.settings import load_settings
-    from llmcxr.pipeline import Run
     from llmcxr.recipe import Recipe
 
     folder = arguments.folder.resolve()
@@ -247,7 +251,7 @@ def _finished_run(arguments: argparse.Namespace):
             f"{arguments.folder} is no folder of a run (it has no recipe.yaml). Give one, e.g. runs/quickstart."
         )
     place = [f"{key}={json.dumps(str(value))}" for key, value in (("runs", folder.parent), ("name", folder.name))]
-    return Run(load_settings(Recipe, folder / "recipe.yaml", [*place, *arguments.overrides]))
+    return _run_of(load_settings(Recipe, folder / "recipe.yaml", [*place, *arguments.overrides]))
 
 
 @command(
@@ -279,10 +283,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     argument("--images", type=count, default=64, help="validation images (default: %(default)s)"),
 )
 def _choose_decoding(arguments: argparse.Namespace) -> None:
+    run = _finished_run(arguments)
+
     from llmcxr.evaluation.choose_decoding import choose_decoding
     from llmcxr.stages.evaluation import cases_of, under_test
 
-    run = _finished_run(arguments)
     context = run.context
     with run.workflow.alone():
         cases = cases_of(context, "validate")
@@ -298,11 +303,12 @@ def _choose_decoding(arguments: argparse.Namespace) -> None:
     OVERRIDES,
 )
 def _pack(arguments: argparse.Namespace) -> None:
-    from llmcxr.packing import pack_run
-    from llmcxr.pipeline import Run
-
     check_output(arguments.output, folder=True)
-    pack_run(Run(_recipe(arguments)), arguments.output)
+    run = _run_of(_recipe(arguments))
+
+    from llmcxr.packing import pack_run
+
+    pack_run(run, arguments.output)
     size = sum(p.stat().st_size for p in arguments.output.rglob("*") if p.is_file())
     print(f"{arguments.output}: {size / 1e6:.0f} MB")
 
@@ -343,12 +349,14 @@ def _pack(arguments: argparse.Namespace) -> None:
     ),
 )
 def _plan(arguments: argparse.Namespace) -> None:
+    recipe = _recipe(arguments)
+
     from llmcxr.plan import PlanOptions, plan, plan_text
 
     names = ("devices", "rate", "measure", "tflops", "utilisation", "images")
     options = {name: getattr(arguments, name) for name in names}
     words = tuple(arguments.words) if arguments.words else None
-    print(plan_text(plan(_recipe(arguments), PlanOptions(**options, words=words))))
+    print(plan_text(plan(recipe, PlanOptions(**options, words=words))))
 
 
 @command("recipes", "list the recipes that come with the package")

@@ -44,6 +44,7 @@ def test_they_are_found_by_name(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["mimic-cxr-paper", "mimic-cxr-qwen3"])
 def test_missing_data_are_named_with_how_to_get_them(name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the LLM is missing, too
     assert main(["run", name, "device=cpu"]) == 2
     error = capsys.readouterr().err
     assert (

@@ -37,16 +37,14 @@ def test_reports_become_texts_labels_and_reasons(tmp_path, capsys, policy):
     assert main(["run", str(tmp_path / "recipe.yaml"), "--stage", "studies"]) == 0
     said = capsys.readouterr().out
     studies = {study.patient_id: study for study in read_manifest(tmp_path / "run" / "manifest.parquet")}
-    assert set(studies) == {"a", "b", "c"}
+    assert [p for p, s in studies.items() if s.findings_text or s.impression_text] == ["a", "b", "c"]
     assert studies["a"].labels["pleural effusion"] == 1  # also where the sentence that says so is dropped
     assert studies["a"].findings_text.startswith("Large left" if policy == "keep" else "The heart is normal")
     assert studies["a"].impression_text == ("New effusion." if policy == "keep" else "")
     assert studies["c"].impression_text == "Small effusion is seen. No pneumothorax."
     kept = json.loads((tmp_path / "run" / "studies.json").read_text())
-    assert kept["left_out"] == {
-        "report: not in English": 1,
-        "report: no text": 1,
-        "report: nothing that describes the image": 1,
-    }
+    reasons = ("report: not in English", "image without a report", "report: nothing that describes the image")
+    assert kept["left_out"] == {} and [kept["noted"][reason] for reason in reasons] == [1, 1, 1]
+    assert kept["examples"][reasons[0]] == ["d: Kein Pneumothorax."]
     assert (kept["prior_references"]["sentences"], kept["prior_references"]["reports"]) == (2, 1)
     assert "2 sentences of 1 reports refer to earlier studies" in said

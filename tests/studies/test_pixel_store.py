@@ -14,7 +14,6 @@ from PIL import Image
 from llmcxr.foundation.errors import UserError
 from llmcxr.studies import image_notes, pixel_store
 from llmcxr.studies.pixel_store import PixelStore
-from llmcxr.studies.radiographs import load_square
 from llmcxr.studies.study import Study
 
 S = 4
@@ -120,7 +119,9 @@ def test_a_file_in_use_is_let_go_before_it_is_replaced(store, tmp_path, monkeypa
 @pytest.mark.parametrize("reserves", [True, False])
 def test_a_full_disk_is_one_error_before_anything_is_read(tmp_path, small_disk, monkeypatch, reserves):
     studies, read = write_images(tmp_path / "images", 3), []
-    monkeypatch.setattr(pixel_store, "load_square", lambda path, size: read.append(path) or load_square(path, size))
+    for path in (tmp_path / "images").iterdir():
+        Image.open(path).resize((64, 64)).save(path)
+    monkeypatch.setattr(pixel_store, "read_image", lambda *given: read.append(given) or image_notes.read_image(*given))
     if not reserves:  # as on Windows: a write fails
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
     size = r"it takes 196\.7 kB" if reserves else "of it were written"
@@ -134,14 +135,14 @@ def test_a_full_disk_is_one_error_before_anything_is_read(tmp_path, small_disk, 
 def test_what_waits_is_not_read_once_reading_is_broken_off(tmp_path, monkeypatch):
     studies, read = write_images(tmp_path, 200), []
 
-    def slow(path, size):
-        read.append(path)
+    def slow(study, *given):
+        read.append(study)
         time.sleep(0.01)
-        if path.name == "5.png":
+        if study.image_id == "5":
             raise KeyboardInterrupt
-        return load_square(path, size)
+        return image_notes.read_image(study, *given)
 
-    monkeypatch.setattr(pixel_store, "load_square", slow)
+    monkeypatch.setattr(pixel_store, "read_image", slow)
     with pytest.raises(KeyboardInterrupt):
         PixelStore.write(tmp_path / "pixels.npy", studies, tmp_path, S)
     assert len(read) < 50 and not list(tmp_path.glob("*pixels*"))

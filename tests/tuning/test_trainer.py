@@ -370,9 +370,10 @@ def test_unseen_patients_are_measured_on_as_many_batches_as_the_stage_is_worth(t
     assert {t for b in few.evaluation for t in b.tasks} == set(STAGE.mixture)
 
 
-@pytest.mark.parametrize(("share", "points"), [(0.0, 2), (1e9, None)])
-def test_measuring_stays_within_its_share(share, points, tmp_path):
-    one = long_unseen(tmp_path, share)
+@pytest.mark.parametrize(("part", "points"), [(0.0, 2), (1e9, None)])
+def test_measuring_stays_within_its_share(part, points, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "_UNSEEN_PART", part)
+    one = long_unseen(tmp_path, 0.1)
     one.run()
     curve = json.loads((tmp_path / "curves.json").read_text())
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmcxr.foundation.artifacts import (
     cannot_write,
@@ -27,8 +27,10 @@ from llmcxr.foundation.artifacts import (
 )
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.folder_lock import FolderLock
-from llmcxr.foundation.processes import Processes
 from llmcxr.foundation.settings import settings_to_dict
+
+if TYPE_CHECKING:  # torch: the names of stages are read without it
+    from llmcxr.foundation.processes import Processes
 
 RECORDS = ".stages"  # folder of the records, inside the run's
 RESERVED = ("owner", "images", "masks")  # names of no stage: what else lies in a run's folder or among its records

@@ -61,7 +61,8 @@ class Tally:
 class Source(Protocol):
     """A data set as it lies on disk (or is simulated), read to studies.
 
-    A new one is a file like `openi.py` with a settings class, whose `build` makes the source, and one line in `registry.py`.
+    A new one is a file like `openi.py` with a settings class, whose `build` makes the source, and one line in `registry.py`. It is
+    loaded with every recipe, so libraries that are slow to load are imported in its functions.
     """
 
     about: str  # a sentence or two for the model card: what it is, and its licence

@@ -31,9 +31,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-import pydicom
-from pydicom.errors import InvalidDicomError
-
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Settings, setting, settings_to_dict
@@ -92,6 +89,9 @@ class DicomFolderSettings(Settings):
 
 def read_header(path: Path) -> Header | str:
     """Tags of a file as text, without its pixels; a sentence about why there are none."""
+    import pydicom  # slow to load, and not needed for reading settings
+    from pydicom.errors import InvalidDicomError
+
     if not is_text(str(path)):
         return "file or folder whose name is not UTF-8"
     if not os.path.isfile(path):  # a pipe or a device, of which reading may never end

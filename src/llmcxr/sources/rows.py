@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.texts import is_text
 from llmcxr.studies.findings import is_finding, normal_form
@@ -29,7 +27,7 @@ _STATES = {"true": 1, "false": 0, "1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, 
 
 def text_of(value: Any) -> str:
     """A cell as stripped text; "" for an empty one. 10032.0 is 10032: whole numbers become floats where a column has gaps."""
-    if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -40,7 +38,7 @@ def cell(row: Mapping[str, Any], column: str) -> str:
     """A cell as text; "" for a column that is not set, also where the table has a column without a name (an index), and
     for what programs write into cells that are empty (nan, None, N/A). `UserError` for a list, a mapping or bytes (JSON, Parquet)."""
     value = row.get(column) if column else ""
-    if isinstance(value, list | tuple | dict | bytes) or getattr(value, "ndim", 0):
+    if isinstance(value, list | tuple | dict | bytes):
         raise UserError(
             f"column {column!r}: a cell holds {repr(value)[:80]}, which is neither text nor a number. Write it as text."
         )
@@ -151,7 +149,10 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
             with _opened(path) as stream:
                 return list(_jsonl_rows(iter(stream), path))
         if suffix == ".parquet":
-            return pd.read_parquet(path).to_dict("records")  # type: ignore[return-value]
+            from pyarrow import parquet  # slow to load, and not needed for reading settings
+
+            # Not pandas: it makes floats of whole numbers where a column has gaps, and an index of a named column.
+            return parquet.read_table(path).to_pylist()  # type: ignore[no-any-return]
     except csv.Error as error:
         raise UserError(
             f"{path} cannot be read as {suffix[1:]} ({error}). Check that every double quote is closed: the rest of the table "
