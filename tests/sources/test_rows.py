@@ -130,3 +130,13 @@ def test_a_quote_that_is_not_closed(tmp_path):
     (tmp_path / "t.csv").write_text('a,b\n"1,2\n' + "1,2\n" * 40_000)
     with pytest.raises(UserError, match="every double quote is closed"):
         read_rows(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    "content", [b"x", gzip.compress(b"a,b\n" * 9)[:14], gzip.compress(b"\xff\xfea\n"), b"\x1f\x8b\x08\0" + b"x" * 40]
+)
+def test_the_head_of_a_damaged_table(content, tmp_path):
+    (tmp_path / "t.csv.gz").write_bytes(content)
+    for read in (columns_of, read_rows):
+        with pytest.raises(UserError, match=r"t\.csv\.gz cannot be read as csv"):
+            read(tmp_path / "t.csv.gz")

@@ -10,8 +10,10 @@ import json
 import math
 import re
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +123,24 @@ def columns_of(path: Path) -> list[str] | None:
     suffixes = [s.lower() for s in path.suffixes if s.lower() != ".gz"]
     if not suffixes or suffixes[-1] not in (".csv", ".tsv"):
         return None
-    with _opened(path) as stream:
+    with _reading(path, suffixes[-1]), _opened(path) as stream:
         return [n.strip() for n in next(csv.reader(stream, delimiter="\t" if suffixes[-1] == ".tsv" else ","), [])]
+
+
+@contextmanager
+def _reading(path: Path, suffix: str) -> Iterator[None]:
+    """`UserError` for a table that is damaged, or something else than its name says."""
+    try:
+        yield
+    except csv.Error as error:
+        raise UserError(
+            f"{path} cannot be read as {suffix[1:]} ({error}). Check that every double quote is closed: the rest of the table "
+            "may stand in one cell."
+        ) from error
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # Unicode and pyarrow errors are ValueErrors
+        raise UserError(
+            f"{path} cannot be read as {suffix[1:]} ({error}). Check that it is whole and in UTF-8."
+        ) from error
 
 
 def _opened(path: Path) -> io.TextIOBase:
@@ -141,7 +159,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
             f"{path} does not exist. Set its path in the recipe's source (relative to where llmcxr is started)."
         )
     suffix = next((s.lower() for s in reversed(path.suffixes) if s.lower() != ".gz"), "")
-    try:
+    with _reading(path, suffix):
         if suffix in (".csv", ".tsv"):
             with _opened(path) as stream:
                 return list(_csv_rows(iter(stream), path, "\t" if suffix == ".tsv" else ",", columns))
@@ -153,13 +171,4 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
 
             # Not pandas: it makes floats of whole numbers where a column has gaps, and an index of a named column.
             return parquet.read_table(path).to_pylist()  # type: ignore[no-any-return]
-    except csv.Error as error:
-        raise UserError(
-            f"{path} cannot be read as {suffix[1:]} ({error}). Check that every double quote is closed: the rest of the table "
-            "may stand in one cell."
-        ) from error
-    except (ValueError, OSError, EOFError) as error:  # Unicode and pyarrow errors are ValueErrors
-        raise UserError(
-            f"{path} cannot be read as {suffix[1:]} ({error}). Check that it is whole and in UTF-8."
-        ) from error
     raise UserError(f"{path}: tables are read as .csv, .tsv, .jsonl or .parquet, not {suffix or 'without a suffix'}.")
