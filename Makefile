@@ -15,12 +15,12 @@ PYTHONS := $(PYTHON) python3.11 python3
 .PHONY: help demo demo-train test lint setup fetch clean
 
 help:
-	@echo "make demo    set up, fetch the data, and let the shipped model meet unseen patients (the recipe demo; 4 minutes)"
+	@echo "make demo    set up, fetch the data, and let the shipped model meet unseen patients (the recipe demo; about 5 minutes)"
 	@echo "make demo-train    the same set-up, then every step from nothing (the recipe quickstart; about 30 minutes)"
 	@echo "make test    set up, fetch the data, then lint, type-check and run all tests"
 	@echo "make lint    set up, then ruff and mypy only"
 	@echo "make setup   the virtual environment $(VENV) only (about 5 minutes, 6.5 GB, once)"
-	@echo "make fetch   set up, then fetch the data into the user's cache (about 150 MB, once)"
+	@echo "make fetch   set up, then fetch the data into the user's cache (160 MB, once)"
 	@echo "make clean   remove $(VENV) and the tools' caches; runs/ stays"
 
 demo: fetch

@@ -1,5 +1,5 @@
-"""What a manifest of many studies costs: a tree in MIMIC-CXR-JPG's layout is made, of empty image files and invented reports, and read to
-manifest.parquet in a process of its own, whose time and peak memory are printed.
+"""What a manifest of many studies costs: a tree in MIMIC-CXR-JPG's layout is made, of empty image files and invented
+reports, and read to manifest.parquet in a process of its own, whose time and peak memory are printed.
 
     python benchmarks/manifest_size.py --images 400000             # 15 GB are not needed: image files are empty
     python benchmarks/manifest_size.py --images 40000 --label      # reports are labelled too, on all cores
@@ -25,28 +25,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from llmcxr.sources.chexpert import OBSERVATIONS
+
 SENTENCES = [
     "The heart is normal in size.", "The cardiomediastinal silhouette is mildly enlarged.", "There is no pneumothorax.",
     "A small left pleural effusion is present.", "No focal consolidation.", "Lung volumes are low.", "The lungs are clear.",
     "Bibasilar opacities likely reflect atelectasis.", "Moderate pulmonary edema has improved.", "The endotracheal tube ends 4 cm above the carina.",
     "There is a right internal jugular line.", "No acute osseous abnormality.", "Degenerative changes of the spine.",
 ]  # fmt: skip
-OBSERVATIONS = [
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Fracture",
-    "Lung Lesion",
-    "Lung Opacity",
-    "No Finding",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Pneumonia",
-    "Pneumothorax",
-    "Support Devices",
-]
 PER_STUDY, STUDIES_PER_PATIENT = 377_110 / 227_827, 227_827 / 65_379  # as in MIMIC-CXR
 
 
@@ -54,8 +40,10 @@ def report(rng: random.Random) -> str:
     """A report of about MIMIC-CXR's length, with its blank lines."""
     said = [" ".join(rng.choices(SENTENCES, k=rng.randint(2, n))) for n in (9, 4)]
     return (
-        "                                 FINAL REPORT\n EXAMINATION:  CHEST (PORTABLE AP)\n \n INDICATION:  ___F with cough.\n \n"
-        f" COMPARISON:  ___.\n \n FINDINGS: \n \n {said[0]}\n \n IMPRESSION: \n \n {said[1]} {rng.randint(1, 10**6)} mm.\n"
+        "                                 FINAL REPORT\n EXAMINATION:  CHEST (PORTABLE AP)\n \n INDICATION:  ___F with "
+        "cough.\n \n"
+        f" COMPARISON:  ___.\n \n FINDINGS: \n \n {said[0]}\n \n IMPRESSION: \n \n {said[1]} {rng.randint(1, 10**6)} "
+        f"mm.\n"
     )
 
 

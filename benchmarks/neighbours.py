@@ -1,10 +1,11 @@
-"""What a busy neighbour costs: a report of the shipped model, alone and beside processes that never rest, by how threads wait.
+"""What a busy neighbour costs: a report of the shipped model, alone and beside processes that never rest, by how
+threads wait.
 
     python benchmarks/neighbours.py IMAGE [--neighbours 1] [--repeats 3] [--out neighbours.json]
 
-Threads that spin while they wait for one another take the cores from the thread that has work as soon as there are more busy threads
-than cores. Every way runs in a process of its own, by turns, and what is timed is the report alone, once warm; the least of the
-repeats counts. The machine should be idle otherwise: its load beforehand is said.
+Threads that spin while they wait for one another take the cores from the thread that has work as soon as there are more
+busy threads than cores. Every way runs in a process of its own, by turns, and what is timed is the report alone, once
+warm; the least of the repeats counts. The machine should be idle otherwise: its load beforehand is said.
 """
 
 from __future__ import annotations

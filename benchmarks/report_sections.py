@@ -62,7 +62,8 @@ def main() -> None:
     kept = [(r.findings or r.impression, f"{r.findings} {r.impression}".strip()) for _, r in reports if not r.problem]
     emptied = sum(not drop_references(text).text for _, text in kept)
     print(
-        f"{len(back):8,}  of {len(said):,} sentences refer to earlier studies; dropping them leaves {emptied} reports empty"
+        f"{len(back):8,}  of {len(said):,} sentences refer to earlier studies; dropping them leaves {emptied} reports "
+        f"empty"
     )
     print(f"{max((len(text.split()) for _, text in kept), default=0):8,}  words in the longest")
     for sentence in random.Random(0).sample(back, min(arguments.references, len(back))):

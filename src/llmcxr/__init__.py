@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from llmcxr.image_tokens.tokenizer import ImageTokenizer
     from llmcxr.inference.llm_cxr import LlmCxr
 
-# Threads that spin while they wait for one another make a busy neighbour cost many times its share (benchmarks/neighbours.py), so
-# they sleep. The threads read this once, when torch is loaded; whoever has set how they wait keeps that.
+# Threads that spin while they wait for one another make a busy neighbour cost many times its share
+# (benchmarks/neighbours.py), so they sleep. The threads read this once, when torch is loaded; whoever has set how they
+# wait keeps that.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}.intersection(os.environ):
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 

@@ -31,7 +31,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare() -> None:
-    """Other libraries keep quiet, unless the user's environment says otherwise, and nothing that is printed can fail."""
+    """Other libraries keep quiet, unless the user's environment says otherwise, and nothing that is printed can
+    fail."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer is used before worker processes start
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars, too; we say what is fetched
@@ -55,7 +56,8 @@ def _output_is_lost() -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; 0 on success, 2 for a mistake that the user can mend, 130 or 143 when interrupted, 141 when nobody reads on."""
+    """Entry point; 0 on success, 2 for a mistake that the user can mend, 130 or 143 when interrupted, 141 when nobody
+    reads on."""
     _prepare()
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)

@@ -112,8 +112,8 @@ MODEL = (
     argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="a shipped model by name, the folder of a run, of a model, or of a packed one, or the id of a Hugging Face "
-        "repository (default: %(default)s)",
+        help="a shipped model by name, the folder of a run, of a model, or of a packed one, or "
+        "the id of a Hugging Face repository (default: %(default)s)",
     ),
     argument("--device", default="auto", help="auto, cpu, cuda, ..."),
 )
@@ -233,7 +233,8 @@ def _show_results(run) -> None:
 
 
 def _own_name() -> str:
-    """How to call this command line from here: by name where it is on the PATH, else by its place in the environment."""
+    """How to call this command line from here: by name where it is on the PATH, else by its place in the
+    environment."""
     script = Path(sys.executable).parent / "llmcxr"
     if shutil.which("llmcxr") or not script.exists():
         return "llmcxr"
@@ -316,8 +317,8 @@ def _pack(arguments: argparse.Namespace) -> None:
 @command(
     "plan",
     "tokens, steps, memory and disk that tuning by a recipe takes, and with --measure, --rate or --tflops its hours, "
-    "without running it or loading weights. What is not on disk (data, the LLM's tokenizer, the run to start from) is replaced "
-    "by assumptions, which are printed",
+    "without running it or loading weights. What is not on disk (data, the LLM's tokenizer, the run to start from) is "
+    "replaced by assumptions, which are printed",
     RECIPE,
     OVERRIDES,
     argument("--devices", type=count, default=1, help="data-parallel devices (default: 1)"),
@@ -326,8 +327,8 @@ def _pack(arguments: argparse.Namespace) -> None:
         argument(
             "--measure",
             action="store_true",
-            help="time the real step (forward, backward, optimiser) on this device for about 20 seconds, with random weights "
-            "of the LLM's shape",
+            help="time the real step (forward, backward, optimiser) on this device for about 20 seconds, "
+            "with random weights of the LLM's shape",
         ),
         argument(
             "--tflops", type=rate, help="bfloat16 matrix rate of one device, e.g. about 700 as measured on an H100"
@@ -428,7 +429,8 @@ def _sampling(arguments: argparse.Namespace):
     *MODEL,
     *sampling(0.0),
     *chosen(
-        "how strongly the report follows the findings that the model named first: 1 as the model says, more to leave fewer out",
+        "how strongly the report follows the findings that the model named first: 1 as the model says, more to leave "
+        "fewer out",
         "write so many and keep the one that states best what the model named on the image",
     ),
     IMAGE,

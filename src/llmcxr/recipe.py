@@ -46,8 +46,8 @@ class Recipe(Settings):
     source: SourceSettings = setting(SourceSettings(), "data")
     labeller: LabellerName = setting(
         "rules",
-        "what reads findings from text: rules (17 findings), the same rules for CheXpert's 14 observations (chexpert), CheXbert's "
-        "own network (chexbert), or none",
+        "what reads findings from text: rules (17 findings), the same rules for CheXpert's 14 observations (chexpert), "
+        "CheXbert's own network (chexbert), or none",
     )
     chexbert: Path | None = setting(None, "folder with chexbert.pth and vocab.txt, for labeller: chexbert")
     prior_references: PriorReferences = setting(

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import threading
-import time
 
-import psutil
 import pytest
 from test_loop import Walk, seed
 
 from llmcxr.foundation import loop
-from llmcxr.foundation.stopping import ends_like_interrupts, exit_code, in_workers
+from llmcxr.foundation.stopping import ends_like_interrupts, exit_code
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no signals of this kind here")
 
@@ -79,57 +73,3 @@ def test_what_ends_a_process_interrupts_unless_it_is_ignored():
     finally:
         signal.signal(signal.SIGHUP, before)
     assert exit_code(KeyboardInterrupt()) == 130
-
-
-def test_workers_give_all_and_pass_faults_on():
-    assert sorted(in_workers(abs, [-1, 2, -3], 2)) == [1, 2, 3]  # type: ignore[type-var]
-    with pytest.raises(ValueError, match="three"):
-        list(in_workers(int, [*"12", "three", *"4" * 500], 2))
-    until = time.monotonic() + 10
-    while multiprocessing.active_children():
-        assert time.monotonic() < until, "the workers of a fault are ended, not waited for"
-        time.sleep(0.01)
-
-
-SCRIPT = """
-import sys, time
-from llmcxr import cli
-from llmcxr.commands import command
-from llmcxr.foundation.stopping import in_workers
-@command("nap", "sleep")
-def _nap(arguments):
-    for _ in in_workers(time.sleep, [0.01] + [30.0] * 20, 2):
-        print("one", flush=True)
-if __name__ == "__main__":
-    sys.exit(cli.main(["nap"]))
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_what_started_them(number, tmp_path):
-    """Also where it is killed. Ctrl-C comes to all of a terminal's processes, and only the first says so."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    hung = threading.Timer(60, process.kill)
-    hung.start()
-    assert process.stdout is not None and process.stdout.readline() == "one\n"
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) >= 2
-    if number == signal.SIGKILL:
-        process.kill()
-    else:
-        os.killpg(process.pid, number)
-    started = time.monotonic()
-    said = process.communicate()[1]
-    hung.cancel()
-    assert time.monotonic() - started < 15, "not until all naps are over"
-    assert psutil.wait_procs(children, timeout=15)[1] == []
-    if number != signal.SIGKILL:
-        assert process.returncode == 128 + number
-        assert said.strip() == "llmcxr: interrupted; run the same command again to go on."

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from llmcxr.foundation import devices
-from llmcxr.foundation.workers import in_processes
 from llmcxr.labelling.all_reports import read_all
 from llmcxr.labelling.base import Reading
 from llmcxr.labelling.registry import build_labeller, label_studies
@@ -64,14 +62,6 @@ def test_images_of_a_study_share_their_report(tmp_path):
     labeller = Counting()
     assert [s.labels for s in label_studies(studies, labeller, tmp_path / "k")] == [{"effusion": 1}] * 4
     assert labeller.read_texts == TEXTS[:2]
-
-
-def test_processes_give_what_one_gives(monkeypatch):
-    """In order, and with the first error."""
-    monkeypatch.setattr(devices, "core_count", lambda: 2)
-    assert list(in_processes(len, TEXTS, "x", "y", chunk=7, worth=0)) == [len(t) for t in TEXTS]
-    with pytest.raises(TypeError):
-        list(in_processes(len, [*TEXTS, 3], "x", "y", chunk=7, worth=0))  # type: ignore[list-item]
 
 
 def test_a_data_set_that_is_done_is_not_read_again(tmp_path):

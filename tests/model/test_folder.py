@@ -1,4 +1,5 @@
-"""Every file of a model folder, damaged in every way we could think of, is one error with its name; nothing is taken silently."""
+"""Every file of a model folder, damaged in every way we could think of, is one error with its name; nothing is taken
+silently."""
 
 from __future__ import annotations
 

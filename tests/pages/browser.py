@@ -14,7 +14,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 class Browser:
-    """One tab. Close it with `with`. Messages are JSON that ends in a zero byte; Chromium reads file 3 and writes file 4."""
+    """One tab. Close it with `with`. Messages are JSON that ends in a zero byte; Chromium reads file 3 and writes file
+    4."""
 
     def __init__(self, profile: Path) -> None:
         assert CHROMIUM is not None

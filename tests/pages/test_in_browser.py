@@ -1,5 +1,5 @@
-"""The pages in a real browser: they render, decode their images, ask the network for nothing, fit a phone whatever words they
-hold, and can be read and scrolled without eyes or mouse."""
+"""The pages in a real browser: they render, decode their images, ask the network for nothing, fit a phone whatever
+words they hold, and can be read and scrolled without eyes or mouse."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def look(folder, address, browser):
-    """Show a page that holds `word` wherever a run can put words of its own, without the policy by which it forbids itself all
-    requests: whatever it might ask for is really asked for. `extra` is put into it."""
+    """Show a page that holds `word` wherever a run can put words of its own, without the policy by which it forbids
+    itself all requests: whatever it might ask for is really asked for. `extra` is put into it."""
 
     def show(word: str, width: int, extra: str = "") -> Browser:
         write_page(folder / "report.html", full(word))

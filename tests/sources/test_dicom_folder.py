@@ -1,4 +1,5 @@
-"""A folder of DICOM files as an archive exports it: grouped and ordered by tags, radiographs alone, reports joined by any id."""
+"""A folder of DICOM files as an archive exports it: grouped and ordered by tags, radiographs alone, reports joined by
+any id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A tiny tree in MIMIC-CXR's own layout: joined as published, told apart from what is not there, and never out of order."""
+"""A tiny tree in MIMIC-CXR's own layout: joined as published, told apart from what is not there, and never out of
+order."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from llmcxr.studies.reports import read_report
 
 @pytest.fixture
 def mimic() -> Mimic:
-    """Patient 10000032 has two studies of one day, the earlier second in the table; 12000001 one without report and labels."""
+    """Patient 10000032 has two studies of one day, the earlier second in the table; 12000001 one without report and
+    labels."""
     m = Mimic()
     m.add("aa-1", "50000001", "10000032", text=ILL)
     m.add("aa-2", "50000001", "10000032", view="LATERAL")
@@ -56,7 +58,8 @@ def collect(root: Path, **changes: object) -> MimicCxrSource:
     [(True, "", False, "2.0.0"), (False, "mimic-cxr-reports/", True, "2.1.0"), (True, "a/b/", True, "2.0.0")],
 )
 def test_the_release_is_read_as_it_is(tmp_path, mimic, gz, wrapper, floats, version):
-    """Packed or not, with ids that pandas has made floats or not, reports in any folder of the zip file: the same studies."""
+    """Packed or not, with ids that pandas has made floats or not, reports in any folder of the zip file: the same
+    studies."""
     mimic.write(tmp_path, gz, wrapper, floats, version=version)
     read = collect(tmp_path)
     found, base = read.found, tmp_path / "jpg" / "files"

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from llmcxr.foundation import devices
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings
 from llmcxr.sources.phantom import atlas as atlas_module
-from llmcxr.sources.phantom import source as source_module
 from llmcxr.sources.phantom.anatomy import case_for, from_atlas, to_atlas
 from llmcxr.sources.phantom.atlas import Atlas, load_atlas
 from llmcxr.sources.phantom.contact_sheet import EXAMPLES
@@ -197,10 +197,10 @@ def test_atlas_is_normal_and_rebuilt_when_damaged(
 
 
 def test_corpus_is_marked_resumable_and_the_same_for_any_number_of_workers(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(source_module, "core_count", lambda: 1)
+    monkeypatch.setattr(devices, "core_count", lambda: 1)
     source = PhantomSource(PhantomSettings(train=14, validate=3, test=5, seed=7))
     one = source.studies(tmp_path / "one", 32)
-    monkeypatch.setattr(source_module, "core_count", lambda: 2)
+    monkeypatch.setattr(devices, "core_count", lambda: 2)
     two = source.studies(tmp_path / "two", 32)
     assert one == two and len(one) == source.assumed_images == 22 and sum(source.tally.left_out.values()) > 500
     for study in one:

@@ -14,7 +14,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.labelling.registry import build_labeller
 from llmcxr.sources.phantom.reports import (
     IndianaReport,
-    clean_text,
+    fill_blanks,
     findings_of,
     mirror_words,
     parse_tag,
@@ -152,17 +152,18 @@ def test_reports_that_the_labeller_reads_otherwise_are_kept_for_the_test_alone()
 
 def test_blanks_are_filled_or_their_sentence_dropped() -> None:
     assert (
-        clean_text("1. Normal chest x-XXXX. 2.  No XXXX of effusion.") == "Normal chest x-ray. No evidence of effusion."
+        fill_blanks("1. Normal chest x-XXXX. 2.  No XXXX of effusion.")
+        == "Normal chest x-ray. No evidence of effusion."
     )
-    assert clean_text("The XXXX was called at XXXX. Lungs are clear. . ") == "Lungs are clear."
-    assert clean_text("XXXX opacities in the left base.") == "Opacities in the left base."
-    assert clean_text("Blunted left costophrenic XXXX.") == "Blunted left costophrenic angle."
-    assert clean_text("") == ""
+    assert fill_blanks("The XXXX was called at XXXX. Lungs are clear. . ") == "Lungs are clear."
+    assert fill_blanks("XXXX opacities in the left base.") == "Opacities in the left base."
+    assert fill_blanks("Blunted left costophrenic XXXX.") == "Blunted left costophrenic angle."
+    assert fill_blanks("") == ""
 
 
 @given(st.text(alphabet="aX .1Z\n)", max_size=80))
 def test_no_blank_survives_cleaning(text: str) -> None:
-    cleaned = clean_text(text)
+    cleaned = fill_blanks(text)
     assert "XXXX" not in cleaned and cleaned == cleaned.strip()
 
 

@@ -7,6 +7,7 @@ import gzip
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -95,9 +96,11 @@ def test_ids(value, name):
 
 
 def test_states():
-    assert [state_of(v, "x") for v in ("1", 1.0, "0.0", -1, "True", False)] == [1, 1, 0, -1, 1, 0]
-    with pytest.raises(UserError, match="row 3: the label '2' is not 1, 0, -1 or empty"):
-        state_of("2", "row 3")
+    assert [state_of(v, "x") for v in ("1", " 1.0 ", 1, np.float32(1), "True", True)] == [1] * 6
+    assert [state_of(v, "x") for v in ("0.0", 0.0, np.False_, "-1.0", -1, -1.0)] == [0, 0, 0, -1, -1, -1]
+    for wrong in ("2", "0.5", "yes", "inf", "-2.0", "1,0"):
+        with pytest.raises(UserError, match=f"row 3: the label '{wrong}' is not 1, 0, -1 or empty"):
+            state_of(wrong, "row 3")
     assert labels_of({"No Finding": 1, "Mass": None, "Edema": -1, "Support Devices": None}) == {"Mass": 0, "Edema": -1}
     assert labels_of({"No Finding": 0, "Mass": None}) == {} == labels_of({"No Finding": -1})
 

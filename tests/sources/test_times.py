@@ -1,4 +1,5 @@
-"""Dates are read by a format, never sorted as text; what is none is counted or an error; a patient's first is known or not."""
+"""Dates are read by a format, never sorted as text; what is none is counted or an error; a patient's first is known or
+not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Small trees in the layouts in which data sets are published, of invented patients; tests of sources and of whole runs read them."""
+"""Small trees in the layouts in which data sets are published, of invented patients; tests of sources and of whole runs
+read them."""
 
 from __future__ import annotations
 
@@ -134,7 +135,8 @@ def openi_xml(uid: int, findings: str, impression: str, images: Iterable[str]) -
 
 
 def openi(root: Path, studies: int, kaggle: bool = False) -> None:
-    """Reports and PNG files of `studies`, one frontal and one lateral each; as on Kaggle with CSV files, else as XML."""
+    """Reports and PNG files of `studies`, one frontal and one lateral each; as on Kaggle with CSV files, else as
+    XML."""
     projections, reports = [], []
     for uid in range(1, studies + 1):
         names = [f"{uid}_IM-{uid:04d}-4001", f"{uid}_IM-{uid:04d}-3001"]

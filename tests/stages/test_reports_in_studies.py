@@ -1,4 +1,5 @@
-"""Reports in the studies stage: labels of the whole text, references by the policy, and a reason for each that is not used."""
+"""Reports in the studies stage: labels of the whole text, references by the policy, and a reason for each that is not
+used."""
 
 from __future__ import annotations
 

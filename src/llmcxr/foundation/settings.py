@@ -1,8 +1,8 @@
 """Typed settings: one frozen dataclass a component, filled from YAML, `key.sub=value` overrides, or Python.
 
 Each setting is defined once, with `setting(default, "help")`, where it is used; help texts, YAML, the command line and
-the saved recipe all come from that definition. What it can be stands in its type (`Annotated[int, Range(1, 64)]`, or one of
-the names below), and is checked when the object is made, from wherever.
+the saved recipe all come from that definition. What it can be stands in its type (`Annotated[int, Range(1, 64)]`, or
+one of the names below), and is checked when the object is made, from wherever.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class SettingsError(UserError):
 
 
 class Settings:
-    """Base of every group of settings, a frozen dataclass. It checks itself when it is made: `SettingsError` names every fault."""
+    """Base of every group of settings, a frozen dataclass. It checks itself when it is made: `SettingsError` names
+    every fault."""
 
     def __post_init__(self) -> None:
         found: list[str] = []
@@ -261,8 +262,8 @@ def _build(cls: type, values: Any, prefix: str, faults: list[str]) -> Any:
 def build_settings(cls: type[T], values: Mapping[str, Any], origin: str = "the settings") -> T:
     """Make a settings object from nested mappings.
 
-    Unknown names, wrong types, values out of range and whatever each class reports through `faults()` (impossible combinations of
-    values that are each possible) are collected and raised together as one `SettingsError`.
+    Unknown names, wrong types, values out of range and whatever each class reports through `faults()` (impossible
+    combinations of values that are each possible) are collected and raised together as one `SettingsError`.
     """
     faults: list[str] = []
     result = _build(cls, values, "", faults)
@@ -272,7 +273,8 @@ def build_settings(cls: type[T], values: Mapping[str, Any], origin: str = "the s
 
 
 def checked(kind: Any, value: Any, name: str) -> Any:
-    """One value that is no field of settings, by the same rules: `value` as `kind`, or a `UserError` that calls it `name`."""
+    """One value that is no field of settings, by the same rules: `value` as `kind`, or a `UserError` that calls it
+    `name`."""
     faults: list[str] = []
     result = _convert(kind, value, name, faults)
     if faults:

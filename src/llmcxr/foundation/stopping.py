@@ -1,25 +1,20 @@
-"""How work is stopped: Ctrl-C and the end that a system asks for (SIGTERM, a closed terminal) are one thing, and
-leave nothing.
+"""How work is stopped: Ctrl-C and the end that a system asks for (SIGTERM, a closed terminal) are one thing.
 
 `timeout`, Slurm and containers send SIGTERM, and kill half a minute later.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import wait
 from types import FrameType
-from typing import Any, TypeVar
 
-T = TypeVar("T")
-_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# How a system asks a process to end.
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
@@ -46,7 +41,7 @@ def _handled(signals: Sequence[int], handler: Callable[[int, FrameType | None], 
 
 @contextmanager
 def ends_like_interrupts() -> Iterator[None]:
-    """Within it, a system that asks the process to end raises `KeyboardInterrupt`, as Ctrl-C does, with the signal's
+    """Within it, a system that asks the process to end raises `KeyboardInterrupt`, as Ctrl-C does, with its signal's
     number.
 
     Of processes that a launcher started, those that wait for the main one are left to end at once.
@@ -55,7 +50,7 @@ def ends_like_interrupts() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(number)
 
-    with _handled([] if os.environ.get("RANK", "0") != "0" else _ENDING, interrupt):
+    with _handled([] if os.environ.get("RANK", "0") != "0" else ENDING, interrupt):
         yield
 
 
@@ -71,8 +66,7 @@ class Stop:
 @contextmanager
 def stop_between_steps(say: bool) -> Iterator[Stop]:
     """Within it, the first Ctrl-C, SIGTERM or closed terminal sets the flag that is given (and `say`s so); a second
-    Ctrl-C
-    interrupts at once."""
+    Ctrl-C interrupts at once."""
     stop = Stop()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -83,57 +77,5 @@ def stop_between_steps(say: bool) -> Iterator[Stop]:
             print(f"\nstopping after this step; its state is saved{once_more}", file=sys.stderr, flush=True)
         stop.signal = stop.signal or number
 
-    with _handled([signal.SIGINT, *_ENDING], note):
+    with _handled([signal.SIGINT, *ENDING], note):
         yield stop
-
-
-def _end_with_parent() -> None:
-    """Let this worker process end as soon as the one that started it does, however that ends."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-Submit = Callable[..., Future[Any]]
-
-
-@contextmanager
-def worker_processes(count: int) -> Iterator[Submit]:
-    """Up to `count` fresh processes, and what gives them work (as `Executor.submit`); left early, they are ended at once.
-
-    They end with this one, also where it is killed, and leave its signals to it. A future raises `BrokenProcessPool` where
-    one of them dies.
-    """
-    context = multiprocessing.get_context("spawn")  # fork would copy torch's threads
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(count, context, _end_with_parent)  # starts multiprocessing's own helper, too
-
-    def submit(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        blocks = hasattr(signal, "pthread_sigmask")  # what is blocked here stays blocked in processes that are started
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, *_ENDING]) if blocks else set()
-        try:
-            return pool.submit(function, *arguments)
-        finally:
-            if blocks:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    try:
-        yield submit
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.kill()
-        raise
-    pool.shutdown()
-
-
-def in_workers(function: Callable[[T], object], items: Sequence[T], count: int) -> Generator[object, None, None]:
-    """What `function` gives for the `items`, as it comes, from `count` worker processes. Close it to end them at once."""
-    with worker_processes(count) as submit:
-        for future in as_completed([submit(function, item) for item in items]):
-            yield future.result()

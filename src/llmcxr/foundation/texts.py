@@ -1,4 +1,4 @@
-"""Text and paths that people give. Bytes that are not UTF-8 come from the system as lone surrogates, which are no characters."""
+"""Text and paths from people. Bytes that are not UTF-8 come from the system as lone surrogates: no characters."""
 
 from __future__ import annotations
 

@@ -106,8 +106,8 @@ class Workflow:
                         self._removable(stage, wanted[stage.name])
                     elif only is not None and stage.name in self._ancestors(only):
                         raise UserError(
-                            f"stage {only} needs {stage.name}, which is not done. Run it first, or `llmcxr run` without "
-                            "a stage."
+                            f"stage {only} needs {stage.name}, which is not done. Run it first, or `llmcxr run` "
+                            f"without a stage."
                         )
                 except UserError as error:
                     faults[str(error)] = None

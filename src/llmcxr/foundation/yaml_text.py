@@ -48,7 +48,8 @@ def _check(node: yaml.Node, origin: str) -> None:
 def parse_yaml(text: str, origin: str) -> Any:
     """The value of a YAML text, by the safe loader; `origin` is what errors call it.
 
-    `UserError` where it is not valid YAML, a key stands twice in a mapping, or it is nested or repeated beyond what settings need.
+    `UserError` where it is not valid YAML, a key stands twice in a mapping, or it is nested or repeated beyond what
+    settings need.
     """
     try:
         depth = 0

@@ -112,7 +112,8 @@ class ClinicalFeatures(nn.Module):
 
     @classmethod
     def from_config(cls, config: Any, origin: str) -> ClinicalFeatures:
-        """The network that `config` describes, untrained. `UserError` (which names `origin`) where it describes none."""
+        """The network that `config` describes, untrained. `UserError` (which names `origin`) where it describes
+        none."""
         checked = build_settings(ClinicalConfig, config, origin)
         return cls(checked.findings, checked.resolution)
 

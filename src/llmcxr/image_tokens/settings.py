@@ -1,4 +1,5 @@
-"""Settings of the image tokenizer and of the classifiers, apart from the networks so that they are read without torch."""
+"""Settings of the image tokenizer and of the classifiers, apart from the networks so that they are read without
+torch."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ class ClinicalFeatureSettings(Settings):
 
     weights: NameOrPath = setting(
         "train",
-        "'train' (on the labels of this run), a TorchXRayVision name such as densenet121-res224-all, or a .pt/.safetensors path",
+        "'train' (on the labels of this run), a TorchXRayVision name such as densenet121-res224-all, or a "
+        ".pt/.safetensors path",
     )
     training: ClassifierSettings = setting(ClassifierSettings(), "used where weights is 'train'")
     resolution: Annotated[int, Range(32, 4096)] | None = setting(  # the network halves it five times

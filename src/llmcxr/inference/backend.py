@@ -60,7 +60,8 @@ class Backend(Protocol):
         """
 
     def check_room(self, tokens: int, response: int, most: int | None = None) -> None:
-        """`UserError` where a prompt of so many tokens and its response are longer than the model's context, or than `most`."""
+        """`UserError` where a prompt of so many tokens and its response are longer than the model's context, or than
+        `most`."""
 
     def log_likelihoods(self, prompts: Prompts, responses: Sequence[str]) -> np.ndarray:
         """log p(text response, its end included | prompt) in nats: float64 [B]."""

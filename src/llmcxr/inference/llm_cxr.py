@@ -141,7 +141,8 @@ class LlmCxr:
         return policies.drawings(self.asker, self.image_tokenizer, texts, sampling, candidates)
 
     def ask(self, image: ImageLike, question: str, sampling: Sampling = GREEDY) -> str:
-        """Answer to a question about one image. `UserError` for an empty question, and one longer than those of tuning."""
+        """Answer to a question about one image. `UserError` for an empty question, and one longer than those of
+        tuning."""
         check_text(question, "the question")
         self.asker.check(cxr_vqa.TASK.prompt(np.zeros(self.info.grid**2, dtype=np.uint16), question))
         return self.answers(self.encode([image]), [question], sampling)[0]
@@ -154,13 +155,14 @@ class LlmCxr:
     def chat(self, messages: Sequence[Mapping[str, str]], sampling: Sampling = GREEDY) -> str:
         """Plain chat. `messages` alternate {"role": "user"} and {"role": "assistant"}, beginning and ending with user.
 
-        `UserError` for other messages, an empty one, and for a conversation that is longer than the language model's context.
+        `UserError` for other messages, an empty one, and a conversation that is longer than the model's context.
         """
         try:
             roles, said = [message["role"] for message in messages], [message["content"] for message in messages]
         except (TypeError, KeyError) as error:
             raise UserError(
-                f'a message should be {{"role": "user" or "assistant", "content": text}}; given are {repr(messages)[:80]}.'
+                'a message should be {"role": "user" or "assistant", "content": text}; '
+                f"given are {repr(messages)[:80]}."
             ) from error
         if roles != [("user", "assistant")[i % 2] for i in range(len(roles))] or len(roles) % 2 == 0:
             raise UserError(f"the roles of messages should alternate user, assistant and end with user; are {roles}.")

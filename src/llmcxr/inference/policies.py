@@ -47,7 +47,8 @@ class Asker:
         return [render_prompt(turns, self.template, self.vocabulary) for turns in conversations]
 
     def check(self, conversation: Conversation, response: int = 1) -> None:
-        """`UserError` where a conversation with a `response` of so many tokens is longer than the examples of tuning."""
+        """`UserError` where a conversation with a `response` of so many tokens is longer than the examples of
+        tuning."""
         self.backend.check_room(len(self.prompts([conversation])[0]), response, self.info.max_tokens)
 
     def responses(

@@ -106,7 +106,8 @@ class TransformersBackend(Backend):
     ) -> Iterator[tuple[int, int]]:
         """See `Backend`. ValueError where `negative` comes without `sampling.guidance`, or not one for each prompt.
 
-        A text ends at the latest where the model's context does; `UserError` where a prompt leaves no room for a response.
+        A text ends at the latest where the model's context does; `UserError` where a prompt leaves no room for a
+        response.
         """
         if negative is not None and (sampling.guidance is None or len(negative) != len(prompts)):
             raise ValueError("guidance needs a strength, and one negative prompt for each prompt")
@@ -156,8 +157,8 @@ class TransformersBackend(Backend):
         limit = min((n for n in (self.context, most) if n is not None), default=None)
         if limit is not None and tokens + response > limit:
             raise UserError(
-                f"the text is too long: with all that goes with it, it takes {tokens:,} tokens, and this model reads at most "
-                f"{limit - response:,}. Shorten it."
+                f"the text is too long: with all that goes with it, it takes {tokens:,} tokens, and this model reads "
+                f"at most {limit - response:,}. Shorten it."
             )
 
     def generate(

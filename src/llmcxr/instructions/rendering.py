@@ -30,7 +30,8 @@ class RenderedExample:
 
 
 def encode_free(text: str, template: Template, vocabulary: ImageVocabulary) -> list[int]:
-    """Ids of what a user, a report or the model wrote: in it there is no control token, and nothing that tells turns apart."""
+    """Ids of what a user, a report or the model wrote: in it there is no control token, and nothing that tells turns
+    apart."""
     return vocabulary.encode_text(without_marks(text, template.marks))
 
 

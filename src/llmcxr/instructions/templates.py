@@ -52,8 +52,8 @@ _USUAL = re.compile(r"[\t\n\r\x20-\x7e]*")
 def _folded(text: str) -> tuple[str, list[int]]:
     """`text` as the most forgiving tokenizer reads it, and the place in `text` of each of its letters.
 
-    Compatible forms are one (a full-width # is a #), so are large and small letters, and all white space in a row. Accents and
-    characters without width are left out.
+    Compatible forms are one (a full-width # is a #), so are large and small letters, and all white space in a row.
+    Accents and characters without width are left out.
     """
     letters: list[str] = []
     places: list[int] = []
@@ -71,10 +71,11 @@ def _folded(text: str) -> tuple[str, list[int]]:
 
 
 def without_marks(text: str, marks: Sequence[str]) -> str:
-    """`text` in which nobody can read one of a template's `marks`: after the first character of each there comes a space.
+    """`text` in which nobody can read one of a template's `marks`: after the first character of each there comes a
+    space.
 
-    So "### Response:" in a report or a question becomes "# ## Response:", and cannot be taken for the end of a turn. Text
-    without marks stays as it is.
+    So "### Response:" in a report or a question becomes "# ## Response:", and cannot be taken for the end of a turn.
+    Text without marks stays as it is.
     """
     if _USUAL.fullmatch(text) and not any(mark.split()[0].casefold() in text.casefold() for mark in marks):
         return text
@@ -127,7 +128,8 @@ class ChatTemplate:
     name: TemplateName = "chat"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None) -> None:
-        """`system_prompt` None keeps the model's default, "" is none. `UserError` where the tokenizer has no chat template."""
+        """`system_prompt` None keeps the model's default, "" is none. `UserError` where the tokenizer has no chat
+        template."""
         if not tokenizer.chat_template:
             raise UserError("the text tokenizer has no chat template. Set template: paper.")
         self._tokenizer = tokenizer
@@ -169,8 +171,8 @@ class ChatTemplate:
         except Exception as error:  # jinja's own, and whatever a template makes Python raise
             system = ", or system_prompt: null where it has no place for one" if self._system is not None else ""
             raise UserError(
-                f"the model's chat template cannot be used: {error}. Mend its chat_template.jinja or tokenizer_config.json, or set "
-                f"template: paper{system}."
+                f"the model's chat template cannot be used: {error}. Mend its chat_template.jinja or "
+                f"tokenizer_config.json, or set template: paper{system}."
             ) from error
 
     @cached_property
@@ -183,7 +185,8 @@ class ChatTemplate:
         plain = [p for p in between if control.isdisjoint(self._tokenizer(p, add_special_tokens=False)["input_ids"])]
         if any(len(_folded(part)[0].strip()) < 2 for part in plain):
             raise UserError(
-                "the model's chat template tells turns apart by text that any message can hold, and by no token. Set template: paper."
+                "the model's chat template tells turns apart by text that any message can hold, and by no token. Set "
+                "template: paper."
             )
         return tuple(part.strip() for part in plain)
 

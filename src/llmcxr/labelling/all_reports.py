@@ -14,13 +14,13 @@ _FLUSH = 1000  # texts
 def read_all(
     texts: Iterable[str], read: Callable[[Sequence[str]], Iterable[States]], key: str, kept: Path | None = None
 ) -> dict[str, States]:
-    """Text -> what it says of findings (1, 0, -1), of every text; `read` gives those of several texts, in order, as it goes.
+    """Text -> what it says of findings (1, 0, -1), of every text; `read` gives those of several texts, in order, as it
+    goes.
 
-    `kept` is a file that takes what is read as it goes; one that is there, of the same `key` (the labeller), is gone on with. The
-    caller removes it when the labels are safe.
+    `kept` is a file that takes what is read as it goes; one that is there, of the same `key` (the labeller), is gone on
+    with. The caller removes it when the labels are safe.
     """
     todo = list(dict.fromkeys(texts))
-    found: dict[str, States] = {}
     before = _read_kept(kept, key) if kept is not None else {}
     found = {text: before[name] for text in todo if (name := _name(text)) in before}
     todo = [text for text in todo if text not in found]

@@ -77,7 +77,8 @@ def label_studies(studies: Sequence[Study], labeller: Labeller, kept: Path | Non
     """The studies as they are where any has labels; else labelled from their whole reports.
 
     A label is what the report says: 1 affirmed, 0 denied, -1 uncertain. What it does not mention stays unknown, never
-    negative; "No Finding" is no finding. Nothing is labelled by a labeller that knows no finding. `kept` takes what is read as it goes (`all_reports.read_all`).
+    negative; "No Finding" is no finding. Nothing is labelled by a labeller that knows no finding. `kept` takes what is
+    read as it goes (`all_reports.read_all`).
     """
     if not labeller.findings or any(study.labels for study in studies):
         return list(studies)

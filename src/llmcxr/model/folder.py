@@ -139,6 +139,6 @@ def check_image_tokenizer(folder: Path, info: ModelInfo, codec: ImageCodec) -> N
     names = ("image_tokenizer", "codebook_size", "grid", "image_size")
     if wrong := [f"{n} {g}, not {o}" for n, o, g in zip(names, own, given, strict=True) if o != g]:
         raise UserError(
-            f"{folder}: image_tokenizer/ is not the one that llmcxr.json names; it has {', '.join(wrong)}. Codes of two "
-            f"tokenizers mean different things. {remedy(folder)}"
+            f"{folder}: image_tokenizer/ is not the one that llmcxr.json names; it has {', '.join(wrong)}. Codes of "
+            f"two tokenizers mean different things. {remedy(folder)}"
         )

@@ -110,8 +110,8 @@ def is_packed(folder: Path) -> bool:
 def unpack(folder: Path) -> Path:
     """The ordinary model folder of a packed one: from the cache, or made there now (about half a minute, once).
 
-    Raises `UserError` where a file is not the one that was packed, or does not fit the base LLM. A base LLM of the hub is
-    looked for in the hub's cache only.
+    Raises `UserError` where a file is not the one that was packed, or does not fit the base LLM. A base LLM of the hub
+    is looked for in the hub's cache only.
     """
     target = unpacked_models() / f"{folder.name}-{fingerprint(read_sums(folder))}"
     if (target / SUMS).exists():

@@ -1,6 +1,8 @@
-"""SHA256SUMS of a model folder: what its files were when it was made (`sha256sum -c` reads it), so that damage is found.
+"""SHA256SUMS of a model folder: what its files were when it was made (`sha256sum -c` reads it), so that damage is
+found.
 
-Hashing gigabytes takes seconds, so a file whose size and time of change are those of an earlier check is not read again.
+Hashing gigabytes takes seconds, so a file whose size and time of change are those of an earlier check is not read
+again.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ def remedy(folder: Path) -> str:
         return f"Delete the folder {folder}: it is made anew from the packed model."
     if (folder / "packed.json").exists():
         return "Fetch the packed model again (in a clone: git checkout, or git lfs pull where it is stored so)."
-    return f"Copy or fetch the model again; where a run made it, delete {folder} and run that again: only this is made anew."
+    return (
+        f"Copy or fetch the model again; where a run made it, delete {folder} and run that again: only this is made "
+        f"anew."
+    )
 
 
 def _files(folder: Path) -> list[Path]:
@@ -76,5 +81,6 @@ def check_sums(folder: Path) -> None:
             "" if remedy(folder).startswith(("Delete", "Fetch")) else f" If you changed it, delete {folder / SUMS}."
         )
         raise UserError(
-            f"{damaged[0]} is damaged or was changed: the model is not the one that {SUMS} describes. {remedy(folder)}{change}"
+            f"{damaged[0]} is damaged or was changed: the model is not the one that {SUMS} describes. "
+            f"{remedy(folder)}{change}"
         )

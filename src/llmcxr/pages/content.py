@@ -12,7 +12,8 @@ from llmcxr.tasks.measurement import Cases, Prediction, read_picture
 
 
 def shown_findings(study: Study, findings: Sequence[str]) -> str:
-    """The findings that a study is known to have, for people; "" where nothing is known to be there, but not all is denied."""
+    """The findings that a study is known to have, for people; "" where nothing is known to be there, but not all is
+    denied."""
     present = [name for name, state in study.labels.items() if state == 1]
     if not present and findings and all(study.labels.get(name) == 0 for name in findings):
         return "no finding"

@@ -34,7 +34,8 @@ def _report(study: Study) -> str:
 
 
 def label_rows(studies: Sequence[Study]) -> list[dict[str, Any]]:
-    """Of each finding, the most frequent first: its name, and how many images are present, absent, uncertain, unknown."""
+    """Of each finding, the most frequent first: its name, and how many images are present, absent, uncertain,
+    unknown."""
     counts: dict[str, Counter[int]] = {}
     for study in studies:
         for name, state in study.labels.items():
@@ -47,8 +48,8 @@ def label_rows(studies: Sequence[Study]) -> list[dict[str, Any]]:
 
 
 def report_lengths(studies: Sequence[Study]) -> dict[str, Any]:
-    """Words of the reports: a histogram [(least, most, count)], their median and most; how many texts there are, how often the
-    most frequent stands. Empty where there are no reports."""
+    """Words of the reports: a histogram [(least, most, count)], their median and most; how many texts there are, how
+    often the most frequent stands. Empty where there are no reports."""
     texts = Counter(filter(None, map(_report, studies)))
     if not texts:
         return {}
@@ -161,8 +162,8 @@ def write_data_page(
 ) -> None:
     """Write the page, atomically.
 
-    `about` says what the data are and under which terms; image paths are below `folder`; `summary` is what `studies.json`
-    holds; `remarks` are what the data cannot give.
+    `about` says what the data are and under which terms; image paths are below `folder`; `summary` is what
+    `studies.json` holds; `remarks` are what the data cannot give.
     """
     pictures, labels = _Pictures(folder, studies, pixels), label_rows(studies)
     worst = sorted((note for note in notes if note.lost > 0.1), key=lambda note: -note.lost)[:_ODD]

@@ -1,7 +1,8 @@
 """The results of a run as one HTML file that needs nothing else: no script, no font, no request.
 
-Words and markup are in results.html.j2 and what it extends, looks in style.css; here is what numbers and pictures become. All text is escaped by the
-template engine. Colours never carry a meaning alone: each has a symbol or a shape beside it.
+Words and markup are in results.html.j2 and what it extends, looks in style.css; here is what numbers and pictures
+become. All text is escaped by the template engine. Colours never carry a meaning alone: each has a symbol or a shape
+beside it.
 
 Pictures are [H, W] arrays, uint8 (0 black, 255 white) or float in [0, 1]; they are embedded as WebP.
 """
@@ -52,7 +53,8 @@ class ReportCard:
 
 @dataclass(frozen=True)
 class DrawingCard:
-    """Images drawn from one text, beside the image that the text was written for and what its image tokens keep of it."""
+    """Images drawn from one text, beside the image that the text was written for and what its image tokens keep of
+    it."""
 
     prompt: str
     real: Picture | None
@@ -76,8 +78,8 @@ class QuestionRow:
 class PageContent:
     """All that the page shows. Whatever is left empty is shown as not measured.
 
-    `facts`: name -> value of the run (recipe, sizes, minutes of each stage, versions). `summary`: what `summary.json` holds.
-    `train_loss` and `unseen_loss`: task -> curve, on the training batches and on patients never trained on.
+    `facts`: name -> value of the run (recipe, sizes, minutes of each stage, versions). `summary`: what `summary.json`
+    holds. `train_loss` and `unseen_loss`: task -> curve, on the training batches and on patients never trained on.
     `stage_changes`: the steps at which a new stage of training began.
     """
 
@@ -105,8 +107,8 @@ _ROWS = ("radiograph", "from its image tokens", "drawn from its report")
 
 
 def glance(cards: Sequence[DrawingCard], columns: int = 6, size: int = 176) -> Image.Image | None:
-    """One picture of a few patients, one a column: the radiograph, what its image tokens keep of it, and what is drawn from
-    its report, with the card's caption below. None where no card has all three.
+    """One picture of a few patients, one a column: the radiograph, what its image tokens keep of it, and what is drawn
+    from its report, with the card's caption below. None where no card has all three.
     """
     whole = [c for c in cards if c.real is not None and c.reconstruction is not None and c.drawn][:columns]
     if not whole:

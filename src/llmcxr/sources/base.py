@@ -1,5 +1,5 @@
-"""What every source of data offers, and what all of them share: how a report becomes a study's text, how studies are put in
-order and into splits, and what is counted on the way. One file a data set; nothing else asks which one it is.
+"""What every source of data offers, and what all of them share: how a report becomes a study's text, how studies are
+put in order and into splits, and what is counted on the way. One file a data set; nothing else asks which one it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _MANY = 20  # studies; nobody has most of a data set
 
 
 class Tally:
-    """What of a data set was left out, and what was kept although something is amiss: counts by reason, with examples."""
+    """What of a data set was left out, and what was kept although something is amiss: counts by reason, with
+    examples."""
 
     def __init__(self) -> None:
         self.left_out: Counter[str] = Counter()
@@ -61,8 +62,8 @@ class Tally:
 class Source(Protocol):
     """A data set as it lies on disk (or is simulated), read to studies.
 
-    A new one is a file like `openi.py` with a settings class, whose `build` makes the source, and one line in `registry.py`. It is
-    loaded with every recipe, so libraries that are slow to load are imported in its functions.
+    A new one is a file like `openi.py` with a settings class, whose `build` makes the source, and one line in
+    `registry.py`. It is loaded with every recipe, so libraries that are slow to load are imported in its functions.
     """
 
     about: str  # a sentence or two for the model card: what it is, and its licence
@@ -130,12 +131,12 @@ def study_view(tally: Tally, *texts: str) -> str:
 def finish(
     studies: list[Study], times: Mapping[StudyKey, float | None], seed: int, tally: Tally, nothing: str
 ) -> list[Study]:
-    """Give each study its place in the patient's order, its split and an absolute image path (those of settings begin where
-    llmcxr is started, those of a manifest in the run's folder), and check that no patient is in two splits.
+    """Give each study its place in the patient's order, its split and an absolute image path (those of settings begin
+    where llmcxr is started, those of a manifest in the run's folder), and check that no patient is in two splits.
 
     `times`: patient and study -> when it was made, of **all** studies that the data know, those without an image or a
-    report too, so that a follow-up never becomes the first. Raises `UserError` where there are no studies; `nothing` then says
-    where they were looked for.
+    report too, so that a follow-up never becomes the first. Raises `UserError` where there are no studies; `nothing`
+    then says where they were looked for.
     """
     if not studies:
         raise UserError(f"{nothing} (left out: {tally.reasons()}).")
@@ -159,8 +160,8 @@ def finish(
 
 
 def folders_below(root: Path, depth: int, skip: str = r"p\d+|s\d+|patient\d+|study\d+|\..*") -> Iterator[Path]:
-    """`root` and the folders in it down to `depth`, nearest first; those named like `skip` (patients and studies, of which
-    there are hundreds of thousands) are not entered."""
+    """`root` and the folders in it down to `depth`, nearest first; those named like `skip` (patients and studies, of
+    which there are hundreds of thousands) are not entered."""
     level = [root]
     for _ in range(depth + 1):
         yield from level
@@ -173,7 +174,8 @@ def folders_below(root: Path, depth: int, skip: str = r"p\d+|s\d+|patient\d+|stu
 
 
 def files_below(root: Path, wanted: Callable[[str], bool], skip: str = r"\..*") -> Iterator[Path]:
-    """All files in `root`, at any depth and in order of their names, whose name is `wanted`; folders like `skip` are not entered."""
+    """All files in `root`, at any depth and in order of their names, whose name is `wanted`; folders like `skip` are
+    not entered."""
     for folder, inner, names in os.walk(root):
         inner[:] = sorted(name for name in inner if not re.fullmatch(skip, name))
         yield from (Path(folder, name) for name in sorted(names) if wanted(name))
@@ -192,8 +194,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 class FilesByName:
     """Finds files of a data set by the name that its tables give, wherever below the root they lie.
 
-    The tables' own place is tried first, then every suffix of images, then a file of that name (and in the folders that the name
-    says) anywhere below the root, whose folders are listed once, when a name is first missed.
+    The tables' own place is tried first, then every suffix of images, then a file of that name (and in the folders that
+    the name says) anywhere below the root, whose folders are listed once, when a name is first missed.
     """
 
     SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".dcm")

@@ -1,12 +1,12 @@
 """CheXpert and CheXpert Plus, as published.
 
 - Hospital: Stanford Hospital, Stanford, California; 2002 to 2017, inpatients and outpatients.
-- CheXpert: 224,316 radiographs of 65,240 patients with 14 labels, no reports. CheXpert Plus: 223,228 of them as DICOM or PNG with
-  their reports (187,711 studies of 64,725 patients).
+- CheXpert: 224,316 radiographs of 65,240 patients with 14 labels, no reports. CheXpert Plus: 223,228 of them as DICOM
+  or PNG with their reports (187,711 studies of 64,725 patients).
 - Access: Stanford AIMI, after registration and Stanford's research use agreement; research only, not to be passed on.
 - Citation: Irvin et al., AAAI 2019 (CheXpert); Chambon et al., 2024 (CheXpert Plus).
-- A blank label: the report does not mention the finding, so it is unknown. CheXpert's `valid.csv` and `test.csv` were read by
-  radiologists and have no blanks.
+- A blank label: the report does not mention the finding, so it is unknown. CheXpert's `valid.csv` and `test.csv` were
+  read by radiologists and have no blanks.
 
 CheXpert (invented):
 
@@ -24,9 +24,9 @@ CheXpert Plus (invented; a study has several texts, each in a column):
     PNG/train/patient00001/study1/view1_frontal.png         (the table says .jpg)
     chexbert_labels/{report,impression,findings}_fixed.json     one line of JSON an image: path_to_image, and 1, 0, -1 or null
 
-The order of studies is the release's own in CheXpert Plus (`patient_report_date_order`; it gives no dates to check it by); CheXpert
-gives none, so that a patient of several studies has no known first. Where there is no `test.csv`, `valid` is the test split, as most
-publications have it, and a tenth of the training patients, by hash of the id, validate.
+The order of studies is the release's own in CheXpert Plus (`patient_report_date_order`; it gives no dates to check it
+by); CheXpert gives none, so that a patient of several studies has no known first. Where there is no `test.csv`, `valid`
+is the test split, as most publications have it, and a tenth of the training patients, by hash of the id, validate.
 """
 
 from __future__ import annotations
@@ -43,19 +43,17 @@ from tqdm import tqdm
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Settings, setting, settings_to_dict
+from llmcxr.labelling.terms import CHEXPERT
 from llmcxr.sources.base import Tally, finish, folders_below, read_text, study_text, study_view
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, read_rows, state_of
 from llmcxr.sources.times import StudyKey, number
 from llmcxr.studies.cohort import split_of
-from llmcxr.studies.findings import is_finding
+from llmcxr.studies.findings import NO_FINDING
 from llmcxr.studies.study import Split, Study
 
 # What CheXpert's labeller observes, which MIMIC-CXR-JPG's tables have too; labels keep these names.
-OBSERVATIONS = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion", "Lung Opacity",
-    "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia", "Pneumothorax", "Support Devices",
-)  # fmt: skip
-OBSERVED = tuple(name for name in OBSERVATIONS if is_finding(name))
+OBSERVED = tuple(CHEXPERT)
+OBSERVATIONS = (*OBSERVED, NO_FINDING)
 
 _ACCESS = (
     "CheXpert and CheXpert Plus are given by Stanford AIMI after registration and Stanford's research use agreement: "
@@ -90,8 +88,8 @@ class ChexpertSource:
     """The studies of CheXpert or CheXpert Plus."""
 
     about = (
-        "CheXpert or CheXpert Plus (Stanford Hospital; Irvin et al., 2019; Chambon et al., 2024), under Stanford's research use "
-        "agreement: for research only, not to be passed on. The model has learned from them."
+        "CheXpert or CheXpert Plus (Stanford Hospital; Irvin et al., 2019; Chambon et al., 2024), under Stanford's "
+        "research use agreement: for research only, not to be passed on. The model has learned from them."
     )
     simulated = False
     assumed_images = 223_228
@@ -119,7 +117,8 @@ class ChexpertSource:
                 )
         if not self._tables():
             raise UserError(
-                f"{self.folder} holds neither df_chexpert_plus_240401.csv nor train.csv or valid.csv (looked three folders deep). Set "
+                f"{self.folder} holds neither df_chexpert_plus_240401.csv nor train.csv or valid.csv (looked three "
+                f"folders deep). Set "
                 f"source.chexpert.folder to the folder of the download.\n{self.access}"
             )
 
@@ -188,7 +187,10 @@ class ChexpertSource:
                     labels=states or {},
                 )
             )
-        where = f"no image of {', '.join(t.name for t in tables)} is below {self.images} (looked for train/patient.../study.../ there)"
+        where = (
+            f"no image of {', '.join(t.name for t in tables)} is below {self.images} (looked for "
+            f"train/patient.../study.../ there)"
+        )
         return finish(studies, times, self.seed, self.tally, where)
 
     def _rows(self, table: Path, plus: bool) -> Iterator[Row]:
@@ -219,7 +221,8 @@ class ChexpertSource:
         labels = {cell(row, "path_to_image"): self._states(row, path.name) for row in read_rows(path)}
         if not images & labels.keys():
             raise UserError(
-                f"no line of {path} is of an image in the table, e.g. {next(iter(labels), 'none at all')}. Take the file of the release."
+                f"no line of {path} is of an image in the table, e.g. {next(iter(labels), 'none at all')}. Take the "
+                f"file of the release."
             )
         if missing := len(images - labels.keys()):
             self.tally.noted["image without a line in the file of labels"] += missing

@@ -1,12 +1,13 @@
 """A folder of DICOM files, as a hospital's archive exports it: studies, views and times come from the files' own tags.
 
-- Which files: all that DICOM can read, whatever their names and folders. Radiographs alone are used (modality CR, DX, DR or RG); CT, SEG,
-  dose reports and the like are left out and counted by modality, as are raw detector images (FOR PROCESSING) that go with processed ones.
-- Patients are told apart by PatientID, studies by StudyInstanceUID, and put in order by StudyDate and StudyTime. Where an archive has removed
-  the PatientID, a study counts as a patient of its own.
+- Which files: all that DICOM can read, whatever their names and folders. Radiographs alone are used (modality CR, DX,
+  DR or RG); CT, SEG, dose reports and the like are left out and counted by modality, as are raw detector images (FOR
+  PROCESSING) that go with processed ones.
+- Patients are told apart by PatientID, studies by StudyInstanceUID, and put in order by StudyDate and StudyTime. Where
+  an archive has removed the PatientID, a study counts as a patient of its own.
 - The view is ViewPosition, else what ViewCodeSequence says, else SeriesDescription where it names one view.
-- Reports come from a table with one row a study (or image), or there are none. Its column `study` holds the StudyInstanceUID, the
-  AccessionNumber, the SOPInstanceUID, or the file's name. A blank label is unknown.
+- Reports come from a table with one row a study (or image), or there are none. Its column `study` holds the
+  StudyInstanceUID, the AccessionNumber, the SOPInstanceUID, or the file's name. A blank label is unknown.
 - Access and terms are the owner's. Nothing is anonymised here: ids and texts are kept as they are.
 
 Invented:
@@ -129,7 +130,7 @@ class DicomFolderSource:
     def __init__(self, settings: DicomFolderSettings, seed: int, access: str = "") -> None:
         self.settings, self.seed, self.access = settings, seed, access.strip()
         self.folder = Path(os.path.abspath(settings.folder))
-        self.reports = None if settings.reports is None else settings.reports
+        self.reports = settings.reports
         self.tally = Tally()
 
     @property
@@ -147,8 +148,8 @@ class DicomFolderSource:
         how = f"\n{self.access}" if self.access else ""
         if not self.folder.is_dir():
             raise UserError(
-                f"the folder {self.settings.folder} does not exist. Set source.dicom_folder.folder to it (relative to where llmcxr is "
-                f"started).{how}"
+                f"the folder {self.settings.folder} does not exist. Set source.dicom_folder.folder to it (relative to "
+                f"where llmcxr is started).{how}"
             )
         if self.reports is not None and not self.reports.is_file():
             raise UserError(
@@ -167,7 +168,8 @@ class DicomFolderSource:
     def studies(self, folder: Path, image_size: int) -> list[Study]:
         """Read all headers to studies; what is no radiograph, or comes twice, is left out and counted.
 
-        Raises `UserError` for a table that lacks a column or of which no row is of a file, and where there is no radiograph.
+        Raises `UserError` for a table that lacks a column or of which no row is of a file, and where there is no
+        radiograph.
         """
         self.check()
         self.tally.clear()
@@ -210,10 +212,10 @@ class DicomFolderSource:
         if rows and studies and set(used) == {""}:
             first = next(iter(found.values()))
             raise UserError(
-                f"no row of {self.reports} is of a file in {self.folder}: column {self.settings.columns['study']!r} holds e.g. "
-                f"{next(iter(rows))!r}, a file has StudyInstanceUID {first['StudyInstanceUID']!r}, AccessionNumber "
-                f"{first['AccessionNumber']!r}, SOPInstanceUID {first['SOPInstanceUID']!r}. Set columns.study to the column that holds one "
-                f"of them, or the files' names."
+                f"no row of {self.reports} is of a file in {self.folder}: column {self.settings.columns['study']!r} "
+                f"holds e.g. {next(iter(rows))!r}, a file has StudyInstanceUID {first['StudyInstanceUID']!r}, "
+                f"AccessionNumber {first['AccessionNumber']!r}, SOPInstanceUID {first['SOPInstanceUID']!r}. Set "
+                f"columns.study to the column that holds one of them, or the files' names."
             )
         if rows and (without := len(used.get("", []))):
             self.tally.noted["image without a row in the table of reports"] += without

@@ -1,10 +1,11 @@
 """MIMIC-CXR-JPG 2.0.0 and 2.1.0 with MIMIC-CXR's reports, or MIMIC-CXR's DICOM files, as published.
 
 - Hospital: Beth Israel Deaconess Medical Center, Boston, Massachusetts; emergency department and wards, 2011 to 2016.
-- 377,110 radiographs in 227,827 studies of 65,379 patients; 227,835 reports. Dates are shifted by patient, so that intervals are
-  true and years are not.
-- Access: credentialed PhysioNet users who have passed the CITI training and signed the data use agreement. Neither files nor what is
-  derived from them (pixels, models) may be passed on to others, or sent to services that keep what they are sent.
+- 377,110 radiographs in 227,827 studies of 65,379 patients; 227,835 reports. Dates are shifted by patient, so that
+  intervals are true and years are not.
+- Access: credentialed PhysioNet users who have passed the CITI training and signed the data use agreement. Neither
+  files nor what is derived from them (pixels, models) may be passed on to others, or sent to services that keep what
+  they are sent.
 - Citation: Johnson et al., Scientific Data 2019 (MIMIC-CXR); Johnson et al., 2019, arXiv 1901.07042 (MIMIC-CXR-JPG).
 - A blank label: the report does not mention the finding, so it is unknown. -1: the report is in doubt.
 
@@ -16,9 +17,9 @@ As published (invented ids):
     files/p10/p10000001/s50000001/0a1b2c3d-....jpg
     mimic-cxr-reports.zip              files/p10/p10000001/s50000001.txt
 
-Tables may be .csv or .csv.gz, and lie with the images or apart. Reports are read from the zip file, with or without a folder around
-`files`, or from where it was unpacked, at any depth. `files/` of MIMIC-CXR itself (.dcm) takes the place of the JPEG files.
-Parts of a tree are read as far as they go, and what is missing is counted.
+Tables may be .csv or .csv.gz, and lie with the images or apart. Reports are read from the zip file, with or without a
+folder around `files`, or from where it was unpacked, at any depth. `files/` of MIMIC-CXR itself (.dcm) takes the place
+of the JPEG files. Parts of a tree are read as far as they go, and what is missing is counted.
 Not read: mimic-cxr-2.1.0-test-set-labeled.csv (687 reports labelled by a radiologist).
 """
 
@@ -48,8 +49,9 @@ from llmcxr.studies.reports import MOST
 from llmcxr.studies.study import SPLITS, Split, Study
 
 ACCESS = (
-    "MIMIC-CXR-JPG (images, labels) and MIMIC-CXR (reports) are given to credentialed PhysioNet users who have passed the CITI "
-    "training and signed the data use agreement: physionet.org/content/mimic-cxr-jpg and physionet.org/content/mimic-cxr."
+    "MIMIC-CXR-JPG (images, labels) and MIMIC-CXR (reports) are given to credentialed PhysioNet users who have passed "
+    "the CITI training and signed the data use agreement: physionet.org/content/mimic-cxr-jpg and "
+    "physionet.org/content/mimic-cxr."
 )
 _SUFFIXES = (".jpg", ".dcm", ".png", ".jpeg")
 _REPORT = re.compile(r"(?:^|/)s(\d{8})\.txt$")
@@ -102,8 +104,8 @@ class Reports:
             self.places = {match[1]: name for name in names if (match := _REPORT.search(name))}
         if not self.places:
             raise UserError(
-                f"{path} holds no report: looked for files named {_REPORT_FORM}, at any depth. Set source.mimic_cxr.reports to "
-                f"mimic-cxr-reports.zip, or to the folder in which it was unpacked."
+                f"{path} holds no report: looked for files named {_REPORT_FORM}, at any depth. Set "
+                f"source.mimic_cxr.reports to mimic-cxr-reports.zip, or to the folder in which it was unpacked."
             )
 
     def _open(self) -> zipfile.ZipFile:
@@ -111,7 +113,8 @@ class Reports:
             return zipfile.ZipFile(self.path)
         except FileNotFoundError as error:
             raise UserError(
-                f"the reports {self.path} do not exist. Set source.mimic_cxr.reports to mimic-cxr-reports.zip, or to the folder in "
+                f"the reports {self.path} do not exist. Set source.mimic_cxr.reports to mimic-cxr-reports.zip, or to "
+                f"the folder in "
                 f"which it was unpacked.\n{ACCESS}"
             ) from error
         except (OSError, zipfile.BadZipFile) as error:
@@ -120,7 +123,7 @@ class Reports:
             ) from error
 
     def read(self, study: str) -> str | None:
-        """The report's text (of one that is far too long its beginning); None where there is no report. `UserError` where it cannot be read."""
+        """The report's text (of one that is far too long its beginning); None where there is none. `UserError` if not readable."""
         if (place := self.places.get(study)) is None:
             return None
         try:
@@ -142,8 +145,9 @@ class MimicCxrSource:
     """The studies of MIMIC-CXR."""
 
     about = (
-        "MIMIC-CXR (Johnson et al., 2019; Beth Israel Deaconess Medical Center), under PhysioNet's credentialed data use agreement. The "
-        "model has learned from patients' reports and radiographs: it may not be passed on to those who have not signed it."
+        "MIMIC-CXR (Johnson et al., 2019; Beth Israel Deaconess Medical Center), under PhysioNet's credentialed data "
+        "use agreement. The model has learned from patients' reports and radiographs: it may not be passed on to those "
+        "who have not signed it."
     )
     simulated = False
     assumed_images = 377_110
@@ -167,19 +171,22 @@ class MimicCxrSource:
         for name, path in (("folder", self.folder), ("tables", self.tables)):
             if not path.is_dir():
                 raise UserError(
-                    f"the folder {path} does not exist. Set source.mimic_cxr.{name} to where it is (relative to where llmcxr is "
+                    f"the folder {path} does not exist. Set source.mimic_cxr.{name} to where it is (relative to where "
+                    f"llmcxr is "
                     f"started).\n{self.access}"
                 )
         for name in self._names():
             self._table(name)
         if (reports := self._reports_path()) is not None and not reports.exists():
             raise UserError(
-                f"the reports {reports} do not exist. Set source.mimic_cxr.reports to mimic-cxr-reports.zip, or to the folder in which it was "
+                f"the reports {reports} do not exist. Set source.mimic_cxr.reports to mimic-cxr-reports.zip, or to the "
+                f"folder in which it was "
                 f"unpacked.\n{self.access}"
             )
 
     def fingerprint(self) -> Any:
-        """Settings, seed, the contents of the tables and of the zip file of reports; of reports in a folder their names alone."""
+        """Settings, seed, the contents of the tables and of the zip file of reports; of reports in a folder their names
+        alone."""
         content: list[Any] = []
         if self.on_disk:
             content = [fingerprint(self._table(name)) for name in self._names()]
@@ -198,12 +205,14 @@ class MimicCxrSource:
             if found := sorted(p for p in folder.glob(f"mimic-cxr-2.*-{name}.csv*") if p.suffix in (".csv", ".gz")):
                 return found[-1]
         raise UserError(
-            f"{self.tables} holds no mimic-cxr-2.0.0-{name}.csv.gz (or .csv; looked four folders deep). Set source.mimic_cxr.tables to the "
+            f"{self.tables} holds no mimic-cxr-2.0.0-{name}.csv.gz (or .csv; looked four folders deep). Set "
+            f"source.mimic_cxr.tables to the "
             f"folder of MIMIC-CXR-JPG's tables.\n{self.access}"
         )
 
     def _reports_path(self) -> Path | None:
-        """The setting, else a zip file or a folder of that name in or beside the folder; else the folder itself, with DICOM files."""
+        """The setting, else a zip file or a folder of that name in or beside the folder; else the folder itself, with
+        DICOM files."""
         if self.settings.reports is not None:
             return self.settings.reports
         for folder in (self.folder, self.tables, self.folder.resolve().parent):
@@ -219,7 +228,8 @@ class MimicCxrSource:
         path = self._reports_path()
         if path is None:
             raise UserError(
-                f"no reports were found in or beside {self.folder}: looked for mimic-cxr-reports.zip, a folder mimic-cxr-reports, and "
+                f"no reports were found in or beside {self.folder}: looked for mimic-cxr-reports.zip, a folder "
+                f"mimic-cxr-reports, and "
                 f"files named {_REPORT_FORM}. Set source.mimic_cxr.reports.\n{self.access}"
             )
         return Reports(path)
@@ -231,9 +241,9 @@ class MimicCxrSource:
     def studies(self, folder: Path, image_size: int) -> list[Study]:
         """Join tables, reports and images to studies; nothing is written to `folder`, and no image is opened.
 
-        Left out and counted: images whose file is missing. Kept and counted: images without a row in the split file or the
-        metadata, studies without a report or without labels. Raises `UserError` where no report or no label is of any study, and
-        where no image is left.
+        Left out and counted: images whose file is missing. Kept and counted: images without a row in the split file or
+        the metadata, studies without a report or without labels. Raises `UserError` where no report or no label is of
+        any study, and where no image is left.
         """
         self.check()
         self.tally.clear()
@@ -241,8 +251,9 @@ class MimicCxrSource:
         labels, reports, base = self._labels({key[:2] for key in images}), self._reports, self._base()
         if not any(study in reports.places for _, study, _ in images):
             raise UserError(
-                f"{reports.path}: none of its {len(reports.places):,} reports is of a study in {self._table('split').name}, e.g. "
-                f"s{next(iter(reports.places))}.txt. Set source.mimic_cxr.reports to the reports of MIMIC-CXR."
+                f"{reports.path}: none of its {len(reports.places):,} reports is of a study in "
+                f"{self._table('split').name}, e.g. s{next(iter(reports.places))}.txt. Set source.mimic_cxr.reports to "
+                f"the reports of MIMIC-CXR."
             )
         texts = self._texts(list(dict.fromkeys(study for _, study, _ in images)))
         studies, study, present = [], "", _present(base)
@@ -268,7 +279,10 @@ class MimicCxrSource:
                     labels=labels.get((patient, study_id), {}),
                 )
             )
-        nothing = f"no image of {self._table('split').name} is in {base} (looked for p10/p10000001/s50000001/DICOM_ID.jpg and the like)"
+        nothing = (
+            f"no image of {self._table('split').name} is in {base} (looked for p10/p10000001/s50000001/DICOM_ID.jpg "
+            f"and the like)"
+        )
         return finish(studies, times, self.seed, self.tally, nothing)
 
     def _rows(self, name: str) -> Iterator[Row]:
@@ -280,7 +294,8 @@ class MimicCxrSource:
     def _images(
         self,
     ) -> tuple[list[_IMAGE_KEY], dict[str, str], dict[str, tuple[str, ...]], dict[StudyKey, float | None]]:
-        """(all images, each study's together; splits; what is said of views; times), of the split file and the metadata."""
+        """(all images, each study's together; splits; what is said of views; times), of the split file and the
+        metadata."""
         splits, views, keys = dict[str, str](), dict[str, tuple[str, ...]](), dict[str, _IMAGE_KEY]()
         times: dict[StudyKey, float | None] = {}
         for row in self._rows("split"):
@@ -321,8 +336,8 @@ class MimicCxrSource:
         if not studies & labels.keys():
             example = next(iter(labels), ("none", "none"))
             raise UserError(
-                f"no row of {path} is of a study in the split file: e.g. subject_id {example[0]}, study_id {example[1]}. Take the file of "
-                f"the release, or set source.mimic_cxr.labels to none."
+                f"no row of {path} is of a study in the split file: e.g. subject_id {example[0]}, study_id "
+                f"{example[1]}. Take the file of the release, or set source.mimic_cxr.labels to none."
             )
         return labels
 

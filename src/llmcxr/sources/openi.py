@@ -1,12 +1,12 @@
 """The Indiana University collection of OpenI, as published by the National Library of Medicine or as on Kaggle.
 
 - Hospitals: two large systems of the Indiana Network for Patient Care, Indiana; outpatients mostly.
-- 7,470 radiographs (frontal and lateral) with 3,955 reports, of 3,955 studies; patients are not told apart, so that each study counts
-  as a patient of its own.
+- 7,470 radiographs (frontal and lateral) with 3,955 reports, of 3,955 studies; patients are not told apart, so that
+  each study counts as a patient of its own.
 - Access: open; CC BY-NC-ND 4.0: no commercial use, and no altered texts or images passed on.
 - Citation: Demner-Fushman et al., JAMIA 2016.
-- Removed names, dates and ages are XXXX. Labels are read from the reports; the MeSH tags of the release are not (they name what is
-  there, and leave open what was not looked at: a tag that is missing is no denial).
+- Removed names, dates and ages are XXXX. Labels are read from the reports; the MeSH tags of the release are not (they
+  name what is there, and leave open what was not looked at: a tag that is missing is no denial).
 
 As published (invented):
 
@@ -21,7 +21,8 @@ Kaggle's copy (raddar/chest-xrays-indiana-university):
                                                      1,1_IM-0001-4001.dcm.png,Frontal
     images/images_normalized/1_IM-0001-4001.dcm.png
 
-Views are said by the projections file alone; it is used with the XML reports too where it is there. Without it views are unknown.
+Views are said by the projections file alone; it is used with the XML reports too where it is there. Without it views
+are unknown.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ class OpenISource:
     """The studies of the Indiana University collection."""
 
     about = (
-        "Radiographs and reports of the Indiana University collection (OpenI; Demner-Fushman et al., 2016), **CC BY-NC-ND 4.0**: for "
-        "research only, not commercially."
+        "Radiographs and reports of the Indiana University collection (OpenI; Demner-Fushman et al., 2016), **CC "
+        "BY-NC-ND 4.0**: for research only, not commercially."
     )
     simulated = False
     assumed_images = 7_470
@@ -133,7 +134,8 @@ class OpenISource:
         if found := self._named("NLMCXR_reports.tgz", "NLMCXR_reports.tar.gz", "indiana_reports.csv"):
             return found
         raise UserError(
-            f"{self.folder} holds no reports: looked for NLMCXR_reports.tgz, XML files named as 1.xml, and indiana_reports.csv, at any depth. "
+            f"{self.folder} holds no reports: looked for NLMCXR_reports.tgz, XML files named as 1.xml, and "
+            f"indiana_reports.csv, at any depth. "
             f"Set source.openi.reports.\n{self.access}"
         )
 
@@ -151,8 +153,9 @@ class OpenISource:
         files = self._files()
         if files and not reports.keys() & {study for study, _ in files}:
             raise UserError(
-                f"{path}: none of its {len(reports):,} reports is of an image in {self.folder}, e.g. report {next(iter(reports))} and image "
-                f"{next(iter(files.values())).name}. Take reports and images of one release."
+                f"{path}: none of its {len(reports):,} reports is of an image in {self.folder}, e.g. report "
+                f"{next(iter(reports))} and image {next(iter(files.values())).name}. Take reports and images of one "
+                f"release."
             )
         projections = self._projections({name for _, name in files})
         for study, report in reports.items():
@@ -188,7 +191,10 @@ class OpenISource:
                 f"no indiana_projections.csv in {self.folder}, which alone says views"
             ]
         times = dict.fromkeys(((s.patient_id, s.study_id) for s in studies), None)
-        nothing = f"no image is in {self.folder} (looked for names like CXR1_1_IM-0001-3001.png, 1_IM-0001-3001.dcm, at any depth)"
+        nothing = (
+            f"no image is in {self.folder} (looked for names like CXR1_1_IM-0001-3001.png, 1_IM-0001-3001.dcm, at any "
+            f"depth)"
+        )
         return finish(studies, times, self.seed, self.tally, nothing)
 
     def _files(self) -> dict[tuple[str, str], Path]:
@@ -212,7 +218,8 @@ class OpenISource:
         }
         if images and not views.keys() & images:
             raise UserError(
-                f"no row of {path} is of an image in {self.folder}, e.g. {next(iter(views), 'none at all')}. Take the file of the release."
+                f"no row of {path} is of an image in {self.folder}, e.g. {next(iter(views), 'none at all')}. Take the "
+                f"file of the release."
             )
         return views
 

@@ -26,8 +26,8 @@ class SourceSettings(Settings):
 
     kind: str = setting(
         "phantom",
-        "which of the blocks here: phantom (simulated radiographs), table (your own files), mimic_cxr, openi, chexpert (also "
-        "CheXpert Plus), dicom_folder",
+        "which of the blocks here: phantom (simulated radiographs), table (your own files), mimic_cxr, openi, chexpert "
+        "(also CheXpert Plus), dicom_folder",
     )
     access: str = setting("", "how to get the data; said where they are missing")
     geometry: Geometry = setting(Geometry(), "how images become squares; belongs to the model that is trained")

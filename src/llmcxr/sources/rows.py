@@ -20,15 +20,16 @@ from typing import Any
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.texts import is_text
 from llmcxr.studies.findings import is_finding, normal_form
+from llmcxr.studies.report_cleaning import EMPTY_CELLS
 
 Row = dict[str, Any]
-_EMPTY = {"nan", "none", "null", "na", "n/a", "n.a.", "<na>", "nat", "-", "--"}
 _FLOAT_ID = re.compile(r"(\d+)\.0+")
-_STATES = {"true": 1, "false": 0, "1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, "-1.0": -1}
+_STATES = {"true": 1, "false": 0, "1": 1, "0": 0, "-1": -1, "1.0": 1, "0.0": 0, "-1.0": -1}  # cells, as text
 
 
 def text_of(value: Any) -> str:
-    """A cell as stripped text; "" for an empty one. 10032.0 is 10032: whole numbers become floats where a column has gaps."""
+    """A cell as stripped text; "" for an empty one. 10032.0 is 10032: whole numbers become floats where a column has
+    gaps."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -38,14 +39,15 @@ def text_of(value: Any) -> str:
 
 def cell(row: Mapping[str, Any], column: str) -> str:
     """A cell as text; "" for a column that is not set, also where the table has a column without a name (an index), and
-    for what programs write into cells that are empty (nan, None, N/A). `UserError` for a list, a mapping or bytes (JSON, Parquet)."""
+    for what programs write into cells that are empty (nan, None, N/A). `UserError` for a list, a
+    mapping or bytes (JSON, Parquet)."""
     value = row.get(column) if column else ""
     if isinstance(value, list | tuple | dict | bytes):
         raise UserError(
             f"column {column!r}: a cell holds {repr(value)[:80]}, which is neither text nor a number. Write it as text."
         )
     text = text_of(value)
-    return "" if text.casefold() in _EMPTY else text
+    return "" if text.casefold() in EMPTY_CELLS else text
 
 
 def id_of(row: Mapping[str, Any], column: str) -> str:
@@ -56,9 +58,14 @@ def id_of(row: Mapping[str, Any], column: str) -> str:
 
 
 def state_of(value: Any, where: str) -> int | None:
-    """A label: 1 present, 0 absent, -1 uncertain, None unknown (an empty cell). `UserError` for all else."""
+    """The label of a cell: 1 (true) present, 0 (false) absent, -1 uncertain; None for an empty one: unknown, never
+    absent.
+
+    So it is in published label files (CheXpert's, those of MIMIC-CXR-JPG), as numbers or text. `UserError` for all
+    else, with `where` it stands.
+    """
     text = text_of(value).casefold()
-    if not text or text in _EMPTY:
+    if text in EMPTY_CELLS:
         return None
     if text not in _STATES:
         raise UserError(
@@ -134,8 +141,8 @@ def _reading(path: Path, suffix: str) -> Iterator[None]:
         yield
     except csv.Error as error:
         raise UserError(
-            f"{path} cannot be read as {suffix[1:]} ({error}). Check that every double quote is closed: the rest of the table "
-            "may stand in one cell."
+            f"{path} cannot be read as {suffix[1:]} ({error}). Check that every double quote is closed: the rest of the "
+            "table may stand in one cell."
         ) from error
     except (ValueError, OSError, EOFError, zlib.error) as error:  # Unicode and pyarrow errors are ValueErrors
         raise UserError(
@@ -150,7 +157,8 @@ def _opened(path: Path) -> io.TextIOBase:
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
-    """Rows of a .csv, .tsv, .jsonl (each plain or .gz) or .parquet file; cells as they are (CSV: text, empty ones left out).
+    """Rows of a .csv, .tsv, .jsonl (each plain or .gz) or .parquet file; cells as they are (CSV: text, empty ones left
+    out).
 
     `columns` leaves out all others of a CSV. `UserError` names file and line.
     """

@@ -3,9 +3,10 @@
     file,patient,study,date,view,report                                                            (invented)
     p01/s1.dcm,p01,s1,2019-04-02,PA,"FINDINGS: Small left effusion. IMPRESSION: Small left pleural effusion."
 
-Also for published tables whose columns the settings name: NIH ChestX-ray14 (`Finding Labels`: `Effusion|Mass`), PadChest
-(`Labels`: `['cardiomegaly', 'pleural effusion']`), the COVID-19 image data collection (`finding`: `COVID-19, ARDS`).
-An empty cell means that nothing is known: of a label unknown, never absent; of a split that the patient's hash decides.
+Also for published tables whose columns the settings name: NIH ChestX-ray14 (`Finding Labels`: `Effusion|Mass`),
+PadChest (`Labels`: `['cardiomegaly', 'pleural effusion']`), the COVID-19 image data collection (`finding`: `COVID-19,
+ARDS`). An empty cell means that nothing is known: of a label unknown, never absent; of a split that the patient's hash
+decides.
 """
 
 from __future__ import annotations
@@ -214,9 +215,9 @@ class TableSource:
     def studies(self, folder: Path, image_size: int) -> list[Study]:
         """Read the table to studies with absolute image paths; nothing is written to `folder` (the run's).
 
-        Left out and counted: rows that name no image or one that is not there, repeated images, and rows of another modality
-        than radiography. Images without a report are kept. Raises `UserError` for a missing table, folder or column, an unknown
-        split, label, class or format of dates, a patient in two splits, and where no row is left.
+        Left out and counted: rows that name no image or one that is not there, repeated images, and rows of another
+        modality than radiography. Images without a report are kept. Raises `UserError` for a missing table, folder or
+        column, an unknown split, label, class or format of dates, a patient in two splits, and where no row is left.
         """
         settings, path = self.settings, self.settings.path
         self.tally.clear()
@@ -255,11 +256,15 @@ class TableSource:
                     labels=self._labels(row, classes, where),
                 )
             )
-        nothing = f"no row of {path} can be used. Image names are looked up in {self.images}; set source `images` if that is wrong"
+        nothing = (
+            f"no row of {path} can be used. Image names are looked up in {self.images}; set source `images` if that is "
+            f"wrong"
+        )
         return finish(studies, times, self.seed, self.tally, nothing)
 
     def _usable(self, rows: list[Row]) -> list[tuple[str, Path, int]]:
-        """(name, file, place among the rows) of the rows whose image is there, is a radiograph and comes for the first time."""
+        """(name, file, place among the rows) of the rows whose image is there, is a radiograph and comes for the first
+        time."""
         settings, files, used = self.settings, FilesByName(self.images), dict[Path, tuple[str, Path, int]]()
         patient = settings.column("patient")
         for place, row in enumerate(rows):
@@ -310,7 +315,8 @@ class TableSource:
         return times
 
     def _rows(self) -> list[Row]:
-        """The table, only the columns that the settings name; `UserError` where it lacks one of them, or has no rows."""
+        """The table, only the columns that the settings name; `UserError` where it lacks one of them, or has no
+        rows."""
         settings, path = self.settings, self.settings.path
         named = {f"columns.{role}": name for role in ROLES if (name := settings.column(role))}
         named |= {f"label_columns[{i}]": name for i, name in enumerate(settings.label_columns)}

@@ -29,7 +29,8 @@ def number(cell: str) -> float | None:
 
 
 def date(cell: str) -> float | None:
-    """Seconds of an ISO date or date and time, `20181231`, or `21800506 213014.531` (a time zone is obeyed; none is UTC)."""
+    """Seconds of an ISO date or date and time, `20181231`, or `21800506 213014.531` (a time zone is obeyed; none is
+    UTC)."""
     try:
         if found := _COMPACT.fullmatch(cell):
             year, month, day, spaced, joined, fraction = found.groups()
@@ -70,8 +71,8 @@ def reader_of(cells: Iterable[str], pattern: str, where: str, setting: str) -> C
         asked = f"of the format {pattern!r}" if pattern else "a number or a date like 2018-12-31 or 20181231"
         raise UserError(
             f"{where}: {found.total() - read[best]:,} of {found.total():,} cells are not {asked}, e.g. "
-            f"{', '.join(map(repr, strange))}. Set {setting} to the format of the dates, e.g. %m/%d/%Y for 12/31/2018 or "
-            f"%B %d, %Y for January 22, 2020."
+            f"{', '.join(map(repr, strange))}. Set {setting} to the format of the dates, e.g. %m/%d/%Y for 12/31/2018 "
+            f"or %B %d, %Y for January 22, 2020."
         )
     return kinds[best]
 
@@ -79,8 +80,8 @@ def reader_of(cells: Iterable[str], pattern: str, where: str, setting: str) -> C
 def ranks(times: Mapping[StudyKey, float | None]) -> dict[StudyKey, int | None]:
     """The place of each study among the patient's in time, from 0; studies of one time share it.
 
-    None for all studies of a patient of several of which one has no time: it might be the first. A patient's only study is
-    the first whenever it was.
+    None for all studies of a patient of several of which one has no time: it might be the first. A patient's only study
+    is the first whenever it was.
     """
     of_patient: defaultdict[str, list[StudyKey]] = defaultdict(list)
     for key in times:

@@ -53,13 +53,12 @@ class Context:
         self.device = self.processes.device
         self.processes.agree_on_precision(recipe.precision)
         self.source = build_source(recipe.source, recipe.seed)
-        folder = None if recipe.chexbert is None else Path(recipe.chexbert).expanduser()
-        self.labeller = build_labeller(recipe.labeller, folder, str(self.device))
+        self.labeller = build_labeller(recipe.labeller, recipe.chexbert, str(self.device))
 
     @property
     def labeller_files(self) -> tuple[Path, ...]:
         """What the labeller reads from disk, besides its code."""
-        return () if self.recipe.chexbert is None else (Path(self.recipe.chexbert).expanduser() / "chexbert.pth",)
+        return () if self.recipe.chexbert is None else (self.recipe.chexbert / "chexbert.pth",)
 
     # --- the data
 
@@ -165,7 +164,8 @@ class Context:
         return build_template(self.recipe.tuning.template, vocabulary.tokenizer, self.recipe.tuning.system_prompt)
 
     def check_llm(self) -> None:
-        """`UserError` for a base LLM that cannot be had, is none, or does not go with the template and the sizes of this recipe."""
+        """`UserError` for a base LLM that cannot be had, is none, or does not go with the template and the sizes of
+        this recipe."""
         self._llm_checked  # noqa: B018 - once for all stages that need it
 
     @cached_property
@@ -178,8 +178,8 @@ class Context:
         context = getattr(config, "max_position_embeddings", None)
         if context and context <= (tokens := recipe.image_tokenizer.architecture.grid**2):
             raise UserError(
-                f"llm: {recipe.llm} reads {context:,} tokens at most, of which an image alone takes {tokens:,}. Set fewer codes an "
-                "image (image_tokenizer.architecture), or another llm."
+                f"llm: {recipe.llm} reads {context:,} tokens at most, of which an image alone takes {tokens:,}. Set "
+                f"fewer codes an image (image_tokenizer.architecture), or another llm."
             )
         return True
 

@@ -90,7 +90,8 @@ def _image_notes(images: Sequence[image_notes.ImageNote]) -> list[str]:
         result.append(f"{len(odd)} images look {reason}, e.g. {odd[0].image_path}{gone}.")
     if (cropped := image_notes.counts(images)["images_losing_a_quarter"]) > 0:
         result.append(
-            f"{cropped} images lose over a quarter of their area to the centre crop; source.geometry.square: pad keeps it."
+            f"{cropped} images lose over a quarter of their area to the centre crop; source.geometry.square: pad keeps "
+            f"it."
         )
     return result
 
@@ -127,8 +128,9 @@ def _say(summary: dict[str, Any]) -> None:
         print(f"    note: {note}")
     if copies["groups"]:
         print(
-            f"    note: {copies['images']:,} images are {copies['groups']:,}, pixel for pixel; {copies['across patients']:,} of these are of "
-            f"several patients, {copies['across splits']:,} in several splits"
+            f"    note: {copies['images']:,} images are {copies['groups']:,}, pixel for pixel; "
+            f"{copies['across patients']:,} of these are of several patients, {copies['across splits']:,} in several "
+            f"splits"
             + (
                 f"; {copies['patients moved']:,} patients were moved into one"
                 if copies["patients moved"]

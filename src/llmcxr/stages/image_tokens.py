@@ -107,8 +107,9 @@ def image_tokenizer_stage(context: Context) -> Stage:
             given, own = ImageTokenizer.from_pretrained(settings.pretrained), settings.architecture
             if (given.image_size, given.grid) != (own.image_size, own.grid):
                 raise UserError(
-                    f"the image tokenizer {settings.pretrained} is of {given.image_size} px and {given.grid} codes a side, "
-                    f"image_tokenizer.architecture of {own.image_size} px and {own.grid}. Set the latter to what it is."
+                    f"the image tokenizer {settings.pretrained} is of {given.image_size} px and {given.grid} codes a "
+                    f"side, image_tokenizer.architecture of {own.image_size} px and {own.grid}. Set the latter to what "
+                    f"it is."
                 )
         if settings.pretrained is None:
             networks(settings.architecture)

@@ -81,7 +81,8 @@ def _earliest(studies: Sequence[Study], notes: list[str]) -> Callable[[Study], s
     several = {patient for patient, found in own.items() if len(found) > 1}
     if not any(s.order for s in studies) and all(s.order is None for s in studies if s.patient_id in several):
         notes.append(
-            f"earliest_only does nothing: of none of the {len(several):,} patients of several studies their order is known"
+            f"earliest_only does nothing: of none of the {len(several):,} patients of several studies their order is "
+            f"known"
             if several
             else "earliest_only does nothing: every patient has one study"
         )
@@ -96,13 +97,13 @@ def _earliest(studies: Sequence[Study], notes: list[str]) -> Callable[[Study], s
 
 
 def select_cohort(studies: Sequence[Study], settings: CohortRules) -> Collection:
-    """Keep the studies that pass every rule, in order; each dropped one is counted under its first reason, and `rules` says what
-    was left after each.
+    """Keep the studies that pass every rule, in order; each dropped one is counted under its first reason, and `rules`
+    says what was left after each.
 
-    The earliest study is the first of all that the patient had (`Study.order` is 0), not of those that are in the data or pass the
-    other rules: a follow-up does not become a first study because the first had no image or no impression. Where the order of
-    studies is known of nobody, the rule cannot be applied, and `notes` says so. Where no study has the report text (data of labels
-    alone), none is dropped for that. The result may be empty.
+    The earliest study is the first of all that the patient had (`Study.order` is 0), not of those that are in the data
+    or pass the other rules: a follow-up does not become a first study because the first had no image or no impression.
+    Where the order of studies is known of nobody, the rule cannot be applied, and `notes` says so. Where no study has
+    the report text (data of labels alone), none is dropped for that. The result may be empty.
     """
     result = Collection(list(studies))
     result.rules.append(count_of("all", result.studies))
@@ -188,8 +189,8 @@ def find_copies(studies: Sequence[Study], images: Images) -> Copies:
 
 
 def into_one_split(studies: Sequence[Study], copies: Copies) -> tuple[list[Study], int]:
-    """(studies, patients moved): patients who share an image are one for the splits, and go where the first of training,
-    validation and test has one of them, so that nothing is tested that was seen in training.
+    """(studies, patients moved): patients who share an image are one for the splits, and go where the first of
+    training, validation and test has one of them, so that nothing is tested that was seen in training.
 
     What is tested is then a part of the stated test split, never more than it.
     """

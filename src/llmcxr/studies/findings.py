@@ -9,8 +9,6 @@ from typing import Literal, overload
 
 import numpy as np
 
-from llmcxr.foundation.errors import UserError
-
 # A label is 1 (present), 0 (absent) or -1 (uncertain); a finding without one is not mentioned, hence unknown.
 UncertainLabels = Literal["left_out", "positive", "negative"]
 
@@ -39,24 +37,6 @@ _NO_FINDING = {"no finding", "no findings", "no abnormal finding", "normal", "no
 def is_finding(name: str) -> bool:
     """Whether a label names a finding, not the absence of all ("No Finding", "no_finding", "normal")."""
     return normal_form(name) not in _NO_FINDING
-
-
-def published_state(value: object) -> int | None:
-    """The label of one cell of a published label file (CheXpert's; CheXpert or NegBio of MIMIC-CXR-JPG).
-
-    There 1 is present, 0 absent, -1 uncertain, and blank (or NaN) not mentioned, None here: unknown, never absent. As
-    numbers or text ("1.0", "-1"). Raises `UserError` for anything else; the caller says of which file, column and row.
-    """
-    text = "" if value is None else str(value).strip()
-    if text.casefold() in ("", "nan", "<na>", "none", "null"):
-        return None
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if number not in (1, 0, -1):
-        raise UserError(f"{text!r} is no label; there are 1 (present), 0 (absent), -1 (uncertain) and blank (unknown)")
-    return int(number)
 
 
 def label_value(state: int | None, uncertain: UncertainLabels = "left_out") -> float:

@@ -116,9 +116,10 @@ class PixelStore:
     ) -> tuple[list[Study], list[ImageNote]]:
         """Read the images of `studies` (relative paths are below `root`) into the file, on all cores.
 
-        Returns the studies kept, in order, row by row those of the file, and a note on the image of every study; the first
-        three that are left out are logged. A store that is open on the file is closed. Raises `UserError` where the disk is
-        too small, where nothing is left, or as soon as more than three and more than a tenth of all images cannot be read.
+        Returns the studies kept, in order, row by row those of the file, and a note on the image of every study; the
+        first three that are left out are logged. A store that is open on the file is closed. Raises `UserError` where
+        the disk is too small, where nothing is left, or as soon as more than three and more than a tenth of all images
+        cannot be read.
         """
         for store in [store for store in _OPEN if store.path == Path(path).resolve()]:
             store.close()
@@ -167,7 +168,10 @@ _OPEN: weakref.WeakSet[PixelStore] = weakref.WeakSet()
 
 def _too_many(notes: Sequence[ImageNote], faults: Sequence[str], count: int) -> str:
     if not faults:
-        return f"none of {count} images can be used. The first: {notes[0].error or notes[0].image_path} ({notes[0].left_out})"
+        return (
+            f"none of {count} images can be used. The first: {notes[0].error or notes[0].image_path} "
+            f"({notes[0].left_out})"
+        )
     return (
         f"{len(faults)} of {count} images cannot be read, too many to go on. The first: {faults[0]}\n"
         f"Check the folder of the images in the recipe's source."

@@ -9,25 +9,17 @@ BLANK = "___"  # MIMIC-CXR's mark for removed text; every other mark is turned i
 _BRACKET = re.compile(r"\[\*\*|\*\*\]")
 _BLANKS = re.compile(r"_*(?<![A-Za-z])[Xx]{4,}(?![A-Za-z])_*|_{2,}")
 _BLANK_RUN = re.compile(rf"{BLANK}(?:[\s_]*{BLANK})+")
-# What tables and forms write for no text at all; compared without case and punctuation at the ends.
-_NO_TEXT = frozenset(
-    [
-        "",
-        "nan",
-        "none",
-        "n/a",
-        "na",
-        "n.a",
-        "null",
-        "nil",
-        "nat",
-        "<na",
-        "no report",
-        "not available",
-        "unknown",
-        "empty",
-    ]
-)
+# What programs write into a cell without a value, in lower case.
+EMPTY_CELLS = frozenset(["", "nan", "none", "null", "na", "n/a", "n.a.", "<na>", "nat", "-", "--"])
+_NO_TEXT = EMPTY_CELLS | {
+    "n.a",
+    "<na",
+    "nil",
+    "no report",
+    "not available",
+    "unknown",
+    "empty",
+}  # without marks at the ends
 
 
 def clean_text(text: str) -> str:

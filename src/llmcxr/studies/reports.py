@@ -18,8 +18,8 @@ LOST = "\ufffd"  # stands where bytes could not be read as text
 class Report:
     """What a study learns from a report. `problem` says why both texts are empty, "" where one is not.
 
-    `excerpt` is the beginning of a report with a problem. `warnings`: what is odd about a report that is used, each with
-    the place in the text.
+    `excerpt` is the beginning of a report with a problem. `warnings`: what is odd about a report that is used, each
+    with the place in the text.
     """
 
     findings: str = ""

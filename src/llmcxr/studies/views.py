@@ -83,7 +83,8 @@ def view_in(text: str) -> str:
 
 
 def wanted_views(views: Iterable[str]) -> frozenset[str]:
-    """The views that settings ask for, in any spelling. A frontal film of unknown direction is among them where both are."""
+    """The views that settings ask for, in any spelling. A frontal film of unknown direction is among them where both
+    are."""
     wanted = {normal_view(view) for view in views}
     if "FRONTAL" in wanted:
         wanted |= set(FRONTAL)

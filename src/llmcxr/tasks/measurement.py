@@ -164,7 +164,8 @@ class Cases:
         return [self.by_id[p.image_id] for p in predictions]
 
     def labels(self, studies: Sequence[Study]) -> np.ndarray:
-        """Labels float32 [N, F]: 1, 0, NaN; uncertain and missing ones as `uncertain_labels` and `unknown_labels` say."""
+        """Labels float32 [N, F]: 1, 0, NaN; uncertain and missing ones as `uncertain_labels` and `unknown_labels`
+        say."""
         labels = label_matrix(studies, self.findings, self.uncertain_labels)
         if self.unknown_labels == "negative":
             blank = np.array([[name not in study.labels for name in self.findings] for study in studies], dtype=bool)

@@ -26,8 +26,8 @@ def token_name(code: int) -> str:
 def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids of the added tokens that are no text.
 
-    Runs of spaces (GPT-NeoX) or newlines (Gemma) are added tokens too, but text. So is what stands for unknown characters,
-    unless it also ends or begins texts.
+    Runs of spaces (GPT-NeoX) or newlines (Gemma) are added tokens too, but text. So is what stands for unknown
+    characters, unless it also ends or begins texts.
     """
     text = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
     added = tokenizer.added_tokens_decoder.items()

@@ -40,7 +40,8 @@ def _location(name: str) -> tuple[str, dict[str, str]]:
 
 
 def _damaged_json(folder: Path) -> str | None:
-    """The first of the small files that is no JSON object, and why: some are passed over in silence by those who read them."""
+    """The first of the small files that is no JSON object, and why: some are passed over in silence by those who read
+    them."""
     for name in ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
             try:
@@ -74,13 +75,13 @@ def _first_line(error: Exception) -> str:
 def _problem(name: str, reason: str, ask_network: bool = True) -> UserError:
     if _is_hub_id(name) and not ask_network:
         return UserError(
-            f"{name} is not in the hub's cache on this machine, and a packed model alone is no reason to use the network. Fetch it "
-            f"yourself, once: hf download {name}"
+            f"{name} is not in the hub's cache on this machine, and a packed model alone is no reason to use the "
+            f"network. Fetch it yourself, once: hf download {name}"
         )
     models = [n for n, asset in ASSETS.items() if any(f.endswith(".gguf") for f in asset.files)]
     return UserError(
-        f"the language model {name!r} could not be loaded: {reason}\nGive an asset ({', '.join(models)}), the folder of a "
-        "Hugging Face checkpoint, or a hub id (needs a connection, or the hub's cache)."
+        f"the language model {name!r} could not be loaded: {reason}\nGive an asset ({', '.join(models)}), the folder "
+        f"of a Hugging Face checkpoint, or a hub id (needs a connection, or the hub's cache)."
     )
 
 
@@ -157,8 +158,8 @@ def load_language_model(name: str, dtype: torch.dtype = torch.float32, ask_netwo
 
 
 def check_language_model(name: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Configuration and text tokenizer of `name`, and `UserError` for all that can be known without reading its weights:
-    a name of nothing, damaged files, no causal LM, weights of other shapes than the configuration's.
+    """Configuration and text tokenizer of `name`, and `UserError` for all that can be known without reading its
+    weights: a name of nothing, damaged files, no causal LM, weights of other shapes than the configuration's.
 
     Fetches an asset, and the small files of a hub id.
     """

@@ -6,12 +6,9 @@ Bit i of `bits` marks the voxels of finding i.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -30,6 +27,7 @@ from llmcxr.sources.phantom.atlas import (
     SPINE,
     Atlas,
 )
+from llmcxr.sources.phantom.canvas import Canvas, Stroke, noise
 from llmcxr.studies.findings import Finding
 
 _LOBES = {
@@ -43,65 +41,6 @@ _LOBES = {
     ("right", "retrocardiac"): (RIGHT_LOWER,),
 }
 _OUTWARD = {"right": -1.0, "left": 1.0}
-
-
-@dataclass
-class Stroke:
-    """A line (or with one point a ball) drawn in the picture: places in the atlas [N, 3], radius in mm, density."""
-
-    points: NDArray[np.float32]
-    radius: float
-    density: float
-    bit: int
-    filled: bool = False  # the area within the line, too
-
-
-@dataclass
-class Canvas:
-    """The atlas while findings are put into it."""
-
-    atlas: Atlas
-    volume: NDArray[np.float32]
-    bits: NDArray[np.uint8]
-    strokes: list[Stroke] = field(default_factory=list)
-
-    def box(
-        self, centre: NDArray, reach: tuple[float, float, float]
-    ) -> tuple[tuple[slice, slice, slice], list[NDArray]]:
-        """Slices [Z, Y, X] around `centre`, and the distances (mm) from it along x, y, z, ready to broadcast."""
-        slices, steps = [], []
-        for axis, r, c in zip(self.atlas.axes(), reach, centre, strict=True):
-            lo, hi = np.searchsorted(axis, (c - r, c + r))
-            slices.append(slice(int(lo), max(int(hi), int(lo) + 1)))
-            steps.append(axis[slices[-1]] - np.float32(c))
-        dx, dy, dz = steps
-        return (slices[2], slices[1], slices[0]), [dx[None, None, :], dy[None, :, None], dz[:, None, None]]
-
-    def fill(self, box: tuple, weight: NDArray, density: float, bit: int, seen: float = 0.25) -> None:
-        """Blend `volume[box]` to `density` by `weight` (0..1); it is marked where the weight exceeds `seen`."""
-        part = self.volume[box]
-        part += weight * (np.float32(density) - part)
-        self.bits[box] |= (weight > seen).astype(np.uint8) << np.uint8(bit)
-
-    def mark(self, region: NDArray, bit: int) -> None:
-        self.bits |= region.astype(np.uint8) << np.uint8(bit)
-
-
-@functools.lru_cache(maxsize=256)
-def interpolation(n: int, knots: int) -> NDArray[np.float32]:
-    """Weights [n, knots] of linear interpolation from `knots` values to n, end to end."""
-    at = np.linspace(0, knots - 1, n, dtype=np.float32)
-    return np.clip(1 - np.abs(at[:, None] - np.arange(knots, dtype=np.float32)), 0, 1)
-
-
-def _noise(rng: np.random.Generator, shape: tuple[int, ...], scale: tuple[float, float, float]) -> NDArray[np.float32]:
-    """Smooth noise of unit variance [Z, Y, X]; `scale` is the blob size in mm along x, y, z. It does not wrap."""
-    size = [max(2, int(np.ceil(n * s / m)) + 1) for n, s, m in zip(shape, SPACING[::-1], scale[::-1], strict=True)]
-    coarse = rng.standard_normal(size).astype(np.float32)
-    tz, ty, tx = (torch.from_numpy(interpolation(n, k)) for n, k in zip(shape, size, strict=True))
-    fine = torch.from_numpy(coarse) @ tx.T  # linear interpolation, one axis after the other
-    fine = (tz @ (ty @ fine).flatten(1)).reshape(shape)
-    return fine.numpy() * np.float32(1.8)
 
 
 def _choose(
@@ -169,9 +108,9 @@ def _opacity(canvas: Canvas, rng: np.random.Generator, finding: Finding, bit: in
             box, (dx, dy, dz) = canvas.box(centre, tuple(1.5 * radii))
             r = np.sqrt((dx / radii[0]) ** 2 + (dy / radii[1]) ** 2 + (dz / radii[2]) ** 2)
             rough = 0.06 if finding.kind == "round" else 0.2
-            edge = 1.0 + rough * _noise(rng, r.shape, (14, 14, 14)) - r
+            edge = 1.0 + rough * noise(rng, r.shape, (14, 14, 14)) - r
             weight = np.clip(edge / 0.45, 0, 1) * (0.55 + 0.4 * d)
-            weight *= np.clip(1 + 0.25 * _noise(rng, r.shape, (9, 9, 9)), 0.3, 1.4)
+            weight *= np.clip(1 + 0.25 * noise(rng, r.shape, (9, 9, 9)), 0.3, 1.4)
             lobes = _LOBES.get((side, finding.place), LUNG[side])
             weight = np.clip(weight, 0, 1) * np.isin(canvas.atlas.labels[box], lobes)
             canvas.fill(box, weight.astype(np.float32), 0.95, bit, 0.2)
@@ -268,7 +207,7 @@ def _edema(canvas: Canvas, rng: np.random.Generator, finding: Finding, bit: int)
         x, y, z = (axis[part] for axis, part in zip(canvas.atlas.axes(), box[::-1], strict=True))
         hx, hy, hz = canvas.atlas.hilum(side)
         u, v, w = ((x - hx) / 62)[None, None], ((y - hy) / 90)[None, :, None], ((z - hz + 14) / 72)[:, None, None]
-        haze = np.exp(-(u**2 + v**2 + w**2)) * (1 + 0.3 * _noise(rng, lung.shape, (16, 30, 16)))
+        haze = np.exp(-(u**2 + v**2 + w**2)) * (1 + 0.3 * noise(rng, lung.shape, (16, 30, 16)))
         canvas.volume[box] += lung * np.clip(canvas.volume[box] - 0.25, 0, 0.4) * np.float32(1.2 * d)
         weight = lung * np.clip((0.06 + 0.40 * d) * haze + 0.05 * d, 0, 0.85).astype(np.float32)
         canvas.fill(box, weight, 1.0, bit, 0.06)
@@ -289,7 +228,7 @@ def _interstitial(canvas: Canvas, rng: np.random.Generator, finding: Finding, bi
         lung = canvas.atlas.lung[side][box]
         net = np.zeros(lung.shape, np.float32)
         for scale in (4.2, 6.5):
-            ridge = 1 - np.abs(_noise(rng, lung.shape, (scale, 50, scale))) / 0.45
+            ridge = 1 - np.abs(noise(rng, lung.shape, (scale, 50, scale))) / 0.45
             net = np.maximum(net, np.clip(ridge, 0, 1))
         local = strength[box[0], None, None].astype(np.float32)
         canvas.fill(box, lung * net * (np.float32(0.10 + 0.28 * d) * local), 1.0, bit, seen=1.0)
@@ -307,7 +246,7 @@ def _ball(canvas: Canvas, rng: np.random.Generator, finding: Finding, bit: int) 
             box, (dx, dy, dz) = canvas.box(centre, (radius + 9,) * 3)
             r = np.sqrt(dx**2 + dy**2 + dz**2)
             rough = 1.8 if mass else 0.0
-            edge = radius - r + rough * _noise(rng, r.shape, (9, 9, 9))
+            edge = radius - r + rough * noise(rng, r.shape, (9, 9, 9))
             weight = np.clip(edge / 3.0 + 0.5, 0, 1) * canvas.atlas.lung[side][box]
             canvas.fill(box, weight.astype(np.float32), 1.05 if mass else 1.1, bit)
 

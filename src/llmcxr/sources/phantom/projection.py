@@ -22,7 +22,8 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.sources.phantom.anatomy import Anatomy, Case, from_atlas, to_atlas
 from llmcxr.sources.phantom.atlas import SPACING, Atlas
-from llmcxr.sources.phantom.drawing import Canvas, Stroke, draw, interpolation
+from llmcxr.sources.phantom.canvas import Canvas, Stroke, interpolation
+from llmcxr.sources.phantom.drawing import draw
 
 FIELD = 316.0  # mm of the patient that the picture shows
 _HEIGHT = -48.0  # mm from the lungs' middle to the picture's centre

@@ -103,6 +103,12 @@ def _device(heading: str, words: set[str], finding: Finding) -> Verdict:
     return (replace(finding, side=finding.side if finding.side != "both" else "", kind="pacemaker"),)
 
 
+_UNSEEN_AT = {  # places where these do not show on a frontal film
+    "deformity": {"thoracic vertebrae", "lumbar vertebrae", "spine", "cervical vertebrae"},
+    "fractures, bone": {"thoracic vertebrae", "lumbar vertebrae", "sternum"},
+}
+
+
 def parse_tag(tag: str) -> Verdict:
     """What a MeSH tag asks for: findings to draw, "neutral" (a frontal view hardly shows it), or "cannot draw"."""
     heading, listed = _split(tag)
@@ -196,14 +202,8 @@ def parse_tag(tag: str) -> Verdict:
         )
     if heading == "spinal fusion":
         return "cannot draw" if "thoracic vertebrae" in words else "neutral"
-    if heading == "deformity":
-        return (
-            "neutral"
-            if words & {"thoracic vertebrae", "lumbar vertebrae", "spine", "cervical vertebrae"}
-            else "cannot draw"
-        )
-    if heading == "fractures, bone":
-        return "neutral" if words & {"thoracic vertebrae", "lumbar vertebrae", "sternum"} else "cannot draw"
+    if heading in _UNSEEN_AT:
+        return "neutral" if words & _UNSEEN_AT[heading] else "cannot draw"
     if heading in _DEVICE:
         return _device(heading, words, Finding("support device", side if side != "both" else "", "", place))
     return "cannot draw"
@@ -287,7 +287,7 @@ _FILL = (
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9])")
 
 
-def clean_text(text: str, counts: Counter[str] | None = None) -> str:
+def fill_blanks(text: str, counts: Counter[str] | None = None) -> str:
     """Fill the blanks whose meaning is plain ("chest x-XXXX"), and drop every other sentence that has a blank.
 
     White space and list numbers are normalised. `counts` collects how many blanks were filled and sentences dropped.

@@ -21,8 +21,8 @@ class PhantomSettings(Settings):
     seed: Seed = setting(0, "fixes patients, reports and pictures")
     mirrored_share: Share = setting(
         0.0,
-        "share of training studies whose report has left and right exchanged, in its words and in the picture, so that a "
-        "side cannot be guessed from the wording",
+        "share of training studies whose report has left and right exchanged, in its words and in the picture, so that "
+        "a side cannot be guessed from the wording",
     )
 
     def build(self, seed: int, access: str) -> PhantomSource:

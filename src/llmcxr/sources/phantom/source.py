@@ -8,23 +8,19 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
-from tqdm import tqdm
 
 from llmcxr.foundation.artifacts import atomic_path, fingerprint
 from llmcxr.foundation.assets import fetch
-from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.foundation.settings import settings_to_dict
-from llmcxr.foundation.stopping import in_workers
+from llmcxr.foundation.workers import in_processes
 from llmcxr.labelling.registry import build_labeller
 from llmcxr.sources.base import Tally
 from llmcxr.sources.phantom.anatomy import Case, case_for
@@ -33,7 +29,7 @@ from llmcxr.sources.phantom.projection import RENDER_VERSION, render
 from llmcxr.sources.phantom.reports import (
     IndianaReport,
     can_be_mirrored,
-    clean_text,
+    fill_blanks,
     findings_of,
     mirror_findings,
     mirror_words,
@@ -99,7 +95,7 @@ def usable_reports(reports: Sequence[IndianaReport]) -> tuple[list[UsableReport]
         if isinstance(findings, str):
             dropped[findings] += 1
             continue
-        texts = clean_text(report.findings), clean_text(report.impression)
+        texts = fill_blanks(report.findings), fill_blanks(report.impression)
         if not any(texts):
             dropped["blanks leave no sentence"] += 1
             continue
@@ -219,27 +215,6 @@ def _render_job(job: _Job) -> None:
             Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=text)
 
 
-def _render_all(jobs: Sequence[_Job], done: int) -> None:
-    bar = tqdm(total=len(jobs) + done, initial=done, desc="phantom radiographs", unit="image")
-    workers = min(core_count(), math.ceil(len(jobs) / 16))
-    with bar:
-        if workers <= 1:
-            for job in jobs:
-                _render_job(job)
-                bar.update()
-            return
-        try:
-            with closing(in_workers(_render_job, jobs, workers)) as rendered:
-                for _ in rendered:
-                    bar.update()
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a rendering process died: too little memory (each needs 0.6 GB), or the calling script lacks "
-                "`if __name__ == '__main__':`. Give it fewer cores (taskset) or mend the script; finished pictures "
-                "are kept."
-            ) from error
-
-
 class PhantomSource:
     """The phantom corpus."""
 
@@ -303,6 +278,8 @@ class PhantomSource:
                 _Job(folder / study.image_path, folder / study.mask_path, case.seed, report.findings, image_size)
             )
         todo = [job for job in jobs if not _is_done(job)]
-        if todo:
-            _render_all(todo, len(jobs) - len(todo))
+        done = len(jobs) - len(todo)
+        # A process needs 0.6 GB, so none is started for less than a chunk.
+        for _ in in_processes(_render_job, todo, "phantom radiographs", "image", chunk=16, worth=17, done=done):
+            pass
         return studies
