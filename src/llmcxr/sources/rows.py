@@ -141,8 +141,8 @@ def _reading(path: Path, suffix: str) -> Iterator[None]:
         yield
     except csv.Error as error:
         raise UserError(
-            f"{path} cannot be read as {suffix[1:]} ({error}). Check that every double quote is closed: the rest of the "
-            "table may stand in one cell."
+            f"{path} cannot be read as {suffix[1:]} ({error}). Check that every double quote is closed: the "
+            "rest of the table may stand in one cell."
         ) from error
     except (ValueError, OSError, EOFError, zlib.error) as error:  # Unicode and pyarrow errors are ValueErrors
         raise UserError(
