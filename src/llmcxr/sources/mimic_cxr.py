@@ -123,7 +123,7 @@ class Reports:
             ) from error
 
     def read(self, study: str) -> str | None:
-        """The report's text (of one that is far too long its beginning); None where there is none. `UserError` if damaged."""
+        """The report's text (of a far too long one its beginning); None where there is none. `UserError` if damaged."""
         if (place := self.places.get(study)) is None:
             return None
         try:
