@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 import llmcxr
 from llmcxr import commands
@@ -62,7 +63,9 @@ def test_a_wrong_llm_is_said_before_the_first_stage(tmp_path, capsys):
 @pytest.mark.parametrize(
     "command", [["report", "x.png"], ["ask", "x.png", "Is there?"], ["findings", "x.png"], ["draw", "a"], ["chat", "a"]]
 )
-def test_no_model(tmp_path, capsys, command):
+def test_no_model(tmp_path, capsys, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.linear_gradient("L").save("x.png")
     message = fails(capsys, *command, "--model", str(tmp_path))
     assert f"there is no model '{tmp_path}': it holds no model" in message
 
@@ -186,3 +189,41 @@ def test_help_is_quick_and_names_every_command():
     for word in ("fetch", "run", "report", "ask", "draw", "findings", "chat", "For research only"):
         assert word in result.stdout
     assert " torch\n" not in result.stderr  # heavy libraries only where they are needed
+
+
+def test_home_is_home_in_every_path(tmp_path, capsys, monkeypatch):
+    """Also where no shell sees the ~, as in --output=~/drawn.png; nothing is written beside it."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home" / "made" / ".stages").mkdir(parents=True)
+    (tmp_path / "home" / "made" / ".stages" / "lock").touch()
+    (tmp_path / "home" / "made" / "recipe.yaml").write_text("name: made\n")
+    (tmp_path / "home" / "recipe.yaml").write_text("name: made\nruns: '~'\n")
+    assert f"{tmp_path / 'home' / 'made'}/studies.json does not exist" in fails(capsys, "inspect", "~/made")
+    assert "no finished model" in fails(capsys, "pack", "~/recipe.yaml", "~/packed")
+    monkeypatch.setattr(commands, "_load", lambda arguments: pytest.fail(f"loaded for {arguments.output}"))
+    (tmp_path / "home" / "taken.png").mkdir()
+    assert "home/taken.png: it is a folder" in fails(capsys, "draw", "x", "--output=~/taken.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["home"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["preview", "-o", "~nobodyofthisname/x"])
+    assert "~ is home; that of this user is not known" in capsys.readouterr().err
+    for words in (["prepare", "~nobodyofthisname/x"], ["chat", "x", "--model", "~nobodyofthisname/x"]):
+        monkeypatch.undo()
+        assert "~ is home" in fails(capsys, *words)
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize("words", [["inspect", LONG], ["prepare", LONG], ["chat", "x", "--model", LONG]])
+def test_names_that_the_system_refuses(words, capsys):
+    assert LONG in fails(capsys, *words)
+
+
+def test_an_image_is_read_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    (tmp_path / "no.png").write_text("no picture")
+    monkeypatch.setattr("llmcxr.inference.llm_cxr.LlmCxr.from_pretrained", lambda *_: pytest.fail("loaded"))
+    for words in (["report"], ["findings"]):
+        assert "no.png" in fails(capsys, *words, str(tmp_path / "no.png"))
+        assert "missing.png cannot be opened" in fails(capsys, *words, str(tmp_path / "missing.png"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 from llmcxr.foundation.artifacts import check_output
 from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.texts import check_text
+from llmcxr.foundation.texts import check_text, path_of
 
 NOTICE = "For research only: not a medical device, not for diagnosis."
 
@@ -78,13 +79,21 @@ def rate(text: str) -> float:
     return value
 
 
+def path(text: str) -> Path:
+    """A file or folder; ~ is home here too, since no shell sees it in `-o~/drawn.png` and `--output=~/drawn.png`."""
+    try:
+        return path_of(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def png(text: str) -> Path:
     """The file of a picture that says in its metadata where it is from."""
     if Path(text).suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(
             f"{text!r} should end in .png: only as a PNG the drawing says that it is synthetic"
         )
-    return Path(text)
+    return path(text)
 
 
 # --- arguments that several commands take
@@ -96,8 +105,8 @@ OVERRIDES = argument(
     metavar="KEY.SUB=VALUE",
     help="settings that replace the file's; `llmcxr settings` lists them",
 )
-RUN = argument("folder", type=Path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
-IMAGE = argument("image", type=Path, help="PNG, JPEG or DICOM")
+RUN = argument("folder", type=path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
+IMAGE = argument("image", type=path, help="PNG, JPEG or DICOM")
 SEED = argument("--seed", type=int, default=0, help="of what is drawn by chance (default: %(default)s)")
 MODEL = (
     argument(
@@ -238,7 +247,7 @@ def _finished_run(arguments: argparse.Namespace):
     from llmcxr.recipe import Recipe
 
     folder = arguments.folder.resolve()
-    if not (folder / "recipe.yaml").exists():
+    if not os.path.isfile(folder / "recipe.yaml"):  # False for what the system refuses as a name
         raise UserError(
             f"{arguments.folder} is no folder of a run (it has no recipe.yaml). Give one, e.g. runs/quickstart."
         )
@@ -291,7 +300,7 @@ def _choose_decoding(arguments: argparse.Namespace) -> None:
     "what a finished run trained as a small folder (adapters, image tokenizer, judge), without the base LLM; every "
     "command takes it as --model",
     RECIPE,
-    argument("output", type=Path, help="folder to write"),
+    argument("output", type=path, help="folder to write"),
     OVERRIDES,
 )
 def _pack(arguments: argparse.Namespace) -> None:
@@ -379,7 +388,7 @@ def _settings(arguments: argparse.Namespace) -> None:
 @command(
     "preview",
     "contact sheets of phantom radiographs: normal variation, and each finding",
-    argument("-o", "--output", type=Path, default=Path("preview"), help="folder for the sheets"),
+    argument("-o", "--output", type=path, default=Path("preview"), help="folder for the sheets"),
     argument("--size", type=count, default=256, help="pixels a side of each radiograph (default: %(default)s)"),
     SEED,
 )
@@ -396,6 +405,11 @@ def _preview(arguments: argparse.Namespace) -> None:
 
 
 def _load(arguments: argparse.Namespace):
+    """The model. `UserError` for an image that cannot be read: before the model is loaded."""
+    if image := getattr(arguments, "image", None):
+        from llmcxr.studies.radiographs import read_radiograph
+
+        read_radiograph(image)
     from llmcxr.inference.llm_cxr import LlmCxr
 
     return LlmCxr.from_pretrained(arguments.model, arguments.device)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import build_model
 from test_policies import K, asker, backend, codec
 
@@ -96,3 +97,37 @@ def test_a_model_without_a_limit_reads_on():
     own = model()
     own.asker.backend.context = None  # type: ignore[attr-defined]
     assert np.isscalar(len(said("Hello. " * 400, own, max_new_tokens=1)))
+
+
+@pytest.mark.parametrize("given", [None, 5, b"x", ["x"], {"a": 1}])
+def test_what_is_no_text_is_said(given):
+    for use in (lambda: model().ask(IMAGE, given), lambda: model().draw(given), lambda: said(given, model())):
+        with pytest.raises(UserError, match="should be text, is "):
+            use()
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        None,
+        [],
+        "hello",
+        [("user", "x")],
+        [{"role": "user"}],
+        [{"role": "system", "content": "x"}],
+        [{"role": "assistant", "content": "x"}],
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}],
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": None}, {"role": "user", "content": "x"}],
+    ],
+)
+def test_conversations_of_another_form(messages):
+    with pytest.raises(UserError, match="message"):
+        model().chat(messages)
+
+
+def test_images_of_another_kind():
+    pixels = torch.rand(model().info.image_size, model().info.image_size, requires_grad=True)
+    assert np.array_equal(model()._pixels(pixels.bfloat16()), pixels.detach().bfloat16().float().numpy())
+    for image in (b"x", {"a": 1}, np.array(["a"]), "half \ud800", "zero\0byte"):
+        with pytest.raises(UserError):
+            model().report(image)

@@ -71,3 +71,11 @@ def test_a_data_set_that_is_done_is_not_read_again(tmp_path):
     before = kept.read_text()
     assert label_studies(studies, build_labeller("rules"), kept) == wanted and kept.read_text() == before
     assert json.loads(before.splitlines()[1])[1] == wanted[0].labels != {}
+
+
+def test_no_finding_is_no_label():
+    """CheXpert's labeller says it, as its tables do; a study is labelled with findings alone, from either."""
+    study = Study("i", "p", "s", "i.png", "train", impression_text="No pleural effusion. No pneumothorax.")
+    (labelled,) = label_studies([study], build_labeller("chexpert"))
+    assert build_labeller("chexpert").read(study.impression_text).states["No Finding"] == 1
+    assert labelled.labels == {"Pleural Effusion": 0, "Pneumothorax": 0}

@@ -15,8 +15,9 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings, load_settings
 from llmcxr.recipe import Recipe
 from llmcxr.recipes import SHIPPED
-from llmcxr.sources.mimic_cxr import MimicCxrSettings, MimicCxrSource
+from llmcxr.sources.mimic_cxr import MimicCxrSettings, MimicCxrSource, Reports
 from llmcxr.studies.cohort import select_cohort
+from llmcxr.studies.reports import read_report
 
 
 @pytest.fixture
@@ -247,3 +248,11 @@ def test_the_recipes_cohorts(tmp_path, mimic, name):
 
     assert kept(0) == ["aa-1", "aa-2", "bb-1", "cc-1"], "all views and studies, findings and impression"
     assert kept(1) == ["bb-1", "cc-1"], "frontal, the patient's earliest study, with an impression"
+
+
+def test_a_report_that_a_zip_file_makes_large(tmp_path):
+    """60 kB that unpack to 60 MB: no more of it is unpacked than shows that it is no report."""
+    with zipfile.ZipFile(tmp_path / "r.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("s50000001.txt", b"A " * 30_000_000)
+    text = Reports(tmp_path / "r.zip").read("50000001")
+    assert text is not None and len(text) < 500_000 and read_report(text).problem.startswith("more than")

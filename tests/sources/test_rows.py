@@ -103,3 +103,43 @@ def test_states():
             state_of(wrong, "row 3")
     assert labels_of({"No Finding": 1, "Mass": None, "Edema": -1, "Support Devices": None}) == {"Mass": 0, "Edema": -1}
     assert labels_of({"No Finding": 0, "Mass": None}) == {} == labels_of({"No Finding": -1})
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"a": "x\\ud800"}', "half a character"),
+        ('{"\\uDFFF": 1}', "half a character"),
+        ('{"a": [["\\ud800"]]}', "half a character"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
+    ],
+)
+def test_lines_of_json_that_no_file_can_hold(line, reason, tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"a": "\\ud83d\\ude00 \\u00e9"}\n' + line + "\n")
+    with pytest.raises(UserError, match=rf"t\.jsonl, line 2: .*{reason}"):
+        read_rows(tmp_path / "t.jsonl")
+    (tmp_path / "t.jsonl").write_text('{"a": "\\ud83d\\ude00 \\u00e9"}\n')
+    assert read_rows(tmp_path / "t.jsonl") == [{"a": "\U0001f600 é"}]
+
+
+@pytest.mark.parametrize("value", [["Clear."], {"findings": "Clear."}, b"Clear."])
+def test_a_cell_that_is_no_text_is_not_read_as_its_spelling_in_python(value):
+    with pytest.raises(UserError, match="column 'report': a cell holds .*Clear.*neither text nor a number"):
+        cell({"report": value}, "report")
+
+
+def test_a_quote_that_is_not_closed(tmp_path):
+    (tmp_path / "t.csv").write_text('a,b\n"1,2\n' + "1,2\n" * 40_000)
+    with pytest.raises(UserError, match="every double quote is closed"):
+        read_rows(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    "content", [b"x", gzip.compress(b"a,b\n" * 9)[:14], gzip.compress(b"\xff\xfea\n"), b"\x1f\x8b\x08\0" + b"x" * 40]
+)
+def test_the_head_of_a_damaged_table(content, tmp_path):
+    (tmp_path / "t.csv.gz").write_bytes(content)
+    for read in (columns_of, read_rows):
+        with pytest.raises(UserError, match=r"t\.csv\.gz cannot be read as csv"):
+            read(tmp_path / "t.csv.gz")

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from image_files import dicom_file, film, picture_file
 
-from llmcxr.foundation.artifacts import read_json
+from llmcxr.foundation.artifacts import read_json, write_json
+from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings
 from llmcxr.recipe import Recipe
 from llmcxr.stages.context import Context
-from llmcxr.stages.data import studies_stage
+from llmcxr.stages.data import studies_stage, write_page
 from llmcxr.studies.image_notes import read_notes
 from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.study import read_manifest
@@ -63,3 +64,11 @@ def test_geometry_and_plausibility_are_settings(table, capsys):
     assert "left out" in capsys.readouterr().out
     before = studies_stage(context).settings
     assert studies_stage(run(table)).settings != before
+
+
+@pytest.mark.parametrize("content", [{}, [], {"studies": {}, "left_out": {}}])
+def test_a_summary_of_another_version_has_no_page(content, table):
+    context = run(table)
+    write_json(context.folder / "studies.json", content)
+    with pytest.raises(UserError, match="studies.json was written by another version.*llmcxr prepare"):
+        write_page(context)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcxr.studies.report_language import is_english
-from llmcxr.studies.reports import LONG, read_report
+from llmcxr.studies.reports import LONG, Report, read_report
 from llmcxr.studies.sentences import is_technical, says_what_is_seen, sentences
 
 ENGLISH = [
@@ -118,3 +118,10 @@ def test_what_says_what_is_seen():
         "Cough.",
     ):
         assert not says_what_is_seen(sentence)
+
+
+def test_what_is_far_too_long_is_no_report():
+    """It is counted, not read: reading takes time in proportion."""
+    found = read_report("IMPRESSION: Clear. " * 10_000)
+    assert found == Report(problem="more than 100,000 characters", excerpt=found.excerpt) and len(found.excerpt) < 201
+    assert read_report(findings="Clear. " * 20_000, impression="Clear.").problem == found.problem

@@ -1,6 +1,8 @@
-"""Text that people give. Bytes that are not UTF-8 come from the system as lone surrogates, which are no characters."""
+"""Text and paths from people. Bytes that are not UTF-8 come from the system as lone surrogates: no characters."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from llmcxr.foundation.errors import UserError
 
@@ -14,8 +16,18 @@ def is_text(text: str) -> bool:
     return True
 
 
+def path_of(given: str | Path) -> Path:
+    """A path in which ~ is home. `UserError` where it is the home of a user whom the system does not know."""
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{str(given)!r}: ~ is home; that of this user is not known. Write the whole path.") from error
+
+
 def check_text(text: str, what: str) -> str:
-    """`text` itself. `UserError` (calling it `what`) where it is empty or blank, or not made of characters."""
+    """`text` itself. `UserError` (calling it `what`) where it is no text, empty or blank, or not made of characters."""
+    if not isinstance(text, str):
+        raise UserError(f"{what} should be text, is {repr(text)[:80]}.")
     if not is_text(text):
         raise UserError(f"{what} is not valid text: {text[:80]!r} holds bytes that are not UTF-8. Write it as UTF-8.")
     if not text.strip():

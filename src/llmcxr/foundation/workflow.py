@@ -216,7 +216,7 @@ class Workflow:
         """Keep in the record of the named stage, which is done, what lies in its outputs now."""
         path = self.folder / RECORDS / f"{name}.json"
         if record := self.record(name):
-            write_json(path, record | {"files": self._files(record["outputs"])})
+            write_json(path, record | {"files": self._files(record.get("outputs", ()))})
 
     def _files(self, outputs: Sequence[str]) -> list[str]:
         """Files below the run folder, as they are in `outputs`, without what file managers and editors leave."""

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.texts import path_of
 
 _BYTES = 1_000_000  # of a file
 _DEPTH = 30  # groups inside each other; recipes have five
@@ -68,7 +69,7 @@ def parse_yaml(text: str, origin: str) -> Any:
 
 def read_yaml(path: Path) -> Any:
     """The value of a YAML file. `UserError` as `parse_yaml`, and where the file cannot be read."""
-    path = Path(path).expanduser()
+    path = path_of(path)
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} cannot be read: it is no file. Give a YAML file.")

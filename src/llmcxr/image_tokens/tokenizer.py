@@ -20,6 +20,7 @@ from llmcxr.foundation.checkpoints import load_state
 from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings
+from llmcxr.foundation.texts import path_of
 from llmcxr.image_tokens.architecture import ImageEncoder, build_decoder
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.settings import ArchitectureSettings
@@ -158,7 +159,7 @@ class ImageTokenizer(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ImageTokenizer:
         """Read what `save_pretrained` wrote: frozen, evaluation mode. `UserError` where the folder does not fit."""
-        folder = Path(folder).expanduser()
+        folder = path_of(folder)
         config = read_json(folder / "config.json")
         if not isinstance(config, dict) or not isinstance(config.get("architecture"), dict):
             raise UserError(f"{folder} is not an image tokenizer: its config.json has no architecture.")

@@ -18,7 +18,7 @@ from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.devices import pick_device
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Precision, checked
-from llmcxr.foundation.texts import check_text
+from llmcxr.foundation.texts import check_text, path_of
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference import policies
 from llmcxr.inference.backend import DRAWING, GREEDY, Sampling
@@ -83,10 +83,16 @@ class LlmCxr:
     def _pixels(self, image: ImageLike) -> np.ndarray:
         size = self.info.image_size
         if isinstance(image, str | Path):
-            image = Path(image).expanduser()
+            image = path_of(image)
         if isinstance(image, Path | Image.Image):
             return load_square(image, size, self.info.geometry)
-        pixels = np.asarray(image, dtype=np.float32)
+        try:
+            own = image.detach().float().cpu() if isinstance(image, torch.Tensor) else image
+            pixels = np.asarray(own, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"an image should be a path, a PIL image or an array of numbers, is {repr(image)[:80]}."
+            ) from error
         if pixels.shape != (size, size):
             raise UserError(
                 f"an image given as an array should be [{size}, {size}] in [-1, 1], is {list(pixels.shape)}."
@@ -149,11 +155,20 @@ class LlmCxr:
     def chat(self, messages: Sequence[Mapping[str, str]], sampling: Sampling = GREEDY) -> str:
         """Plain chat. `messages` alternate {"role": "user"} and {"role": "assistant"}, beginning and ending with user.
 
-        `UserError` for an empty message, and for a conversation that is longer than the language model's context.
+        `UserError` for other messages, an empty one, and a conversation that is longer than the model's context.
         """
-        for message in messages:
-            if message["role"] == "user":
-                check_text(message["content"], "the message")
+        try:
+            roles, said = [message["role"] for message in messages], [message["content"] for message in messages]
+        except (TypeError, KeyError) as error:
+            raise UserError(
+                'a message should be {"role": "user" or "assistant", "content": text}; '
+                f"given are {repr(messages)[:80]}."
+            ) from error
+        if roles != [("user", "assistant")[i % 2] for i in range(len(roles))] or len(roles) % 2 == 0:
+            raise UserError(f"the roles of messages should alternate user, assistant and end with user; are {roles}.")
+        for role, content in zip(roles, said, strict=True):
+            if role == "user" or not isinstance(content, str):  # an answer of the model's can be empty
+                check_text(content, "the message")
         return self.asker.texts([language.TASK.prompt(messages)], sampling)[0]
 
     def yes_probabilities(self, codes: np.ndarray, questions: Sequence[str]) -> np.ndarray:

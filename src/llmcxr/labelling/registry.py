@@ -17,7 +17,7 @@ from llmcxr.labelling import terms
 from llmcxr.labelling.all_reports import read_all
 from llmcxr.labelling.base import Labeller, Reading
 from llmcxr.labelling.rules import RuleLabeller
-from llmcxr.studies.findings import LabelSet
+from llmcxr.studies.findings import LabelSet, is_finding
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Study
 
@@ -77,12 +77,13 @@ def label_studies(studies: Sequence[Study], labeller: Labeller, kept: Path | Non
     """The studies as they are where any has labels; else labelled from their whole reports.
 
     A label is what the report says: 1 affirmed, 0 denied, -1 uncertain. What it does not mention stays unknown, never
-    negative. Nothing is labelled by a labeller that knows no finding. `kept` takes what is read as it goes
-    (`all_reports.read_all`).
+    negative; "No Finding" is no finding. Nothing is labelled by a labeller that knows no finding. `kept` takes what is
+    read as it goes (`all_reports.read_all`).
     """
     if not labeller.findings or any(study.labels for study in studies):
         return list(studies)
     texts = [report_text(study, "findings_and_impression") for study in studies]
     key = fingerprint(type(labeller).__name__, list(labeller.findings))
     states = read_all(texts, functools.partial(_states, labeller), key, kept)  # images of one study share their report
-    return [dataclasses.replace(s, labels=dict(states[text])) for s, text in zip(studies, texts, strict=True)]
+    labels = {text: {n: state for n, state in found.items() if is_finding(n)} for text, found in states.items()}
+    return [dataclasses.replace(s, labels=dict(labels[text])) for s, text in zip(studies, texts, strict=True)]

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmcxr.foundation.assets import SHIPPED_MODELS
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.texts import path_of
 from llmcxr.foundation.yaml_text import read_yaml
 from llmcxr.model.folder import ModelInfo, load_info
 from llmcxr.model.packed import is_packed, unpack
@@ -52,12 +54,12 @@ def _locate(name: str | Path) -> Path:
 
     The name of a shipped model always means that one; a folder of the same name is given as ./NAME.
     """
-    folder = SHIPPED_MODELS / str(name) if name in shipped_models() else Path(name).expanduser()
+    folder = SHIPPED_MODELS / str(name) if name in shipped_models() else path_of(name)
     if isinstance(name, str) and _HUB_ID.fullmatch(name) and not folder.parent.exists():  # else a slip in a local path
         folder = _from_hub(name)
-    if is_packed(folder) or any((folder / place).exists() for place in ("llmcxr.json", "model/llmcxr.json")):
+    if is_packed(folder) or any(os.path.exists(folder / place) for place in ("llmcxr.json", "model/llmcxr.json")):
         return folder
-    what = "holds no model (no llmcxr.json)" if folder.is_dir() else "is no folder"
+    what = "holds no model (no llmcxr.json)" if os.path.isdir(folder) else "is no folder"
     raise UserError(
         f"there is no model {str(name)!r}: it {what}. Give the folder of a finished run, of its model/, or of a packed model, "
         f"the id of a hub repository, or the name of a shipped model ({', '.join(shipped_models())})."

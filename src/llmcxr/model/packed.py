@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def pack(run: Path, last_stage: str, method: str, folder: Path, card: str) -> No
 
 def is_packed(folder: Path) -> bool:
     """Whether `folder` holds a packed model."""
-    return (folder / "packed.json").exists()
+    return os.path.isfile(folder / "packed.json")
 
 
 def unpack(folder: Path) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 import yaml
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.texts import path_of
 
 FOLDER = Path(__file__).parent
 SHIPPED = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
@@ -15,8 +17,8 @@ SHIPPED = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 
 def find_recipe(name: str) -> Path:
     """The file of a recipe: the user's own by its path, else a shipped one by its name. `UserError` lists those."""
-    path = Path(name).expanduser()
-    if path.exists() and not (path.is_dir() and name in SHIPPED):
+    path = path_of(name)
+    if os.path.exists(path) and not (path.is_dir() and name in SHIPPED):
         return path
     if name in SHIPPED:
         return SHIPPED[name]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.texts import is_text
 from llmcxr.sources.times import StudyKey, ranks
 from llmcxr.studies.cohort import DEFAULT_FRACTIONS, assign_splits, check_splits
 from llmcxr.studies.reports import Report, read_report
@@ -53,6 +54,7 @@ class Tally:
 
     def _keep(self, reason: str, example: str) -> None:
         kept = self.examples.setdefault(reason, [])
+        example = example.encode(errors="backslashreplace").decode()  # the name of a file can be no text
         if example and len(kept) < _EXAMPLES and example not in kept:
             kept.append(example if len(example) <= 200 else example[:200] + " ...")
 
@@ -129,7 +131,8 @@ def study_view(tally: Tally, *texts: str) -> str:
 def finish(
     studies: list[Study], times: Mapping[StudyKey, float | None], seed: int, tally: Tally, nothing: str
 ) -> list[Study]:
-    """Give each study its place in the patient's order and its split, and check that no patient is in two splits.
+    """Give each study its place in the patient's order, its split and an absolute image path (those of settings begin
+    where llmcxr is started, those of a manifest in the run's folder), and check that no patient is in two splits.
 
     `times`: patient and study -> when it was made, of **all** studies that the data know, those without an image or a
     report too, so that a follow-up never becomes the first. Raises `UserError` where there are no studies; `nothing`
@@ -147,7 +150,10 @@ def finish(
     unordered = {patient for (patient, _), place in order.items() if place is None}
     for patient in sorted({s.patient_id for s in studies} & unordered):
         tally.note("patient of several studies whose order is not known", patient)
-    done = [dataclasses.replace(s, order=order.get((s.patient_id, s.study_id))) for s in studies]
+    done = [
+        dataclasses.replace(s, order=order.get((s.patient_id, s.study_id)), image_path=os.path.abspath(s.image_path))
+        for s in studies
+    ]
     done = assign_splits(done, seed, DEFAULT_FRACTIONS)
     check_splits(done)
     return done
@@ -201,16 +207,16 @@ class FilesByName:
     def find(self, name: str) -> Path | None:
         """The file; None where there is none, or where several could be meant."""
         for suffix in self.SUFFIXES:
-            if (path := self.root / (name + suffix)).is_file():
+            if os.path.isfile(path := self.root / (name + suffix)):  # False for what the system refuses as a name
                 return path
         if self._stems is None:
             self._stems = {}
             for path in files_below(self.root, lambda n: n.lower().endswith(self.SUFFIXES[1:])):
-                for key in {path.name, path.stem}:
+                for key in {path.name, path.stem} if is_text(str(path)) else ():
                     self._stems.setdefault(key, []).append(path)
         folders, _, last = name.strip("/").rpartition("/")
         stem = re.sub(r"\.(png|jpe?g|dcm)$", "", last, flags=re.IGNORECASE)
         found = self._stems.get(last) or self._stems.get(stem) or []
         # Another folder's file of the same name is another image.
         found = [path for path in found if not folders or path.parent.as_posix().endswith(f"/{folders}")]
-        return found[0] if len(found) == 1 else None
+        return found[0] if len(found) == 1 and found[0].is_file() else None

@@ -31,6 +31,7 @@ is the test split, as most publications have it, and a tenth of the training pat
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -165,7 +166,9 @@ class ChexpertSource:
             key = patient, f"{patient}-{study}"
             times[key] = number(cell(row, "patient_report_date_order"))
             if (
-                image := next((f for base in bases for s in _SUFFIXES if (f := base / f"{stem}{s}").is_file()), None)
+                image := next(
+                    (f for base in bases for s in _SUFFIXES if os.path.isfile(f := base / f"{stem}{s}")), None
+                )
             ) is None:
                 self.tally.leave_out("image file missing", path)
                 continue

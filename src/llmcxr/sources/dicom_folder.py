@@ -35,6 +35,7 @@ from typing import Any, cast
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Settings, setting, settings_to_dict
+from llmcxr.foundation.texts import is_text
 from llmcxr.foundation.workers import in_processes
 from llmcxr.sources.base import Tally, files_below, finish, read_text, study_text, study_view
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, near, read_rows, state_of
@@ -92,6 +93,10 @@ def read_header(path: Path) -> Header | str:
     import pydicom  # slow to load, and not needed for reading settings
     from pydicom.errors import InvalidDicomError
 
+    if not is_text(str(path)):
+        return "file or folder whose name is not UTF-8"
+    if not os.path.isfile(path):  # a pipe or a device, of which reading may never end
+        return "not a file"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

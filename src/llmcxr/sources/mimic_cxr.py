@@ -28,6 +28,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,7 @@ from llmcxr.sources.base import Tally, files_below, finish, folders_below, read_
 from llmcxr.sources.chexpert import OBSERVATIONS, OBSERVED
 from llmcxr.sources.rows import Row, cell, columns_of, id_of, labels_of, read_rows, state_of
 from llmcxr.sources.times import StudyKey, date
+from llmcxr.studies.reports import MOST
 from llmcxr.studies.study import SPLITS, Split, Study
 
 ACCESS = (
@@ -121,12 +123,20 @@ class Reports:
             ) from error
 
     def read(self, study: str) -> str | None:
-        """The report's text; None where there is no report. `UserError` where it cannot be read."""
+        """The report's text (of a far too long one its beginning); None where there is none. `UserError` if damaged."""
         if (place := self.places.get(study)) is None:
             return None
         try:
-            content = self._archive.read(place) if self._archive is not None else Path(place).read_bytes()
-        except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
+            with open(place, "rb") if self._archive is None else self._archive.open(place) as stream:
+                content = stream.read(4 * MOST + 1)  # bytes; a zip file of megabytes can hold one of gigabytes
+        except (
+            OSError,
+            zipfile.BadZipFile,
+            EOFError,
+            ValueError,
+            zlib.error,
+            RuntimeError,
+        ) as error:  # the last: encrypted
             raise UserError(f"{self.path}: {place} cannot be read ({error}). Download it again.") from error
         return content.decode("utf-8", errors="replace")
 

@@ -10,12 +10,15 @@ import json
 import math
 import re
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.texts import is_text
 from llmcxr.studies.findings import is_finding, normal_form
 from llmcxr.studies.report_cleaning import EMPTY_CELLS
 
@@ -36,8 +39,14 @@ def text_of(value: Any) -> str:
 
 def cell(row: Mapping[str, Any], column: str) -> str:
     """A cell as text; "" for a column that is not set, also where the table has a column without a name (an index), and
-    for what programs write into cells that are empty (nan, None, N/A)."""
-    text = text_of(row.get(column)) if column else ""
+    for what programs write into cells that are empty (nan, None, N/A). `UserError` for a list, a
+    mapping or bytes (JSON, Parquet)."""
+    value = row.get(column) if column else ""
+    if isinstance(value, list | tuple | dict | bytes):
+        raise UserError(
+            f"column {column!r}: a cell holds {repr(value)[:80]}, which is neither text nor a number. Write it as text."
+        )
+    text = text_of(value)
     return "" if text.casefold() in EMPTY_CELLS else text
 
 
@@ -107,10 +116,12 @@ def _jsonl_rows(stream: Iterator[str], path: Path) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not valid JSON ({error}). Correct the line.") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: should be a JSON object, {{...}}. Correct the line.")
+        if "\\u" in line and not is_text(json.dumps(row, ensure_ascii=False)):
+            raise UserError(f"{path}, line {number}: \\ud800 to \\udfff stand for half a character. Correct the line.")
         yield row
 
 
@@ -119,8 +130,24 @@ def columns_of(path: Path) -> list[str] | None:
     suffixes = [s.lower() for s in path.suffixes if s.lower() != ".gz"]
     if not suffixes or suffixes[-1] not in (".csv", ".tsv"):
         return None
-    with _opened(path) as stream:
+    with _reading(path, suffixes[-1]), _opened(path) as stream:
         return [n.strip() for n in next(csv.reader(stream, delimiter="\t" if suffixes[-1] == ".tsv" else ","), [])]
+
+
+@contextmanager
+def _reading(path: Path, suffix: str) -> Iterator[None]:
+    """`UserError` for a table that is damaged, or something else than its name says."""
+    try:
+        yield
+    except csv.Error as error:
+        raise UserError(
+            f"{path} cannot be read as {suffix[1:]} ({error}). Check that every double quote is closed: the "
+            "rest of the table may stand in one cell."
+        ) from error
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # Unicode and pyarrow errors are ValueErrors
+        raise UserError(
+            f"{path} cannot be read as {suffix[1:]} ({error}). Check that it is whole and in UTF-8."
+        ) from error
 
 
 def _opened(path: Path) -> io.TextIOBase:
@@ -140,7 +167,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
             f"{path} does not exist. Set its path in the recipe's source (relative to where llmcxr is started)."
         )
     suffix = next((s.lower() for s in reversed(path.suffixes) if s.lower() != ".gz"), "")
-    try:
+    with _reading(path, suffix):
         if suffix in (".csv", ".tsv"):
             with _opened(path) as stream:
                 return list(_csv_rows(iter(stream), path, "\t" if suffix == ".tsv" else ",", columns))
@@ -152,8 +179,4 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
 
             # Not pandas: it makes floats of whole numbers where a column has gaps, and an index of a named column.
             return parquet.read_table(path).to_pylist()  # type: ignore[no-any-return]
-    except (ValueError, OSError, EOFError, csv.Error) as error:  # Unicode and pyarrow errors are ValueErrors
-        raise UserError(
-            f"{path} cannot be read as {suffix[1:]} ({error}). Check that it is whole and in UTF-8."
-        ) from error
     raise UserError(f"{path}: tables are read as .csv, .tsv, .jsonl or .parquet, not {suffix or 'without a suffix'}.")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmcxr.foundation.artifacts import read_json, write_json
+from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.workflow import Stage
 from llmcxr.instructions.questions import questions_of, write_questions
 from llmcxr.labelling.registry import label_studies
@@ -21,6 +22,7 @@ from llmcxr.studies.prior_references import edit_prior_references
 from llmcxr.studies.study import SPLITS, Collection, Study, write_manifest
 
 PAGE = "data.html"
+_SUMMARY = {"studies", "patients", "rules", "left_out", "noted", "examples", "without_effect", "images", "copies"}
 _SHOWN = 8  # reasons that are printed; all are in studies.json
 
 
@@ -139,7 +141,11 @@ def _say(summary: dict[str, Any]) -> None:
 
 def write_page(context: Context) -> None:
     """The data page, of what the stage has written. `UserError` where that is not there."""
-    folder = context.folder
+    folder, path = context.folder, context.folder / "studies.json"
+    summary = read_json(path)
+    if not isinstance(summary, dict) or (missing := _SUMMARY - summary.keys()):
+        lacks = f" (it lacks {', '.join(sorted(missing))})" if isinstance(summary, dict) else ""
+        raise UserError(f"{path} was written by another version{lacks}. Run `llmcxr prepare` with this run's recipe.")
     write_data_page(
         folder / PAGE,
         f"Data of {context.recipe.name}",
@@ -149,7 +155,7 @@ def write_page(context: Context) -> None:
         context.studies,
         context.pixels,
         image_notes.read_notes(folder / "images.parquet"),
-        read_json(folder / "studies.json"),
+        summary,
         notes(context),
     )
 

@@ -67,8 +67,9 @@ def read_radiograph(image: str | Path | Image.Image) -> Radiograph:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes). Copy it again or leave it out.")
         dicom = is_dicom(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be opened ({error.strerror}). Check the path and its permissions.") from error
+    except (OSError, ValueError) as error:  # the latter: a zero byte or half a character
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be opened ({reason}). Check the path and its permissions.") from error
     return _checked(read_dicom(path) if dicom else read_picture(path))
 
 

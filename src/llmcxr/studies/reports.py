@@ -10,6 +10,7 @@ from llmcxr.studies.report_language import is_english
 from llmcxr.studies.report_sections import Structure, parse_report
 
 LONG = 300  # words; the longest of 4,867 reports that were looked at has 230, case histories have more
+MOST = 100_000  # characters; what is longer is no report, and would take minutes to read
 LOST = "\ufffd"  # stands where bytes could not be read as text
 
 
@@ -33,8 +34,11 @@ def read_report(whole: str = "", findings: str = "", impression: str = "") -> Re
     """The texts of a study from its whole report, or from sections that the data give apart, which come first.
 
     Cells that say "nan", "None" or "N/A" are empty. A report that is not in English is a problem, not a text, since
-    nothing here can read it. Never raises.
+    nothing here can read it, nor is one of more than `MOST` characters. Never raises.
     """
+    if max(map(len, (whole, findings, impression))) > MOST:
+        longest = max((whole, findings, impression), key=len)
+        return Report(problem=f"more than {MOST:,} characters", excerpt=clean_text(longest[:200]))
     given = ["" if is_no_text(text) else clean_text(text) for text in (findings, impression)]
     structure: Structure = "headings" if any(given) else ""
     problem = "no text"
