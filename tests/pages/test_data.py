@@ -42,7 +42,7 @@ def test_lengths_of_reports():
 def test_everything_stands_on_it(tmp_path):
     write_toy_page(tmp_path / "data.html")
     page = read(tmp_path / "data.html")
-    for part in ("images: 5", "patients: 4", "reports: 4", "remark mass", "noted mass", "mass 1", "2 times (50 %)"):
+    for part in ("images: 5", "patients: 4", "reports: 4", "remark mass", "noted mass", "mass 1", "2 times (50 %)", "3 sentences of 2"):
         assert part in page.text, part
     assert "30% lost: a.png" in page.text.replace("30 %", "30%")
     assert "mass: 2, 1 of them left out" in page.text and "a (patient p1, train); b (patient p1, train)" in page.text
@@ -65,7 +65,7 @@ def test_all_text_is_escaped_and_nothing_is_fetched(tmp_path):
 def test_nothing_has_to_be_there(count, tmp_path):
     studies = [Study("a", "p", "s", "a.png", "train")][:count]
     nothing: dict = {"studies": {}, "patients": {}, "rules": [], "left_out": {}, "noted": {}, "examples": {}}
-    nothing |= {"without_effect": [], "images": image_notes.counts([])}
+    nothing |= {"prior_references": {"sentences": 0}, "without_effect": [], "images": image_notes.counts([])}
     nothing["copies"] = dict.fromkeys(("groups", "images", "across patients", "across splits", "patients moved"), 0)
     nothing["copies"]["examples"] = []
     pixels = np.zeros((count, 8, 8), np.uint8)

@@ -47,6 +47,7 @@ def write_toy_page(path: Path, word: str = "mass", simulated: bool = False) -> N
         "noted": {f"noted {word}": 1},
         "examples": {word: [f"{word} 1", "2"]},
         "without_effect": [word],
+        "prior_references": {"sentences": 3, "reports": 2, "emptied": 0, "cues": {word: 2, "unchanged": 1}},
         "images": image_notes.counts(notes),
         "copies": {"groups": 1, "images": 2, "across patients": 0, "across splits": 0, "patients moved": 0}
         | {"examples": [["a", "b"]]},

@@ -189,6 +189,7 @@ def write_data_page(
             views=Counter(s.view or "unknown" for s in studies).most_common(),
             labels=labels,
             lengths=report_lengths(studies),
+            references=summary["prior_references"],
             examples=_examples(studies, [row["name"] for row in labels[:_FINDINGS]], pictures),
             odd=_odd(notes, pictures),
             copies=summary["copies"],
