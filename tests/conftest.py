@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import io
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ from llmcxr.foundation.assets import fetch
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell; children would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def load_script(path: str) -> ModuleType:
