@@ -42,7 +42,16 @@ def test_lengths_of_reports():
 def test_everything_stands_on_it(tmp_path):
     write_toy_page(tmp_path / "data.html")
     page = read(tmp_path / "data.html")
-    for part in ("images: 5", "patients: 4", "reports: 4", "remark mass", "noted mass", "mass 1", "2 times (50 %)", "3 sentences of 2"):
+    for part in (
+        "images: 5",
+        "patients: 4",
+        "reports: 4",
+        "remark mass",
+        "noted mass",
+        "mass 1",
+        "2 times (50 %)",
+        "3 sentences of 2",
+    ):
         assert part in page.text, part
     assert "30% lost: a.png" in page.text.replace("30 %", "30%")
     assert "mass: 2, 1 of them left out" in page.text and "a (patient p1, train); b (patient p1, train)" in page.text
