@@ -29,7 +29,6 @@ TEXTS = (
     "No acute disease.",
     "Nodule in the right upper lobe.",
 )
-FREELY = Sampling(temperature=1.0)
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -34,7 +34,6 @@ def _attention(
     B, H, T, D = query.shape
     G = key.shape[1]
     if T > 1 or H == G:
-        # No grown mask is passed on where transformers would find a repeated key or none at all.
         result, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **named
         )
