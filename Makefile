@@ -31,7 +31,7 @@ demo-train: fetch
 
 test: fetch lint
 	@echo "Running the tests ..."
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2
 
 lint: $(STAMP)
 	@echo "Checking style and types ..."

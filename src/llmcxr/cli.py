@@ -1,4 +1,4 @@
-"""The command line: `llmcxr --help` lists the commands (commands.py)."""
+"""The command line: `llmcxr --help` lists the commands (commands/)."""
 
 from __future__ import annotations
 

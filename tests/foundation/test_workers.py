@@ -33,7 +33,7 @@ def test_workers_give_all_in_order_and_pass_faults_on(monkeypatch):
 SCRIPT = """
 import sys, time
 from llmcxr import cli
-from llmcxr.commands import command
+from llmcxr.commands.table import command
 from llmcxr.foundation import devices
 from llmcxr.foundation.workers import in_processes
 devices.core_count = lambda: 2

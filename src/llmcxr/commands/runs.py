@@ -1,4 +1,4 @@
-"""Command word -> one function, with its arguments above it. Heavy libraries are imported where they are used."""
+"""Commands about data and runs."""
 
 from __future__ import annotations
 
@@ -7,143 +7,22 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from llmcxr.commands.table import (
+    OVERRIDES,
+    RECIPE,
+    RUN,
+    SEED,
+    argument,
+    command,
+    count,
+    either,
+    path,
+    rate,
+)
 from llmcxr.foundation.artifacts import check_output
-from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.texts import check_text, path_of
-
-NOTICE = "For research only: not a medical device, not for diagnosis."
-
-Adding = Callable[[argparse._ActionsContainer], object]  # puts an argument, or several, into a parser
-
-
-@dataclass(frozen=True)
-class Command:
-    """What a command word does, and what it takes."""
-
-    function: Callable[[argparse.Namespace], None]
-    about: str
-    arguments: tuple[Adding, ...]
-
-
-COMMANDS: dict[str, Command] = {}
-
-
-def command(name: str, about: str, *arguments: Adding) -> Callable[[Callable[[argparse.Namespace], None]], None]:
-    """Makes the function below a command."""
-
-    def enter(function: Callable[[argparse.Namespace], None]) -> None:
-        COMMANDS[name] = Command(function, about, arguments)
-
-    return enter
-
-
-def argument(*names: str, **options) -> Adding:
-    """As for `ArgumentParser.add_argument`."""
-    return lambda parser: parser.add_argument(*names, **options)
-
-
-def either(*arguments: Adding) -> Adding:
-    """Arguments of which at most one can be given."""
-
-    def add(parser: argparse._ActionsContainer) -> None:
-        group = parser.add_mutually_exclusive_group()
-        for each in arguments:
-            each(group)
-
-    return add
-
-
-# --- values
-
-
-def count(text: str) -> int:
-    """A whole number from 1."""
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number, at least 1")
-    return int(text)
-
-
-def rate(text: str) -> float:
-    """A number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} should be a number above 0")
-    return value
-
-
-def path(text: str) -> Path:
-    """A file or folder; ~ is home here too, since no shell sees it in `-o~/drawn.png` and `--output=~/drawn.png`."""
-    try:
-        return path_of(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def png(text: str) -> Path:
-    """The file of a picture that says in its metadata where it is from."""
-    if Path(text).suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(
-            f"{text!r} should end in .png: only as a PNG the drawing says that it is synthetic"
-        )
-    return path(text)
-
-
-# --- arguments that several commands take
-
-RECIPE = argument("recipe", help="a shipped recipe by name (`llmcxr recipes` lists them), or a YAML file")
-OVERRIDES = argument(
-    "overrides",
-    nargs="*",
-    metavar="KEY.SUB=VALUE",
-    help="settings that replace the file's; `llmcxr settings` lists them",
-)
-RUN = argument("folder", type=path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
-IMAGE = argument("image", type=path, help="PNG, JPEG or DICOM")
-SEED = argument("--seed", type=int, default=0, help="of what is drawn by chance (default: %(default)s)")
-MODEL = (
-    argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        help="a shipped model by name, the folder of a run, of a model, or of a packed one, or "
-        "the id of a Hugging Face repository (default: %(default)s)",
-    ),
-    argument("--device", default="auto", help="auto, cpu, cuda, ..."),
-)
-
-
-def sampling(temperature: float) -> tuple[Adding, ...]:
-    """How a response is drawn; `Sampling` says what these can be."""
-    about = "0: the most likely token (default: %(default)s)"
-    return (
-        argument("--temperature", type=float, default=temperature, help=about),
-        argument(
-            "--top-p", type=float, default=1.0, help="likeliest tokens of which to draw, as a share of probability"
-        ),
-        argument(
-            "--max-new-tokens", type=int, default=256, help="most tokens of a text response (default: %(default)s)"
-        ),
-        SEED,
-    )
-
-
-def chosen(guidance: str, candidates: str) -> tuple[Adding, ...]:
-    """What leads a response, and of how many it is the best."""
-    own = " (default: the model's own)"
-    return (
-        argument("--guidance", type=rate, help=guidance + own),
-        argument("--candidates", type=count, help=candidates + own),
-    )
-
-
-# --- data and runs
 
 
 @command(
@@ -399,113 +278,3 @@ def _preview(arguments: argparse.Namespace) -> None:
     for name, make in (("normal.png", contact_sheet), ("findings.png", finding_sheet)):
         make(arguments.output / name, arguments.size, arguments.seed)
         print(arguments.output / name)
-
-
-# --- a model
-
-
-def _load(arguments: argparse.Namespace):
-    """The model. `UserError` for an image that cannot be read: before the model is loaded."""
-    if image := getattr(arguments, "image", None):
-        from llmcxr.studies.radiographs import read_radiograph
-
-        read_radiograph(image)
-    from llmcxr.inference.llm_cxr import LlmCxr
-
-    return LlmCxr.from_pretrained(arguments.model, arguments.device)
-
-
-def _sampling(arguments: argparse.Namespace):
-    """`UserError` for what cannot be: before the model is loaded."""
-    from llmcxr.inference.backend import Sampling
-
-    guidance = getattr(arguments, "guidance", None)
-    return Sampling(arguments.temperature, arguments.top_p, 0, arguments.max_new_tokens, arguments.seed, guidance)
-
-
-@command(
-    "report",
-    f"report of a radiograph (PNG, JPEG or DICOM). {NOTICE}",
-    *MODEL,
-    *sampling(0.0),
-    *chosen(
-        "how strongly the report follows the findings that the model named first: 1 as the model says, more to leave "
-        "fewer out",
-        "write so many and keep the one that states best what the model named on the image",
-    ),
-    IMAGE,
-)
-def _report(arguments: argparse.Namespace) -> None:
-    drawn = _sampling(arguments)
-    print(_load(arguments).report(arguments.image, drawn, arguments.candidates))
-
-
-@command("ask", f"answer a question about a radiograph. {NOTICE}", *MODEL, *sampling(0.0), IMAGE, argument("question"))
-def _ask(arguments: argparse.Namespace) -> None:
-    drawn = _sampling(arguments)
-    check_text(arguments.question, "the question")
-    print(_load(arguments).ask(arguments.image, arguments.question, drawn))
-
-
-@command("findings", f"probability of each finding on a radiograph. {NOTICE}", *MODEL, IMAGE)
-def _findings(arguments: argparse.Namespace) -> None:
-    for name, p in sorted(_load(arguments).finding_probabilities(arguments.image).items(), key=lambda item: -item[1]):
-        print(f"{p:5.2f}  {name}")
-
-
-@command(
-    "draw",
-    f"draw a radiograph for a report. {NOTICE}",
-    *MODEL,
-    *sampling(1.0),
-    *chosen(
-        "how strongly the image follows the text: 1 as the model says, more for clearer findings and less variety",
-        "draw so many and keep the one on which the model's clinical network best sees what the text states",
-    ),
-    argument("text", help="the report"),
-    argument("-o", "--output", type=png, default=Path("drawn.png"), help="PNG to write (default: %(default)s)"),
-    argument("--no-mark", action="store_true", help="leave out the visible mark (the metadata always say synthetic)"),
-)
-def _draw(arguments: argparse.Namespace) -> None:
-    from llmcxr.inference.provenance import save_synthetic
-
-    drawn = _sampling(arguments)
-    check_text(arguments.text, "the report")
-    check_output(arguments.output)
-    pixels = _load(arguments).draw(arguments.text, drawn, arguments.candidates)
-    save_synthetic(arguments.output, pixels, arguments.text, visible=not arguments.no_mark)
-    print(arguments.output)
-
-
-@command(
-    "chat",
-    f"plain chat with the language model. {NOTICE}",
-    *MODEL,
-    *sampling(0.0),
-    argument("message", nargs="?", help="one message instead of a conversation"),
-)
-def _chat(arguments: argparse.Namespace) -> None:
-    drawn = _sampling(arguments)
-    if arguments.message is not None:
-        check_text(arguments.message, "the message")
-        print(_load(arguments).chat([{"role": "user", "content": arguments.message}], drawn))
-        return
-    model = _load(arguments)
-    messages: list[dict[str, str]] = []
-    at_hand = sys.stdin is not None and sys.stdin.isatty()  # else what is said comes from a file or another program
-    if at_hand:
-        print("Plain chat; an empty line ends it.", file=sys.stderr)
-    while said := _line("> " if at_hand and sys.stdout.isatty() else ""):
-        messages.append({"role": "user", "content": said})
-        messages.append({"role": "assistant", "content": model.chat(messages, drawn)})
-        print(messages[-1]["content"], flush=True)
-
-
-def _line(prompt: str) -> str:
-    """What is typed next, or the next line of what is piped in; "" at its end."""
-    try:
-        return input(prompt).strip() if sys.stdin is not None else ""
-    except EOFError:
-        return ""
-    except UnicodeDecodeError as error:
-        raise UserError(f"what comes in is not UTF-8 ({error}). Convert it first.") from error

@@ -1,0 +1,138 @@
+"""The table of commands: word -> one function, with its arguments above it; and the arguments that several take."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmcxr.foundation.assets import DEFAULT_MODEL
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.texts import path_of
+
+NOTICE = "For research only: not a medical device, not for diagnosis."
+
+Adding = Callable[[argparse._ActionsContainer], object]  # puts an argument, or several, into a parser
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command word does, and what it takes."""
+
+    function: Callable[[argparse.Namespace], None]
+    about: str
+    arguments: tuple[Adding, ...]
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(name: str, about: str, *arguments: Adding) -> Callable[[Callable[[argparse.Namespace], None]], None]:
+    """Makes the function below a command."""
+
+    def enter(function: Callable[[argparse.Namespace], None]) -> None:
+        COMMANDS[name] = Command(function, about, arguments)
+
+    return enter
+
+
+def argument(*names: str, **options) -> Adding:
+    """As for `ArgumentParser.add_argument`."""
+    return lambda parser: parser.add_argument(*names, **options)
+
+
+def either(*arguments: Adding) -> Adding:
+    """Arguments of which at most one can be given."""
+
+    def add(parser: argparse._ActionsContainer) -> None:
+        group = parser.add_mutually_exclusive_group()
+        for each in arguments:
+            each(group)
+
+    return add
+
+
+# --- values
+
+
+def count(text: str) -> int:
+    """A whole number from 1."""
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number, at least 1")
+    return int(text)
+
+
+def rate(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} should be a number above 0")
+    return value
+
+
+def path(text: str) -> Path:
+    """A file or folder; ~ is home here too, since no shell sees it in `-o~/drawn.png` and `--output=~/drawn.png`."""
+    try:
+        return path_of(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def png(text: str) -> Path:
+    """The file of a picture that says in its metadata where it is from."""
+    if Path(text).suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(
+            f"{text!r} should end in .png: only as a PNG the drawing says that it is synthetic"
+        )
+    return path(text)
+
+
+# --- arguments that several commands take
+
+RECIPE = argument("recipe", help="a shipped recipe by name (`llmcxr recipes` lists them), or a YAML file")
+OVERRIDES = argument(
+    "overrides",
+    nargs="*",
+    metavar="KEY.SUB=VALUE",
+    help="settings that replace the file's; `llmcxr settings` lists them",
+)
+RUN = argument("folder", type=path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
+IMAGE = argument("image", type=path, help="PNG, JPEG or DICOM")
+SEED = argument("--seed", type=int, default=0, help="of what is drawn by chance (default: %(default)s)")
+MODEL = (
+    argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="a shipped model by name, the folder of a run, of a model, or of a packed one, or "
+        "the id of a Hugging Face repository (default: %(default)s)",
+    ),
+    argument("--device", default="auto", help="auto, cpu, cuda, ..."),
+)
+
+
+def sampling(temperature: float) -> tuple[Adding, ...]:
+    """How a response is drawn; `Sampling` says what these can be."""
+    about = "0: the most likely token (default: %(default)s)"
+    return (
+        argument("--temperature", type=float, default=temperature, help=about),
+        argument(
+            "--top-p", type=float, default=1.0, help="likeliest tokens of which to draw, as a share of probability"
+        ),
+        argument(
+            "--max-new-tokens", type=int, default=256, help="most tokens of a text response (default: %(default)s)"
+        ),
+        SEED,
+    )
+
+
+def chosen(guidance: str, candidates: str) -> tuple[Adding, ...]:
+    """What leads a response, and of how many it is the best."""
+    own = " (default: the model's own)"
+    return (
+        argument("--guidance", type=rate, help=guidance + own),
+        argument("--candidates", type=count, help=candidates + own),
+    )
