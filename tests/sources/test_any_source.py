@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from trees import ILL, Mimic, chexpert_plus, dicom_folder, lines, openi, picture, write
 
-from llmcxr.foundation.settings import build_settings
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import SettingsError, build_settings
 from llmcxr.sources.base import FilesByName, Tally
 from llmcxr.sources.registry import SourceSettings, build_source
 from llmcxr.studies.study import Study, read_manifest, write_manifest
@@ -71,3 +72,37 @@ def test_a_folder_whose_name_is_not_utf8(tmp_path):
     assert len(read_manifest(tmp_path / "m.parquet")) == 4
     tally.leave_out("x", os.fsdecode(b"caf\xe9"))
     assert tally.examples["x"] == ["caf\\udce9"], "examples are written as text"
+
+
+def test_several_sources_are_one_after_another(tmp_path):
+    """With the studies, the counts and the splits of each alone."""
+    own_table(tmp_path)
+    dicom_folder(tmp_path, 2)
+    table = BLOCKS["table"] | {"path": str(tmp_path / "films" / "t.csv")}
+    blocks = {"table": table, "dicom_folder": {"folder": str(tmp_path / "export")}}
+    alone = {kind: read(kind, block) for kind, block in blocks.items()}
+    source = build_source(build_settings(SourceSettings, {"kind": "table+dicom_folder", **blocks}), 0)
+    both = list(source.studies(tmp_path, 32))
+    assert both == [study for _, studies in alone.values() for study in studies]
+    assert source.tally.noted == {
+        f"{kind}: {k}": n for kind, (tally, _) in alone.items() for k, n in tally.noted.items()
+    }
+    assert source.fingerprint().keys() == blocks.keys() and source.on_disk
+
+
+def test_a_patient_of_two_sources_is_named(tmp_path):
+    picture(tmp_path / "a.png", 1)
+    write(tmp_path / "t.csv", lines("file,patient,report", [["a.png", "7", ILL]]))
+    table = {"path": str(tmp_path / "t.csv"), "columns": {"image": "file", "patient": "patient", "report": "report"}}
+    dicom_folder(tmp_path, 2)
+    settings = {"kind": "table+dicom_folder", "table": table, "dicom_folder": {"folder": str(tmp_path / "export")}}
+    known = build_source(build_settings(SourceSettings, settings | {"kind": "dicom_folder"}), 0).studies(tmp_path, 32)
+    write(tmp_path / "t.csv", lines("file,patient,report", [["a.png", known[0].patient_id, ILL]]))
+    with pytest.raises(UserError, match=f"the patient {known[0].patient_id} is in table and in dicom_folder"):
+        build_source(build_settings(SourceSettings, settings), 0).studies(tmp_path, 32)
+
+
+@pytest.mark.parametrize("kind", ["table+", "table+table", "+", "table+nothing"])
+def test_joined_kinds_that_are_none(kind):
+    with pytest.raises(SettingsError, match="kind"):
+        build_settings(SourceSettings, {"kind": kind, "table": BLOCKS["table"]})

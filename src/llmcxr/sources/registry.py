@@ -14,6 +14,7 @@ from llmcxr.sources.dicom_folder import DicomFolderSettings
 from llmcxr.sources.mimic_cxr import MimicCxrSettings
 from llmcxr.sources.openi import OpenISettings
 from llmcxr.sources.phantom.settings import PhantomSettings
+from llmcxr.sources.several import SeveralSources
 from llmcxr.sources.table import TableSettings
 from llmcxr.studies.cohort import CohortRules, select_cohort
 from llmcxr.studies.geometry import Geometry
@@ -27,7 +28,7 @@ class SourceSettings(Settings):
     kind: str = setting(
         "phantom",
         "which of the blocks here: phantom (simulated radiographs), table (your own files), mimic_cxr, openi, chexpert "
-        "(also CheXpert Plus), dicom_folder",
+        "(also CheXpert Plus), dicom_folder; several are joined by +: phantom+table",
     )
     access: str = setting("", "how to get the data; said where they are missing")
     geometry: Geometry = setting(Geometry(), "how images become squares; belongs to the model that is trained")
@@ -52,15 +53,22 @@ class SourceSettings(Settings):
         """Impossible combinations."""
         about_all = ("kind", "access", "geometry", "implausible", "cohort", "copies")
         kinds = [f.name for f in fields(self) if f.name not in about_all]
-        if self.kind not in kinds:
-            return [f"kind: {self.kind!r} is not one of {', '.join(kinds)}"]
-        return [f"{self.kind}: is required where kind is {self.kind}"] if getattr(self, self.kind) is None else []
+        if unknown := [kind for kind in self.kinds if kind not in kinds]:
+            return [f"kind: {unknown[0]!r} is not one of {', '.join(kinds)}"]
+        if len(set(self.kinds)) < len(self.kinds):
+            return [f"kind: {self.kind!r} names one twice"]
+        return [f"{k}: is required where kind is {self.kind}" for k in self.kinds if getattr(self, k) is None]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Names of the blocks that are used."""
+        return self.kind.split("+")
 
 
 def build_source(settings: SourceSettings, seed: int) -> Source:
     """The source that the settings name; `seed` splits patients where the data states no splits."""
-    source: Source = getattr(settings, settings.kind).build(seed, settings.access)
-    return source
+    parts: dict[str, Source] = {k: getattr(settings, k).build(seed, settings.access) for k in settings.kinds}
+    return parts[settings.kind] if len(parts) == 1 else SeveralSources(parts)
 
 
 def read_studies(source: Source, settings: SourceSettings, folder: Path, image_size: int) -> Collection:
