@@ -5,6 +5,7 @@ Shapes: R rows in progress, H query heads, G key heads (H a multiple of G), T po
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -56,8 +57,10 @@ def use_grouped_attention(model: PreTrainedModel) -> None:
 class SlotCache(Cache):
     """A cache of rows of different lengths, to which each step adds one token a row. Rows come and go."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, stride: int = 1) -> None:
+        """Positions are shown in multiples of `stride`: kernels are made for each number of them."""
         super().__init__(layers=[])
+        self.stride = stride
         self.keys: list[Tensor] = []  # of each layer [rows reserved, G, positions reserved, D]
         self.values: list[Tensor] = []
         self.lengths = torch.zeros(0, dtype=torch.long, device=device)  # [R]
@@ -91,24 +94,32 @@ class SlotCache(Cache):
             self.values[i][first : first + new, :, :T] = layer.values[sources]
         self.lengths = torch.cat([self.lengths, lengths.to(self.lengths)])
 
-    def drop(self, row: int) -> None:
-        """Remove a row; the last one takes its place."""
-        last = len(self) - 1
-        if row != last:
+    def drop(self, rows: Iterable[int]) -> dict[int, int]:
+        """Remove rows; the last that stay take their places: {former row: row now} of those."""
+        gone = set(rows)
+        left = len(self) - len(gone)
+        moved = dict(
+            zip((r for r in range(left, len(self)) if r not in gone), sorted(r for r in gone if r < left), strict=True)
+        )
+        if moved:
+            former, now = list(moved), list(moved.values())
+            longest = int(self.lengths.max())
             for tensor in (*self.keys, *self.values):
-                tensor[row] = tensor[last]
-            self.lengths[row] = self.lengths[last]
-        self.lengths = self.lengths[:last]
+                tensor[now, :, :longest] = tensor[former, :, :longest]
+            self.lengths[now] = self.lengths[former]
+        self.lengths = self.lengths[:left]
+        return moved
 
     def begin_step(self) -> tuple[Tensor, Tensor | None]:
         """Make room for one token a row: (positions [R, 1], mask of what is seen bool [R, 1, 1, T] or None for all)."""
         longest = int(self.lengths.max())
-        self._end = longest + 1
+        self._end = -(-(longest + 1) // self.stride) * self.stride
         if self.keys[0].shape[2] < self._end:
             self._reserve(0, self.keys[0].shape[2] + _BLOCK)
         self._rows = torch.arange(len(self), device=self.lengths.device)
         seen = torch.arange(self._end, device=self.lengths.device) <= self.lengths[:, None]
-        return self.lengths[:, None], None if bool((self.lengths == longest).all()) else seen[:, None, None]
+        all_seen = self._end == longest + 1 and bool((self.lengths == longest).all())
+        return self.lengths[:, None], None if all_seen else seen[:, None, None]
 
     def end_step(self) -> None:
         """The tokens of the step count from here on."""

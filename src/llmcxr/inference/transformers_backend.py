@@ -27,6 +27,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.inference.backend import Backend, Prompt, Request, Response
 from llmcxr.inference.drawing import draw_tokens, is_greedy, penalised
+from llmcxr.inference.llama import STRIDE, Llama, check_int8, is_stock_llama, state_of
 from llmcxr.inference.slots import SlotCache, use_grouped_attention
 from llmcxr.instructions.example import Grammar, Turn
 from llmcxr.instructions.rendering import encode_free
@@ -88,10 +89,20 @@ class TransformersBackend(Backend):
     """Decoding with one model, vocabulary and template."""
 
     def __init__(
-        self, model: PreTrainedModel, vocabulary: ImageVocabulary, template: Template, image_length: int
+        self,
+        model: PreTrainedModel,
+        vocabulary: ImageVocabulary,
+        template: Template,
+        image_length: int,
+        int8: bool = False,
     ) -> None:
+        """`int8`: products of layers in 8 bits. `UserError` where the model or the machine has none."""
         self.model, self.vocabulary, self.template, self.image_length = model, vocabulary, template, image_length
         self.device = model.device
+        if int8:
+            check_int8(model)
+        self._int8 = int8
+        self._llama: Llama | None = None
         use_grouped_attention(model)
         # Tokens that the model can read (None: it sets no limit).
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -109,7 +120,40 @@ class TransformersBackend(Backend):
 
     # --- reading
 
-    def _body(self, ids: Tensor, places: Tensor, mask: Any, cache: Any) -> Tensor:
+    def _fast(self) -> Llama | None:
+        """The model's layers laid out for decoding, of its weights as they are now; None of other families."""
+        if not is_stock_llama(self.model):
+            self._llama = None
+        elif self._llama is None or self._llama.state != state_of(self.model):
+            self._llama = None  # not two at a time
+            self._llama = Llama(self.model, self._int8)
+        return self._llama
+
+    def _body(self, ids: Tensor, first: int, cache: DynamicCache) -> Tensor:
+        """States [n, T, d] of tokens [n, T] that follow `first` ones in the cache, which takes theirs."""
+        if self._llama is not None:
+            return self._llama.read(ids, first, cache)
+        places = torch.arange(first, first + ids.shape[1], device=self.device)[None].expand(len(ids), -1)
+        return self._stock(ids, places, None, cache)
+
+    def _step(self, ids: Tensor, cache: SlotCache) -> Tensor:
+        """States [R, d] of one new token a row [R, 1]."""
+        places, seen = cache.begin_step()
+        if self._llama is not None:
+            states = self._llama.step(ids, places, seen, cache)
+        else:
+            mask = self._mask(seen, places, cache.get_seq_length() + 1)
+            states = self._stock(ids, places, mask, cache)[:, -1]
+        cache.end_step()
+        return states
+
+    def _project(self, states: Tensor, first: int, end: int | None) -> Tensor:
+        """Logits of table rows for states [N, d]: [N, end - first] float32."""
+        if self._llama is not None:
+            return self._llama.logits(states, first, end)
+        return project(self.model, states, first, end)
+
+    def _stock(self, ids: Tensor, places: Tensor, mask: Any, cache: Any) -> Tensor:
         output = self.model.base_model(
             input_ids=ids, attention_mask=mask, position_ids=places, cache=cache, use_cache=True
         )
@@ -123,17 +167,17 @@ class TransformersBackend(Backend):
         P is at most `first` of each of the group. Shorter prompts are padded at the right, which needs no mask: a causal
         model never looks there from a real token.
         """
+        self._fast()
         for P, numbers in group_by_beginning(prompts, first):
             cache = DynamicCache()
             if P:
                 common = torch.tensor([list(prompts[numbers[0]][:P])], device=self.device)
-                self._body(common, torch.arange(P, device=self.device)[None], None, cache)
+                self._body(common, 0, cache)
                 cache.batch_repeat_interleave(len(numbers))
             rests = [list(prompts[i][P:]) for i in numbers]
             T = max(map(len, rests))
             ids = torch.tensor([rest + [0] * (T - len(rest)) for rest in rests], device=self.device)
-            places = torch.arange(P, P + T, device=self.device)[None].expand(len(rests), T)
-            yield numbers, P, self._body(ids, places, None, cache), cache
+            yield numbers, P, self._body(ids, P, cache), cache
 
     # --- decoding
 
@@ -207,7 +251,7 @@ class TransformersBackend(Backend):
         table = (first, first + self.vocabulary.size) if grammar == "image" else (0, None)
         guided = [i for i, one in enumerate(opened) if len(one.rows) == 2]
         rows = [one.rows[0] for one in opened] + [opened[i].rows[1] for i in guided]
-        both = project(self.model, hidden[rows], *table)
+        both = self._project(hidden[rows], *table)
         logits, less = both[: len(opened)], both[len(opened) :]
         if grammar == "text":
             logits = logits.masked_fill(~self._text, -torch.inf)
@@ -251,7 +295,8 @@ class TransformersBackend(Backend):
         for request in requests:
             self._most(request)
         waiting = deque(enumerate(requests))
-        cache, opened = SlotCache(self.device), list[_Open]()
+        self._fast()
+        cache, opened = SlotCache(self.device, 1 if self._llama is None else STRIDE), list[_Open]()
         hidden = torch.zeros(0, 0)
         while waiting or opened:
             if waiting and len(cache) <= ROWS * 3 // 4:  # a few at once, since reading one by one is slow
@@ -263,21 +308,16 @@ class TransformersBackend(Backend):
                 opened += new
             self._draw(hidden, opened)
             yield from [(one.number, one.tokens[-1]) for one in opened]
-            for one in [one for one in opened if self._ends(one)]:
-                opened.remove(one)
-                for row in sorted(one.rows, reverse=True):
-                    moved = len(cache) - 1
-                    cache.drop(row)
-                    for other in opened:
-                        other.rows = [row if r == moved else r for r in other.rows]
-            if opened:
-                new_tokens = torch.zeros(len(cache), 1, dtype=torch.long)
+            ended = {one.number: one for one in opened if self._ends(one)}
+            if ended:
+                opened = [one for one in opened if one.number not in ended]
+                moved = cache.drop(row for one in ended.values() for row in one.rows)
                 for one in opened:
-                    new_tokens[one.rows] = one.tokens[-1]
-                places, seen = cache.begin_step()
-                mask = self._mask(seen, places, cache.get_seq_length() + 1)
-                hidden = self._body(new_tokens.to(self.device), places, mask, cache)[:, -1]
-                cache.end_step()
+                    one.rows = [moved.get(row, row) for row in one.rows]
+            if opened:
+                token_of = {row: one.tokens[-1] for one in opened for row in one.rows}
+                new_tokens = torch.tensor([[token_of[row]] for row in range(len(cache))], device=self.device)
+                hidden = self._step(new_tokens, cache)
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
         """See `Backend`."""
@@ -305,7 +345,7 @@ class TransformersBackend(Backend):
         for numbers, P, hidden, _ in self._read(rows, [len(prompt) - 1 for prompt in prompts]):
             for i, states in zip(numbers, hidden, strict=True):
                 first = len(prompts[i]) - 1 - P
-                logits = project(self.model, states[first : first + len(endings[i])])
+                logits = self._project(states[first : first + len(endings[i])], 0, None)
                 targets = torch.tensor(endings[i], device=self.device)
                 result[i] = -torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
         return result
