@@ -10,6 +10,7 @@ from llmcxr.foundation.artifacts import read_json
 from llmcxr.foundation.devices import core_count
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.yaml_text import read_yaml
+from llmcxr.model.calibration import load_calibration
 from llmcxr.model.folder import load_info
 from llmcxr.model.packed import pack
 from llmcxr.pipeline import Run
@@ -70,5 +71,6 @@ def pack_run(run: Run, folder: Path) -> None:
         training,
         read_json(own / "evaluation" / "summary.json"),
         recipe.start is not None,
+        load_calibration(own / "model"),
     )
     pack(own, tuning.stages[-1].name, tuning.method, folder, card)

@@ -175,6 +175,30 @@ def _choose_decoding(arguments: argparse.Namespace) -> None:
 
 
 @command(
+    "calibrate",
+    "fit the probabilities of findings to a run's validation patients, and when to doubt a report, and keep both in the model's "
+    "folder (a run that trains does so by itself)",
+    RUN,
+    OVERRIDES,
+    argument("--images", type=count, default=150, help="validation images, at most (default: %(default)s)"),
+    argument(
+        "--into",
+        type=path,
+        help="folder of the model, packed or not, that should hold it (default: the run's own model/; needed where the run "
+        "measures a model that it did not make)",
+    ),
+)
+def _calibrate(arguments: argparse.Namespace) -> None:
+    run = _finished_run(arguments)
+
+    from llmcxr.stages.calibration import calibrate_run
+
+    with run.workflow.alone():
+        print(calibrate_run(run.context, arguments.into, arguments.images))
+        run.workflow.wrote("model")
+
+
+@command(
     "pack",
     "what a finished run trained as a small folder (adapters, image tokenizer, judge), without the base LLM; every "
     "command takes it as --model",

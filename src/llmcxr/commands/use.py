@@ -50,11 +50,23 @@ def _sampling(arguments: argparse.Namespace):
         "fewer out",
         "write so many and keep the one that states best what the model named on the image",
     ),
+    argument(
+        "--check",
+        action="store_true",
+        help="a sentence a line, with those marked that the model itself does not believe",
+    ),
     IMAGE,
 )
 def _report(arguments: argparse.Namespace) -> None:
     drawn = _sampling(arguments)
-    print(_load(arguments).report(arguments.image, drawn, arguments.candidates))
+    model = _load(arguments)
+    if not arguments.check:
+        print(model.report(arguments.image, drawn, arguments.candidates))
+        return
+    for sentence in model.report(arguments.image, drawn, arguments.candidates, check=True):
+        print(f"{'?' if sentence.doubts else ' '} {sentence.text}")
+        for doubt in sentence.doubts:
+            print(f"    {doubt}")
 
 
 @command("ask", f"answer a question about a radiograph. {NOTICE}", *MODEL, *sampling(0.0), IMAGE, argument("question"))
@@ -66,8 +78,13 @@ def _ask(arguments: argparse.Namespace) -> None:
 
 @command("findings", f"probability of each finding on a radiograph. {NOTICE}", *MODEL, IMAGE)
 def _findings(arguments: argparse.Namespace) -> None:
-    for name, p in sorted(_load(arguments).finding_probabilities(arguments.image).items(), key=lambda item: -item[1]):
-        print(f"{p:5.2f}  {name}")
+    model = _load(arguments)
+    if model.calibration is None:
+        print("note: this model has no calibration; p is as it answers, and need not be a frequency", file=sys.stderr)
+    sides = model.finding_sides(arguments.image)
+    for name, p in sorted(model.finding_probabilities(arguments.image).items(), key=lambda item: -item[1]):
+        told = ", ".join(f"{side} {share:.2f}" for side, share in sides.get(name, {}).items())
+        print(f"{p:5.2f}  {name}" + (f"  ({told}, if it is there)" if told and p >= 0.5 else ""))
 
 
 @command(

@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from llmcxr.evaluation.scoring import look_up, score_rows
+from llmcxr.model.calibration import Calibration
 from llmcxr.model.folder import ModelInfo
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import SPLITS, Study
@@ -50,11 +51,12 @@ def model_card(
     training: Sequence[tuple[str, str]],
     summary: Mapping[str, Any],
     continued: bool = False,
+    calibration: Calibration | None = None,
 ) -> str:
     """Markdown with the metadata that the Hugging Face hub reads.
 
     `studies` are all of the manifest, `training` (what, how) in order, `summary` what the evaluation wrote; `continued` where the
-    model was trained on from another.
+    model was trained on from another; `calibration` is the model's.
     """
     own, counts = info.decoding, Counter(study.split for study in studies)
     reports = _decoding(own.report_guidance, own.report_candidates, "the model's own reading")
@@ -81,6 +83,7 @@ def model_card(
         separation=_separation(studies, info),
         training=training,
         continued=continued,
+        calibration=calibration,
         rows=[head, ["---"] * len(head), *rows],
         notes=summary.get("notes") or [],
         perplexity_ratio=look_up(summary, "language.perplexity_ratio"),

@@ -70,6 +70,10 @@ class ModelUnderTest:
         asked = [presence_question(name) for name in spelt]
         return self.model.yes_probabilities(self._codes[image_id], asked).astype(float).tolist()
 
+    def calibrated(self, p_yes: Mapping[str, float]) -> dict[str, float] | None:
+        """These as calibrated probabilities; None where the model has no calibration."""
+        return None if self.model.calibration is None else self.model.calibration.probabilities(p_yes)
+
     def draw(self, texts: Sequence[str], seed: int) -> np.ndarray:
         """Codes uint16 [N, L] drawn from reports."""
         return self.model.draw_codes(texts, Sampling(DRAWING.temperature, DRAWING.top_p, seed=seed))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -22,9 +23,11 @@ from llmcxr.foundation.texts import check_text, path_of
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference import policies
 from llmcxr.inference.backend import DRAWING, GREEDY, Sampling
+from llmcxr.inference.consistency import CheckedSentence, check_possible, check_report, labeller_for
 from llmcxr.inference.transformers_backend import TransformersBackend
-from llmcxr.instructions.questions import presence_question
+from llmcxr.instructions.questions import SIDE_ANSWERS, presence_question, side_question
 from llmcxr.instructions.templates import build_template
+from llmcxr.model.calibration import Calibration, load_calibration
 from llmcxr.model.find import find_model
 from llmcxr.model.folder import ModelInfo, check_image_tokenizer, load_checked
 from llmcxr.model.sums import remedy
@@ -40,8 +43,10 @@ ImageLike = str | Path | Image.Image | np.ndarray
 class LlmCxr:
     """One model that reads and writes chest radiographs. For research only."""
 
-    def __init__(self, asker: policies.Asker, image_tokenizer: ImageTokenizer) -> None:
-        self.asker, self.image_tokenizer = asker, image_tokenizer
+    def __init__(
+        self, asker: policies.Asker, image_tokenizer: ImageTokenizer, calibration: Calibration | None = None
+    ) -> None:
+        self.asker, self.image_tokenizer, self.calibration = asker, image_tokenizer, calibration
 
     @classmethod
     def from_pretrained(
@@ -71,7 +76,7 @@ class LlmCxr:
             )
         template = build_template(info.template, text_tokenizer, info.system_prompt)
         backend = TransformersBackend(model, vocabulary, template, info.grid**2)
-        return cls(policies.Asker(backend, template, vocabulary, info), image_tokenizer)
+        return cls(policies.Asker(backend, template, vocabulary, info), image_tokenizer, load_calibration(folder))
 
     @property
     def info(self) -> ModelInfo:
@@ -118,9 +123,26 @@ class LlmCxr:
 
     # --- the four tasks
 
-    def report(self, image: ImageLike, sampling: Sampling = GREEDY, candidates: int | None = None) -> str:
-        """Report of one image; see `policies.reports`."""
-        return self.reports(self.encode([image]), sampling, candidates)[0]
+    @overload
+    def report(
+        self, image: ImageLike, sampling: Sampling = ..., candidates: int | None = ..., check: Literal[False] = ...
+    ) -> str: ...
+    @overload
+    def report(
+        self, image: ImageLike, sampling: Sampling = ..., candidates: int | None = ..., *, check: Literal[True]
+    ) -> list[CheckedSentence]: ...
+    def report(
+        self, image: ImageLike, sampling: Sampling = GREEDY, candidates: int | None = None, check: bool = False
+    ) -> str | list[CheckedSentence]:
+        """Report of one image; see `policies.reports`. With `check` its sentences, each with what the model itself does not
+        believe of it (`inference/consistency.py`); `UserError` where the model has no calibration."""
+        calibration = check_possible(self.calibration) if check else None
+        codes = self.encode([image])
+        text = self.reports(codes, sampling, candidates)[0]
+        if calibration is None:
+            return text
+        names = self.info.findings
+        return check_report(text, self._finding_probabilities(codes[0]), calibration, labeller_for(names))
 
     def reports(self, codes: np.ndarray, sampling: Sampling = GREEDY, candidates: int | None = None) -> list[str]:
         """Reports of images given as codes [N, L]; see `policies.reports`."""
@@ -176,12 +198,31 @@ class LlmCxr:
         prompts = self.asker.prompts([cxr_vqa.TASK.prompt(codes, question) for question in questions])
         return self.asker.backend.answer_probabilities(prompts, ("Yes.", "No."))[:, 0]
 
+    def side_answers(self, codes: np.ndarray, findings: Sequence[str]) -> np.ndarray:
+        """p of each of `SIDE_ANSWERS` to the side question of findings on one image with codes [L]: float32 [len(findings), 3]."""
+        prompts = self.asker.prompts([cxr_vqa.TASK.prompt(codes, side_question(name)) for name in findings])
+        return self.asker.backend.answer_probabilities(prompts, tuple(SIDE_ANSWERS.values()))
+
     def finding_probabilities(self, image: ImageLike) -> dict[str, float]:
-        """p(yes) of "Is there ...?" for every finding the model was asked about in tuning. `UserError` where it was about none."""
+        """p of every finding the model was asked about in tuning: p(yes) of "Is there ...?", calibrated where the model has a
+        calibration (`self.calibration`). `UserError` where it was asked about none."""
+        return self._finding_probabilities(self.encode([image])[0])
+
+    def finding_sides(self, image: ImageLike) -> dict[str, dict[str, float]]:
+        """p that a finding, if it is there, is on the "left", "right", or "both" sides, for findings whose sides the
+        calibration knows; none without one."""
+        if self.calibration is None or not self.calibration.sides:
+            return {}
+        names = self.calibration.sides
+        p = self.calibration.side_probabilities(self.side_answers(self.encode([image])[0], names))
+        return {name: dict(zip(SIDE_ANSWERS, row, strict=True)) for name, row in zip(names, p.tolist(), strict=True)}
+
+    def _finding_probabilities(self, codes: np.ndarray) -> dict[str, float]:
         names = self.info.findings
         if not names:
             raise UserError(
                 "this model was asked about no finding in tuning: its data had no label both present and absent."
             )
-        values = self.yes_probabilities(self.encode([image])[0], [presence_question(name) for name in names])
-        return dict(zip(names, values.tolist(), strict=True))
+        values = self.yes_probabilities(codes, [presence_question(name) for name in names])
+        p_yes = dict(zip(names, values.tolist(), strict=True))
+        return p_yes if self.calibration is None else self.calibration.probabilities(p_yes)

@@ -18,6 +18,7 @@ from llmcxr.foundation.settings import Count, NameOrPath, Range, Settings, Setti
 from llmcxr.image_tokens.codec import ImageCodec
 from llmcxr.image_tokens.settings import CodebookSize, ImageSize
 from llmcxr.instructions.templates import TemplateName
+from llmcxr.model.calibration import Calibration, save_calibration
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.patients import write_patients
 from llmcxr.model.sums import SUMS, check_sums, remedy, write_sums
@@ -80,8 +81,9 @@ def save_model(
     info: ModelInfo,
     patients: Iterable[str] | None,
     judge: Path | None = None,
+    calibration: Calibration | None = None,
 ) -> None:
-    """Write the whole folder at once; the LM is stored in bfloat16. `judge` goes with it where it is given.
+    """Write the whole folder at once; the LM is stored in bfloat16. `judge` and `calibration` go with it where given.
 
     `patients` are hashes of the patients that it was trained on (`patients.patient_hash`); None where they are not known.
     """
@@ -96,6 +98,8 @@ def save_model(
             shutil.copytree(judge, temporary / "judge")
         if patients is not None:
             write_patients(temporary, patients)
+        if calibration is not None:
+            save_calibration(temporary, calibration)
         write_json(temporary / "llmcxr.json", asdict(info))
         write_sums(temporary)
 

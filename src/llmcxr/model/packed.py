@@ -1,7 +1,7 @@
 """Packed models: what a run trained, small enough to hand on, without the base LLM that everybody can fetch.
 
 A packed folder holds adapters and image rows, image tokenizer and judge in half precision, llmcxr.json, packed.json (all
-that `unpack` needs beside them), a model card and SHA256SUMS (`sha256sum -c` reads it). Unpacking merges the adapters into the base
+that `unpack` needs beside them), calibration.json where there is one, a model card and SHA256SUMS (`sha256sum -c` reads it). Unpacking merges the adapters into the base
 LLM once, into the user's cache; what is used from then on is an ordinary model folder.
 """
 
@@ -25,6 +25,7 @@ from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, wri
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Range, Settings, build_settings
+from llmcxr.model.calibration import load_calibration, save_calibration
 from llmcxr.model.folder import load_info, save_model
 from llmcxr.model.patients import seen_patients, write_patients
 from llmcxr.model.sums import SUMS, check_sums, read_sums, remedy, unpacked_models, write_sums
@@ -96,6 +97,8 @@ def pack(run: Path, last_stage: str, method: str, folder: Path, card: str) -> No
         write_json(temporary / "llmcxr.json", dataclasses.asdict(dataclasses.replace(info, image_tokenizer=own)))
         if (patients := seen_patients(run / "model")) is not None:
             write_patients(temporary, patients)
+        if (calibration := load_calibration(run / "model")) is not None:
+            save_calibration(temporary, calibration)
         rank = next(v.shape[0] for k, v in weights.items() if "lora_A" in k)
         write_json(temporary / "packed.json", {"lora_rank": rank})
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -134,5 +137,6 @@ def unpack(folder: Path) -> Path:
         )
     grow_language_model(model, vocabulary, rows)
     merge_adapters(model, state, str(path))
-    save_model(target, model, vocabulary, folder / "image_tokenizer", info, seen_patients(folder), folder / "judge")
+    tokenizer_folder, judge, calibration = folder / "image_tokenizer", folder / "judge", load_calibration(folder)
+    save_model(target, model, vocabulary, tokenizer_folder, info, seen_patients(folder), judge, calibration)
     return target

@@ -204,6 +204,22 @@ def _panels(content: PageContent) -> list[dict[str, Any]]:
     return [panel for task in tasks if (panel := _panel(content, task, last_step))]
 
 
+_SQUARE = {"width": 260, "height": 250, "left": 38, "right": 250, "top": 8, "bottom": 220}
+
+
+def _reliability(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Reliability curves in an SVG of the size `_SQUARE`: predicted p of findings against the share that is there."""
+    box, found = _SQUARE, []
+    for name, bins in ((summary.get("vqa") or {}).get("reliability") or {}).items():
+        at = [
+            (box["left"] + (box["right"] - box["left"]) * p, box["bottom"] - (box["bottom"] - box["top"]) * share)
+            for p, share, _ in bins
+        ]
+        if at:
+            found.append({"name": name, "points": [f"{x:.1f},{y:.1f}" for x, y in at]})
+    return found
+
+
 # ------------------------------------------------------------------------------------------------------------- page
 
 
@@ -250,7 +266,7 @@ def _protocol(summary: Mapping[str, Any]) -> str:
 
 def write_page(path: Path, content: PageContent) -> None:
     """Write the results page as one self-contained HTML file, atomically."""
-    environment = page_environment(place=_place, panel=_PANEL)
+    environment = page_environment(place=_place, panel=_PANEL, square=_SQUARE)
     environment.filters.update(number=number, decimals=text_of)
     summary = content.summary
     html = environment.get_template("results.html.j2").render(
@@ -258,6 +274,7 @@ def write_page(path: Path, content: PageContent) -> None:
         scores=_score_cards(summary),
         panels=_panels(content),
         findings=_finding_rows(summary),
+        reliability=_reliability(summary),
         routes=list(ROUTES.items()),
         trace=(summary.get("language") or {}).get("trace") or [],
         notes=summary.get("notes") or [],

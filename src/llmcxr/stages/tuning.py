@@ -20,6 +20,7 @@ from llmcxr.foundation.workflow import Stage
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.folder import ModelInfo, save_model
 from llmcxr.model.patients import patient_hash, seen_patients
+from llmcxr.stages.calibration import IMAGES, calibrate, lacking
 from llmcxr.stages.context import Context, start_files
 from llmcxr.studies.cohort import select_cohort
 from llmcxr.studies.study import Collection, Split, sided_labels
@@ -347,7 +348,14 @@ def model_stage(context: Context) -> Stage:
         before = seen_patients(context.start.folder) if context.start is not None else frozenset()
         patients = None if before is None else own | before
         tokenizer = context.folder / "image_tokenizer"
-        save_model(context.folder / "model", tunable.merge(), tunable.vocabulary, tokenizer, info, patients)
+        folder = context.folder / "model"
+        save_model(folder, tunable.merge(), tunable.vocabulary, tokenizer, info, patients)
+        del tunable  # the model is read anew, as users do
+        if why := lacking(context, IMAGES):
+            print(f"    no calibration: {why}")
+        else:
+            own = calibrate(context, folder)
+            print(f"    calibrated on {own.fitted_on.images} validation images: {own.method}")
 
     return Stage(
         "model",

@@ -16,6 +16,7 @@ from llmcxr.foundation.randomness import stream
 from llmcxr.instructions.example import InstructionExample, Turn
 from llmcxr.instructions.questions import Kind, QuestionAnswer
 from llmcxr.metrics import scores
+from llmcxr.metrics.calibration import brier_score, expected_calibration_error, reliability
 from llmcxr.tasks.base import Items, Task, TaskData
 from llmcxr.tasks.measurement import (
     TOO_FEW,
@@ -104,6 +105,10 @@ TASK = CxrVqa()
 YES_NO: frozenset[str] = frozenset({"presence", "normal"})  # kinds whose answer is yes or no
 PROBABILITIES = "probabilities"  # kind of the predictions of p(yes)
 _MOST_TOKENS = 32
+_NO_CALIBRATION = (
+    "the model has no calibration (`llmcxr calibrate`), so its probabilities of findings are as it answers"
+)
+_NO_LABEL = "no label of a test image is known"
 _NO_QUESTION = "no question is known about any test image: it needs labels, or findings that are known exactly"
 
 
@@ -149,6 +154,32 @@ class VqaMeasurement(Measurement):
             scale=(0.4, 1.0),
             needs=TOO_FEW,
         ),
+        Score(
+            "Findings, calibration error",
+            "vqa.calibration_error",
+            "vqa.calibration_error_raw",
+            "p(yes) as the model answers, without its calibration",
+            0.0,
+            "every probability is a frequency",
+            "Mean difference of the probability of findings and the share of images that show them, over 15 bins of equally many.",
+            count="vqa.auroc_n",
+            scale=(0.0, 0.5),
+            lower_is_better=True,
+            needs=_NO_LABEL,
+        ),
+        Score(
+            "Findings, Brier score",
+            "vqa.brier",
+            "vqa.brier_constant",
+            "each finding as often as in training, whatever the image",
+            0.0,
+            "certain and right",
+            "Mean squared difference of the probability of findings and the truth: calibration and ranking in one.",
+            count="vqa.auroc_n",
+            scale=(0.0, 0.25),
+            lower_is_better=True,
+            needs=_NO_LABEL,
+        ),
     )
 
     def asks(self, cases: Cases) -> list[list[Ask]]:
@@ -168,11 +199,10 @@ class VqaMeasurement(Measurement):
         if group[0].kind == PROBABILITIES:
             names = list(model.findings)
             judged = model.judged(model.images(ids))
+            rows = [dict(zip(names, model.finding_probabilities(i, names), strict=True)) for i in ids]
             return [
-                self.prediction(
-                    ask, p_yes=dict(zip(names, model.finding_probabilities(i, names), strict=True)), judge=seen
-                )
-                for ask, i, seen in zip(group, ids, judged, strict=True)
+                self.prediction(ask, p_yes=row, p_calibrated=model.calibrated(row), judge=seen)
+                for ask, row, seen in zip(group, rows, judged, strict=True)
             ]
         texts = model.answers(ids, [ask.question for ask in group], _MOST_TOKENS)
         return [self.prediction(ask, text, shown=ask.shown) for ask, text in zip(group, texts, strict=True)]
@@ -226,6 +256,29 @@ class VqaMeasurement(Measurement):
             "auroc_classifier": scores.mean_auroc(labels, cases.matrix([p.extra["judge"] for p in read])).mean,
             "auroc_n": len(read),
             "per_finding": {"reading": cases.named(reading.per_finding)},
+            **self._calibration(read, cases, labels, p_yes),
+        }
+
+    def _calibration(
+        self, read: Sequence[Prediction], cases: Cases, labels: np.ndarray, p_yes: np.ndarray
+    ) -> dict[str, Any]:
+        """How far probabilities can be taken at their word: of p(yes), and as calibrated where the model has a calibration."""
+        calibrated = [p.extra.get("p_calibrated") for p in read]
+        given = {"raw": p_yes}
+        if None not in calibrated:
+            given["calibrated"] = cases.matrix(calibrated)
+        errors = {name: expected_calibration_error(labels, p) for name, p in given.items()}
+        known = cases.labels(cases.train) if cases.train else np.full((1, len(cases.findings)), np.nan)
+        shares = np.broadcast_to([scores.mean(column) for column in known.T], labels.shape)
+        return {
+            "calibration_error": errors.get("calibrated", NotMeasured(_NO_CALIBRATION)),
+            "calibration_error_raw": errors["raw"],
+            "brier": brier_score(labels, given.get("calibrated", p_yes)),
+            "brier_raw": brier_score(labels, p_yes),
+            "brier_constant": brier_score(labels, shares),
+            "reliability": {
+                name: [(b.predicted, b.observed, b.count) for b in reliability(labels, p)] for name, p in given.items()
+            },
         }
 
 

@@ -106,6 +106,9 @@ class Examinee(Protocol):
     def finding_probabilities(self, image_id: str, findings: Sequence[str]) -> list[float]:
         """p(yes) of the presence question of each finding."""
 
+    def calibrated(self, p_yes: Mapping[str, float]) -> dict[str, float] | None:
+        """These as calibrated probabilities; None where the model has no calibration."""
+
     def draw(self, texts: Sequence[str], seed: int) -> np.ndarray:
         """Codes uint16 [N, L] drawn from reports."""
 
