@@ -6,6 +6,8 @@ Letters: N images, S side in pixels, L = g * g codes of an image.
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,17 +18,20 @@ from PIL import Image
 from llmcxr.foundation import devices
 from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.devices import pick_device
-from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.errors import OutsideWarning, UserError
 from llmcxr.foundation.settings import Precision, checked
 from llmcxr.foundation.texts import check_text, path_of
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference import policies
 from llmcxr.inference.backend import DRAWING, GREEDY, Sampling
+from llmcxr.inference.explanation import Explanation, explanations
+from llmcxr.inference.outside import Outside, outside, statistics
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.questions import presence_question
 from llmcxr.instructions.templates import build_template
 from llmcxr.model.find import find_model
 from llmcxr.model.folder import ModelInfo, check_image_tokenizer, load_checked
+from llmcxr.model.outside import OutsideLimits, read_limits
 from llmcxr.model.sums import remedy
 from llmcxr.studies.radiographs import load_square
 from llmcxr.tasks import cxr_vqa, language, report_to_cxr
@@ -35,13 +40,19 @@ from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
 
 ImageLike = str | Path | Image.Image | np.ndarray
+_REMEMBERED = 1000  # images of which it is known whether they are outside
 
 
 class LlmCxr:
     """One model that reads and writes chest radiographs. For research only."""
 
-    def __init__(self, asker: policies.Asker, image_tokenizer: ImageTokenizer) -> None:
-        self.asker, self.image_tokenizer = asker, image_tokenizer
+    def __init__(
+        self, asker: policies.Asker, image_tokenizer: ImageTokenizer, limits: OutsideLimits | None = None
+    ) -> None:
+        """`limits`: what is usual of images that the model knows; None: it never warns of others."""
+        self.asker, self.image_tokenizer, self.limits = asker, image_tokenizer, limits
+        self._looked: dict[bytes, Outside] = {}
+        self._warned: set[bytes] = set()
 
     @classmethod
     def from_pretrained(
@@ -71,7 +82,7 @@ class LlmCxr:
             )
         template = build_template(info.template, text_tokenizer, info.system_prompt)
         backend = TransformersBackend(model, vocabulary, template, info.grid**2)
-        return cls(policies.Asker(backend, template, vocabulary, info), image_tokenizer)
+        return cls(policies.Asker(backend, template, vocabulary, info), image_tokenizer, read_limits(folder))
 
     @property
     def info(self) -> ModelInfo:
@@ -120,7 +131,7 @@ class LlmCxr:
 
     def report(self, image: ImageLike, sampling: Sampling = GREEDY, candidates: int | None = None) -> str:
         """Report of one image; see `policies.reports`."""
-        return self.reports(self.encode([image]), sampling, candidates)[0]
+        return self.reports(self._codes(image)[None], sampling, candidates)[0]
 
     def reports(self, codes: np.ndarray, sampling: Sampling = GREEDY, candidates: int | None = None) -> list[str]:
         """Reports of images given as codes [N, L]; see `policies.reports`."""
@@ -145,7 +156,7 @@ class LlmCxr:
         tuning."""
         check_text(question, "the question")
         self.asker.check(cxr_vqa.TASK.prompt(np.zeros(self.info.grid**2, dtype=np.uint16), question))
-        return self.answers(self.encode([image]), [question], sampling)[0]
+        return self.answers(self._codes(image)[None], [question], sampling)[0]
 
     def answers(self, codes: np.ndarray, questions: Sequence[str], sampling: Sampling = GREEDY) -> list[str]:
         """Answer to question i about the image with codes [N, L] row i."""
@@ -183,5 +194,61 @@ class LlmCxr:
             raise UserError(
                 "this model was asked about no finding in tuning: its data had no label both present and absent."
             )
-        values = self.yes_probabilities(self.encode([image])[0], [presence_question(name) for name in names])
+        values = self.yes_probabilities(self._codes(image), [presence_question(name) for name in names])
         return dict(zip(names, values.tolist(), strict=True))
+
+    # --- beyond its answers
+
+    def explain(self, image: ImageLike, text: str) -> Explanation:
+        """Where the model sees a finding that it was asked about in tuning, or what speaks for a sentence of a report.
+
+        See `explanation.explanations`. `UserError` for an empty text, and one longer than those of tuning.
+        """
+        return self.explain_all(image, [text])[0]
+
+    def explain_all(self, image: ImageLike, texts: Sequence[str]) -> list[Explanation]:
+        """`explain` of several texts, which share what is read."""
+        for text in texts:
+            self.asker.check(report_to_cxr.TASK.prompt(check_text(text, "the finding or sentence")), self.info.grid**2)
+        return list(explanations(self.asker, self._codes(image), texts))
+
+    def outside(self, image: ImageLike) -> Outside:
+        """How unlike its training radiographs an image is."""
+        return self._look(self._pixels(image))[1]
+
+    def reconstruction(self, image: ImageLike) -> tuple[np.ndarray, np.ndarray]:
+        """The image as it is read, and what its codes keep of it: float32 [S, S] each."""
+        pixels = self._pixels(image)
+        return pixels, self.decode(self.encode([pixels]))[0]
+
+    def statistics(self, images: Sequence[ImageLike]) -> np.ndarray:
+        """Of images, what `OutsideLimits` is made of: float64 [N, 2]."""
+        pixels = np.stack([self._pixels(image) for image in images])
+        codes = self.encode(list(pixels))
+        return statistics(self.asker, pixels, self.decode(codes), codes)
+
+    def _look(self, pixels: np.ndarray) -> tuple[np.ndarray, Outside]:
+        """Codes [L] of an image, and how unlike the training radiographs it is, which is remembered."""
+        codes, key = self.encode([pixels]), _key(pixels)
+        if key not in self._looked:
+            if len(self._looked) >= _REMEMBERED:
+                self._looked.clear()
+            found = statistics(self.asker, pixels[None], self.decode(codes), codes)
+            self._looked[key] = outside(found[0], self.limits)
+        return codes[0], self._looked[key]
+
+    def _codes(self, image: ImageLike) -> np.ndarray:
+        """Codes [L] of an image that is asked about; an `OutsideWarning`, once an image, where answers mean little."""
+        pixels = self._pixels(image)
+        if self.limits is None:
+            return self.encode([pixels])[0]
+        codes, look = self._look(pixels)
+        if look.warned and _key(pixels) not in self._warned:
+            self._warned.add(_key(pixels))
+            name = f"{image}: " if isinstance(image, str | Path) else ""
+            warnings.warn(f"{name}{look.told()}", OutsideWarning, stacklevel=3)
+        return codes
+
+
+def _key(pixels: np.ndarray) -> bytes:
+    return hashlib.sha256(pixels.tobytes()).digest()

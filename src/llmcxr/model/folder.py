@@ -19,6 +19,7 @@ from llmcxr.image_tokens.codec import ImageCodec
 from llmcxr.image_tokens.settings import CodebookSize, ImageSize
 from llmcxr.instructions.templates import TemplateName
 from llmcxr.model.decoding import DecodingSettings
+from llmcxr.model.outside import OutsideLimits, write_limits
 from llmcxr.model.patients import write_patients
 from llmcxr.model.sums import SUMS, check_sums, remedy, write_sums
 from llmcxr.studies.findings import LabelSet
@@ -80,8 +81,9 @@ def save_model(
     info: ModelInfo,
     patients: Iterable[str] | None,
     judge: Path | None = None,
+    limits: OutsideLimits | None = None,
 ) -> None:
-    """Write the whole folder at once; the LM is stored in bfloat16. `judge` goes with it where it is given.
+    """Write the whole folder at once; the LM is stored in bfloat16. `judge` and `limits` go with it where they are given.
 
     `patients` are hashes of the patients that it was trained on (`patients.patient_hash`); None where they are not known.
     """
@@ -97,6 +99,8 @@ def save_model(
         if patients is not None:
             write_patients(temporary, patients)
         write_json(temporary / "llmcxr.json", asdict(info))
+        if limits is not None:
+            write_limits(temporary, limits)
         write_sums(temporary)
 
 

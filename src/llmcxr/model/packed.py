@@ -26,6 +26,7 @@ from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Range, Settings, build_settings
 from llmcxr.model.folder import load_info, save_model
+from llmcxr.model.outside import read_limits, write_limits
 from llmcxr.model.patients import seen_patients, write_patients
 from llmcxr.model.sums import SUMS, check_sums, read_sums, remedy, unpacked_models, write_sums
 from llmcxr.vocabulary.growing import grow_language_model, table_of
@@ -96,6 +97,8 @@ def pack(run: Path, last_stage: str, method: str, folder: Path, card: str) -> No
         write_json(temporary / "llmcxr.json", dataclasses.asdict(dataclasses.replace(info, image_tokenizer=own)))
         if (patients := seen_patients(run / "model")) is not None:
             write_patients(temporary, patients)
+        if (limits := read_limits(run / "model")) is not None:
+            write_limits(temporary, limits)
         rank = next(v.shape[0] for k, v in weights.items() if "lora_A" in k)
         write_json(temporary / "packed.json", {"lora_rank": rank})
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -134,5 +137,6 @@ def unpack(folder: Path) -> Path:
         )
     grow_language_model(model, vocabulary, rows)
     merge_adapters(model, state, str(path))
-    save_model(target, model, vocabulary, folder / "image_tokenizer", info, seen_patients(folder), folder / "judge")
+    patients, limits = seen_patients(folder), read_limits(folder)
+    save_model(target, model, vocabulary, folder / "image_tokenizer", info, patients, folder / "judge", limits)
     return target
