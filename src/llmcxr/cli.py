@@ -11,7 +11,7 @@ import warnings
 
 from llmcxr import __version__
 from llmcxr.commands import COMMANDS, NOTICE
-from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.errors import OutsideWarning, UserError
 from llmcxr.foundation.stopping import ends_like_interrupts, exit_code
 
 CLOSED_PIPE = 141  # what a shell gives for a command that wrote to a pipe which nobody reads: 128 + SIGPIPE
@@ -30,6 +30,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_shown_by_python = warnings.showwarning
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Our own warnings are one line; those of other libraries say where they come from."""
+    if issubclass(category, OutsideWarning) and file is None:
+        print(f"llmcxr: {message}", file=sys.stderr)
+    else:
+        _shown_by_python(message, category, filename, lineno, file, line)
+
+
 def _prepare() -> None:
     """Other libraries keep quiet, unless the user's environment says otherwise, and nothing that is printed can
     fail."""
@@ -37,6 +48,8 @@ def _prepare() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars, too; we say what is fetched
     warnings.filterwarnings("ignore", category=FutureWarning)  # other libraries' notes to their own developers
+    warnings.simplefilter("always", OutsideWarning)
+    warnings.showwarning = _show_warning
     logging.basicConfig(format="%(message)s")
     logging.getLogger("llmcxr").setLevel(logging.INFO)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

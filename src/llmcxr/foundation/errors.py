@@ -1,4 +1,4 @@
-"""The one exception type for mistakes a user can mend."""
+"""The one exception type for mistakes a user can mend, and the warning that an answer means little."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message names the file, row or key at fault and says what to do next. The command line prints it
     without a traceback and exits with 2.
     """
+
+
+class OutsideWarning(UserWarning):
+    """An image is outside what the model was trained on: its answers mean little."""

@@ -89,3 +89,6 @@ class Backend(Protocol):
 
     def answer_probabilities(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
         """p(answer), by first token, over the given answers only: float32 [B, len(answers)], rows sum to 1."""
+
+    def code_log_probabilities(self, prompts: Sequence[Prompt], codes: np.ndarray) -> np.ndarray:
+        """log p(code | prompt, the codes before it) in nats, of images with codes [B, L]: float32 [B, L, K]."""

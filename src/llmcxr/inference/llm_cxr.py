@@ -6,6 +6,8 @@ Letters: N images, S side in pixels, L = g * g codes of an image.
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, overload
@@ -17,19 +19,22 @@ from PIL import Image
 from llmcxr.foundation import devices
 from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.devices import pick_device
-from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.errors import OutsideWarning, UserError
 from llmcxr.foundation.settings import Precision, checked
 from llmcxr.foundation.texts import check_text, path_of
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference import policies
 from llmcxr.inference.backend import DRAWING, GREEDY, Sampling
 from llmcxr.inference.consistency import CheckedSentence, check_possible, check_report, labeller_for
+from llmcxr.inference.explanation import Explanation, explanations
+from llmcxr.inference.outside import Outside, outside, statistics
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.questions import SIDE_ANSWERS, presence_question, side_question
 from llmcxr.instructions.templates import build_template
 from llmcxr.model.calibration import Calibration, load_calibration
 from llmcxr.model.find import find_model
 from llmcxr.model.folder import ModelInfo, check_image_tokenizer, load_checked
+from llmcxr.model.outside import OutsideLimits, read_limits
 from llmcxr.model.sums import remedy
 from llmcxr.studies.radiographs import load_square
 from llmcxr.tasks import cxr_vqa, language, report_to_cxr
@@ -38,15 +43,24 @@ from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
 
 ImageLike = str | Path | Image.Image | np.ndarray
+_REMEMBERED = 1000  # images of which it is known whether they are outside
 
 
 class LlmCxr:
     """One model that reads and writes chest radiographs. For research only."""
 
     def __init__(
-        self, asker: policies.Asker, image_tokenizer: ImageTokenizer, calibration: Calibration | None = None
+        self,
+        asker: policies.Asker,
+        image_tokenizer: ImageTokenizer,
+        calibration: Calibration | None = None,
+        limits: OutsideLimits | None = None,
     ) -> None:
-        self.asker, self.image_tokenizer, self.calibration = asker, image_tokenizer, calibration
+        """`calibration`: of its probabilities; None: they are raw. `limits`: what is usual of images that the model knows; None: it
+        never warns of others."""
+        self.asker, self.image_tokenizer, self.calibration, self.limits = asker, image_tokenizer, calibration, limits
+        self._looked: dict[bytes, Outside] = {}
+        self._warned: set[bytes] = set()
 
     @classmethod
     def from_pretrained(
@@ -76,7 +90,8 @@ class LlmCxr:
             )
         template = build_template(info.template, text_tokenizer, info.system_prompt)
         backend = TransformersBackend(model, vocabulary, template, info.grid**2)
-        return cls(policies.Asker(backend, template, vocabulary, info), image_tokenizer, load_calibration(folder))
+        asker = policies.Asker(backend, template, vocabulary, info)
+        return cls(asker, image_tokenizer, load_calibration(folder), read_limits(folder))
 
     @property
     def info(self) -> ModelInfo:
@@ -137,12 +152,12 @@ class LlmCxr:
         """Report of one image; see `policies.reports`. With `check` its sentences, each with what the model itself does not
         believe of it (`inference/consistency.py`); `UserError` where the model has no calibration."""
         calibration = check_possible(self.calibration) if check else None
-        codes = self.encode([image])
-        text = self.reports(codes, sampling, candidates)[0]
+        codes = self._codes(image)
+        text = self.reports(codes[None], sampling, candidates)[0]
         if calibration is None:
             return text
         names = self.info.findings
-        return check_report(text, self._finding_probabilities(codes[0]), calibration, labeller_for(names))
+        return check_report(text, self._finding_probabilities(codes), calibration, labeller_for(names))
 
     def reports(self, codes: np.ndarray, sampling: Sampling = GREEDY, candidates: int | None = None) -> list[str]:
         """Reports of images given as codes [N, L]; see `policies.reports`."""
@@ -167,7 +182,7 @@ class LlmCxr:
         tuning."""
         check_text(question, "the question")
         self.asker.check(cxr_vqa.TASK.prompt(np.zeros(self.info.grid**2, dtype=np.uint16), question))
-        return self.answers(self.encode([image]), [question], sampling)[0]
+        return self.answers(self._codes(image)[None], [question], sampling)[0]
 
     def answers(self, codes: np.ndarray, questions: Sequence[str], sampling: Sampling = GREEDY) -> list[str]:
         """Answer to question i about the image with codes [N, L] row i."""
@@ -206,7 +221,7 @@ class LlmCxr:
     def finding_probabilities(self, image: ImageLike) -> dict[str, float]:
         """p of every finding the model was asked about in tuning: p(yes) of "Is there ...?", calibrated where the model has a
         calibration (`self.calibration`). `UserError` where it was asked about none."""
-        return self._finding_probabilities(self.encode([image])[0])
+        return self._finding_probabilities(self._codes(image))
 
     def finding_sides(self, image: ImageLike) -> dict[str, dict[str, float]]:
         """p that a finding, if it is there, is on the "left", "right", or "both" sides, for findings whose sides the
@@ -226,3 +241,59 @@ class LlmCxr:
         values = self.yes_probabilities(codes, [presence_question(name) for name in names])
         p_yes = dict(zip(names, values.tolist(), strict=True))
         return p_yes if self.calibration is None else self.calibration.probabilities(p_yes)
+
+    # --- beyond its answers
+
+    def explain(self, image: ImageLike, text: str) -> Explanation:
+        """Where the model sees a finding that it was asked about in tuning, or what speaks for a sentence of a report.
+
+        See `explanation.explanations`. `UserError` for an empty text, and one longer than those of tuning.
+        """
+        return self.explain_all(image, [text])[0]
+
+    def explain_all(self, image: ImageLike, texts: Sequence[str]) -> list[Explanation]:
+        """`explain` of several texts, which share what is read."""
+        for text in texts:
+            self.asker.check(report_to_cxr.TASK.prompt(check_text(text, "the finding or sentence")), self.info.grid**2)
+        return list(explanations(self.asker, self._codes(image), texts))
+
+    def outside(self, image: ImageLike) -> Outside:
+        """How unlike its training radiographs an image is."""
+        return self._look(self._pixels(image))[1]
+
+    def reconstruction(self, image: ImageLike) -> tuple[np.ndarray, np.ndarray]:
+        """The image as it is read, and what its codes keep of it: float32 [S, S] each."""
+        pixels = self._pixels(image)
+        return pixels, self.decode(self.encode([pixels]))[0]
+
+    def statistics(self, images: Sequence[ImageLike]) -> np.ndarray:
+        """Of images, what `OutsideLimits` is made of: float64 [N, 2]."""
+        pixels = np.stack([self._pixels(image) for image in images])
+        codes = self.encode(list(pixels))
+        return statistics(self.asker, pixels, self.decode(codes), codes)
+
+    def _look(self, pixels: np.ndarray) -> tuple[np.ndarray, Outside]:
+        """Codes [L] of an image, and how unlike the training radiographs it is, which is remembered."""
+        codes, key = self.encode([pixels]), _key(pixels)
+        if key not in self._looked:
+            if len(self._looked) >= _REMEMBERED:
+                self._looked.clear()
+            found = statistics(self.asker, pixels[None], self.decode(codes), codes)
+            self._looked[key] = outside(found[0], self.limits)
+        return codes[0], self._looked[key]
+
+    def _codes(self, image: ImageLike) -> np.ndarray:
+        """Codes [L] of an image that is asked about; an `OutsideWarning`, once an image, where answers mean little."""
+        pixels = self._pixels(image)
+        if self.limits is None:
+            return self.encode([pixels])[0]
+        codes, look = self._look(pixels)
+        if look.warned and _key(pixels) not in self._warned:
+            self._warned.add(_key(pixels))
+            name = f"{image}: " if isinstance(image, str | Path) else ""
+            warnings.warn(f"{name}{look.told()}", OutsideWarning, stacklevel=3)
+        return codes
+
+
+def _key(pixels: np.ndarray) -> bytes:
+    return hashlib.sha256(pixels.tobytes()).digest()

@@ -363,3 +363,16 @@ class TransformersBackend(Backend):
             logits = torch.cat([project(self.model, last, i, i + 1, precise=True) for i in ids], dim=1)
             result[numbers] = logits.softmax(-1).cpu().numpy()
         return result
+
+    @torch.inference_mode()
+    def code_log_probabilities(self, prompts: Sequence[Prompt], codes: np.ndarray) -> np.ndarray:
+        """log p(code | prompt, the codes before it) in nats, of images with codes [B, L]: float32 [B, L, K]."""
+        rows = [[*p, *self.vocabulary.encode_codes(own)] for p, own in zip(prompts, codes, strict=True)]
+        L, first = np.shape(codes)[1], self.vocabulary.first_id
+        result = np.zeros((len(rows), L, self.vocabulary.size), dtype=np.float32)
+        for numbers, P, hidden, _ in self._read(rows, [len(prompt) - 1 for prompt in prompts]):
+            for i, states in zip(numbers, hidden, strict=True):
+                own = states[len(prompts[i]) - 1 - P :][:L]
+                logits = project(self.model, own, first, first + self.vocabulary.size)
+                result[i] = logits.log_softmax(-1).cpu().numpy()
+        return result

@@ -20,6 +20,7 @@ from llmcxr.image_tokens.settings import CodebookSize, ImageSize
 from llmcxr.instructions.templates import TemplateName
 from llmcxr.model.calibration import Calibration, save_calibration
 from llmcxr.model.decoding import DecodingSettings
+from llmcxr.model.outside import OutsideLimits, write_limits
 from llmcxr.model.patients import write_patients
 from llmcxr.model.sums import SUMS, check_sums, remedy, write_sums
 from llmcxr.studies.findings import LabelSet
@@ -82,8 +83,9 @@ def save_model(
     patients: Iterable[str] | None,
     judge: Path | None = None,
     calibration: Calibration | None = None,
+    limits: OutsideLimits | None = None,
 ) -> None:
-    """Write the whole folder at once; the LM is stored in bfloat16. `judge` and `calibration` go with it where given.
+    """Write the whole folder at once; the LM is stored in bfloat16. `judge`, `calibration` and `limits` go with it where given.
 
     `patients` are hashes of the patients that it was trained on (`patients.patient_hash`); None where they are not known.
     """
@@ -101,6 +103,8 @@ def save_model(
         if calibration is not None:
             save_calibration(temporary, calibration)
         write_json(temporary / "llmcxr.json", asdict(info))
+        if limits is not None:
+            write_limits(temporary, limits)
         write_sums(temporary)
 
 

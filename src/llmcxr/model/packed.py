@@ -27,6 +27,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Range, Settings, build_settings
 from llmcxr.model.calibration import load_calibration, save_calibration
 from llmcxr.model.folder import load_info, save_model
+from llmcxr.model.outside import read_limits, write_limits
 from llmcxr.model.patients import seen_patients, write_patients
 from llmcxr.model.sums import SUMS, check_sums, read_sums, remedy, unpacked_models, write_sums
 from llmcxr.vocabulary.growing import grow_language_model, table_of
@@ -99,6 +100,8 @@ def pack(run: Path, last_stage: str, method: str, folder: Path, card: str) -> No
             write_patients(temporary, patients)
         if (calibration := load_calibration(run / "model")) is not None:
             save_calibration(temporary, calibration)
+        if (limits := read_limits(run / "model")) is not None:
+            write_limits(temporary, limits)
         rank = next(v.shape[0] for k, v in weights.items() if "lora_A" in k)
         write_json(temporary / "packed.json", {"lora_rank": rank})
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -137,6 +140,7 @@ def unpack(folder: Path) -> Path:
         )
     grow_language_model(model, vocabulary, rows)
     merge_adapters(model, state, str(path))
-    tokenizer_folder, judge, calibration = folder / "image_tokenizer", folder / "judge", load_calibration(folder)
-    save_model(target, model, vocabulary, tokenizer_folder, info, seen_patients(folder), judge, calibration)
+    tokenizer_folder, judge = folder / "image_tokenizer", folder / "judge"
+    notes = load_calibration(folder), read_limits(folder)
+    save_model(target, model, vocabulary, tokenizer_folder, info, seen_patients(folder), judge, *notes)
     return target

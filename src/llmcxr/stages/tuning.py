@@ -17,11 +17,14 @@ from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.foundation.workflow import Stage
+from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.folder import ModelInfo, save_model
+from llmcxr.model.outside import FEWEST, write_limits
 from llmcxr.model.patients import patient_hash, seen_patients
 from llmcxr.stages.calibration import IMAGES, calibrate, lacking
 from llmcxr.stages.context import Context, start_files
+from llmcxr.stages.outside import limits_of
 from llmcxr.studies.cohort import select_cohort
 from llmcxr.studies.study import Collection, Split, sided_labels
 from llmcxr.tasks.base import Items, TaskData, tasks
@@ -310,11 +313,20 @@ def _measure_language(context: Context, stage: StageSettings, folder: Path) -> N
     write_json(folder / "summary.json", summary | {"language": trace})
 
 
+def _know_what_is_outside(context: Context) -> None:
+    """How unlike the training images those of validation patients are, into the model's folder."""
+    model = LlmCxr.from_pretrained(context.folder / "model", str(context.device))
+    if limits := limits_of(model, context.of_split("validate")[1]):
+        write_limits(context.folder / "model", limits)
+    else:
+        print(f"    under {FEWEST} validation images: the model will not say which images are outside its data")
+
+
 def model_stage(context: Context) -> Stage:
     """The folder that users load: a stock checkpoint, the text and image tokenizers, and what using it needs."""
     tuning = context.recipe.tuning
 
-    def run() -> None:
+    def write() -> None:
         last = tuning.stages[-1]
         tunable = tunable_model(context, last.name)
         named: dict[str, bool] = {}  # how each task was last trained
@@ -356,6 +368,10 @@ def model_stage(context: Context) -> Stage:
         else:
             own = calibrate(context, folder)
             print(f"    calibrated on {own.fitted_on.images} validation images: {own.method}")
+
+    def run() -> None:
+        write()  # whose model is forgotten before it is loaded as users do
+        _know_what_is_outside(context)
 
     return Stage(
         "model",

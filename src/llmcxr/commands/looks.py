@@ -1,0 +1,100 @@
+"""Commands about how a model sees an image: where it looked, and whether the image is one of those that it knows."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from llmcxr.commands.table import IMAGE, MODEL, NOTICE, RUN, argument, command, path, png
+from llmcxr.foundation.artifacts import check_output
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.texts import check_text
+
+_SHOWN = 3  # findings that are explained where none is named
+
+
+def _load(arguments: argparse.Namespace):
+    """The model. `UserError` for an image that cannot be read, and an output that cannot be written: before the model is loaded."""
+    from llmcxr.studies.radiographs import read_radiograph
+
+    read_radiograph(arguments.image)
+    check_output(arguments.output)
+    from llmcxr.inference.llm_cxr import LlmCxr
+
+    return LlmCxr.from_pretrained(arguments.model, arguments.device)
+
+
+@command(
+    "explain",
+    f"show where the model sees findings, or what speaks for a sentence. {NOTICE}",
+    *MODEL,
+    IMAGE,
+    argument(
+        "texts",
+        nargs="*",
+        metavar="TEXT",
+        help=f"a finding that the model knows, or a sentence of a report (default: the {_SHOWN} likeliest findings)",
+    ),
+    argument("-o", "--output", type=png, default=Path("map.png"), help="PNG to write (default: %(default)s)"),
+)
+def _explain(arguments: argparse.Namespace) -> None:
+    from llmcxr.inference.heat_maps import save_heat_maps
+
+    for text in arguments.texts:
+        check_text(text, "the finding or sentence")
+    model = _load(arguments)
+    texts = arguments.texts
+    if not texts:
+        seen = model.finding_probabilities(arguments.image)
+        texts = sorted(seen, key=lambda name: -seen[name])[:_SHOWN]
+    found = model.explain_all(arguments.image, texts)
+    save_heat_maps(arguments.output, model.reconstruction(arguments.image)[0], found)
+    for one in found:
+        print(f"{one.value:7.2f} nats  {one.text}")
+    print(arguments.output)
+
+
+@command(
+    "look",
+    f"show what the model's image tokens keep of a radiograph, and say how unlike its training it is. {NOTICE}",
+    *MODEL,
+    IMAGE,
+    argument("-o", "--output", type=png, default=Path("seen.png"), help="PNG to write (default: %(default)s)"),
+)
+def _look(arguments: argparse.Namespace) -> None:
+    from llmcxr.inference.heat_maps import save_reconstruction
+
+    model = _load(arguments)
+    found = model.outside(arguments.image)
+    save_reconstruction(arguments.output, *model.reconstruction(arguments.image))
+    print(f"{found.l1:.3f} of the range of greys is lost; {found.code_nats:.2f} nats a code")
+    print(found.told())
+    print(arguments.output)
+
+
+@command(
+    "measure-outside",
+    "from a run's validation images, how unlike its training radiographs an image may be before a model warns",
+    RUN,
+    argument("--to", type=path, help="folder of the model, packed or not, that is to know it (default: the run's own)"),
+    MODEL[1],
+)
+def _measure_outside(arguments: argparse.Namespace) -> None:
+    from llmcxr.inference.llm_cxr import LlmCxr
+    from llmcxr.model.outside import write_limits
+    from llmcxr.stages.outside import limits_of
+    from llmcxr.studies.pixel_store import PixelStore
+    from llmcxr.studies.study import read_manifest
+
+    folder, target = arguments.folder, arguments.to or arguments.folder / "model"
+    if not os.path.isfile(folder / "manifest.parquet"):
+        raise UserError(f"{folder} holds no studies. Give the folder of a run (llmcxr prepare makes one).")
+    model = LlmCxr.from_pretrained(target, arguments.device)
+    studies = read_manifest(folder / "manifest.parquet")
+    rows = [i for i, study in enumerate(studies) if study.split == "validate"]
+    limits = limits_of(model, PixelStore.open(folder / "pixels.npy").select(rows))
+    if limits is None:
+        raise UserError(f"{folder} has {len(rows)} validation images, of which a 99th percentile cannot be said.")
+    write_limits(target, limits)
+    print(f"{target / 'outside.json'}, of {limits.images} validation images")
