@@ -200,9 +200,8 @@ def test_damaged_folders_name_the_file(folder, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "earlier", "fault"),
     [
-        ("convolutional", {"stem_stride": 1, "blocks": 2, "mixers": 9}, ""),
-        ("convolutional", {"stem_stride": 4}, "stem_stride other than 1"),
-        ("convolutional", {"blocks": 1}, "blocks other than 2"),
+        ("vqgan", {"mixers": 9}, ""),
+        ("vqgan", {"kind": "convolutional"}, "the kind convolutional"),
         ("mixer", {"mixers": 3, "blocks": 1, "stem_stride": 4}, ""),
         ("mixer", {"mixers": 2}, "mixers other than 3"),
     ],
@@ -215,10 +214,11 @@ def test_earlier_tokenizers_are_read_where_they_are_what_is_left(kind, earlier, 
     config["architecture"] |= earlier
     (tmp_path / "config.json").write_text(json.dumps(config))
     if fault:
-        with pytest.raises(UserError, match=rf"config\.json: {fault} is not read any more\. Train it anew"):
+        with pytest.raises(UserError, match=rf"config\.json: {fault} is not read any more.* Train it anew"):
             ImageTokenizer.from_pretrained(tmp_path)
     else:
-        assert ImageTokenizer.from_pretrained(tmp_path).architecture == architecture
+        blocks = earlier.get("blocks", architecture.blocks)  # a mixer's count for nothing
+        assert ImageTokenizer.from_pretrained(tmp_path).architecture == dataclasses.replace(architecture, blocks=blocks)
 
 
 def test_the_code_store_returns_what_was_written_and_refuses_another_tokenizer(tokenizer, tmp_path):

@@ -191,7 +191,7 @@ class Context:
     def write_recipe(self) -> None:
         """All settings as resolved, with the libraries' versions."""
         libraries = []
-        for name in ("torch", "transformers", "peft", "diffusers", "vector-quantize-pytorch", "numpy"):
+        for name in ("torch", "transformers", "peft", "vector-quantize-pytorch", "numpy"):
             with contextlib.suppress(PackageNotFoundError):
                 libraries.append(f"{name} {version(name)}")
         kinds: tuple[Use, ...] = ("training", "generating")

@@ -9,7 +9,6 @@ import torch
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.workflow import Stage
-from llmcxr.image_tokens.architecture import networks
 from llmcxr.image_tokens.classifier import train_classifier
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, xrv_package
 from llmcxr.image_tokens.codes import encode_images, write_codes
@@ -111,10 +110,8 @@ def image_tokenizer_stage(context: Context) -> Stage:
                     f"side, image_tokenizer.architecture of {own.image_size} px and {own.grid}. Set the latter to what "
                     f"it is."
                 )
-        if settings.pretrained is None:
-            networks(settings.architecture)
-            if settings.perceptual != "clinical":
-                lpips_package(settings.perceptual)
+        if settings.pretrained is None and settings.perceptual != "clinical":
+            lpips_package(settings.perceptual)
 
     given = () if settings.pretrained is None else (Path(settings.pretrained),)
     return Stage(
