@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from llmcxr.foundation.assets import SHIPPED_MODELS
+from llmcxr.foundation.devices import autocast
 from llmcxr.foundation.errors import UserError
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.codes import encode_images, read_codes, write_codes
@@ -57,7 +58,7 @@ def test_encode_and_decode(tokenizer):
 
 def test_a_code_is_the_nearest_by_cosine(tokenizer):
     x = images(2)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), autocast(CPU):
         z = tokenizer.encoder(x.contiguous(memory_format=torch.channels_last))
     z = F.normalize(z.float(), dim=1).permute(0, 2, 3, 1)
     expected = (z @ F.normalize(tokenizer.codebook, dim=1).T).argmax(-1)
@@ -83,7 +84,7 @@ def test_codes_are_those_of_vector_quantize():
     S = tokenizer.image_size
     x = torch.nn.functional.interpolate(torch.rand(24, 1, 9, 9) * 2 - 1, size=(S, S), mode="bicubic").clamp(-1, 1)
     codes = tokenizer.encode(x)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), autocast(CPU):
         z = tokenizer.encoded(x.contiguous(memory_format=torch.channels_last))
     expected = trainable_quantizer(tokenizer)(z.float(), freeze_codebook=True)[1]
     assert torch.equal(codes, expected) and len(codes.unique()) > 50

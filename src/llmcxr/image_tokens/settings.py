@@ -113,7 +113,13 @@ class ImageTokenizerSettings(Settings):
 
     architecture: ArchitectureSettings = setting(ArchitectureSettings(), "sizes")
     pretrained: NameOrPath | None = setting(
-        None, "folder of a trained image tokenizer to use as it is, instead of training"
+        None,
+        "a trained image tokenizer (its folder, or a Hugging Face id) to use as it is, instead of training; its sizes take the place "
+        "of `architecture`",
+    )
+    start: NameOrPath | None = setting(
+        None,
+        "a trained image tokenizer to train on from, on this run's images; its sizes take the place of `architecture`",
     )
     steps: Count = setting(50_000, "optimiser steps")
     batch_size: BatchSize = setting(16, "images a step")
@@ -136,7 +142,20 @@ class ImageTokenizerSettings(Settings):
         0.99, "moving average of the code vectors; lower follows faster, for short trainings"
     )
 
+    @property
+    def given(self) -> str | None:
+        """The trained image tokenizer that it is, or begins from."""
+        return self.pretrained or self.start
+
+    def faults(self) -> list[str]:
+        """Impossible combinations."""
+        return (
+            ["start: nothing is trained where `pretrained` is given; set one of the two"]
+            if self.pretrained and self.start
+            else []
+        )
+
     def files(self) -> list[Path]:
-        """Files whose contents the tokenizer is made of (the folder `pretrained` is a model of its own)."""
+        """Files whose contents the tokenizer is made of (the folder of a given one is a model of its own)."""
         path = Path(self.perceptual)
         return [path] if path.is_file() else []

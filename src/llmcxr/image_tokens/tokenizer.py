@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,40 @@ from llmcxr.foundation.texts import path_of
 from llmcxr.image_tokens.architecture import ImageEncoder, build_decoder
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.settings import ArchitectureSettings
+
+
+def located(name: str | Path) -> Path:
+    """The folder of an image tokenizer: `name` itself, or the hub's repository of that name. `UserError` where there is none."""
+    folder = path_of(name)
+    if is_hub_id(name, folder):
+        return from_hub(str(name))
+    if not folder.is_dir():
+        raise UserError(
+            f"the image tokenizer {name} does not exist. `llmcxr import tokenizer` makes one of published weights."
+        )
+    return folder
+
+
+def architecture_of(name: str | Path) -> ArchitectureSettings:
+    """Sizes of the image tokenizer `name` (a folder, or the id of a hub repository). `UserError` where there is none."""
+    return _described(located(name))[0]
+
+
+def _described(folder: Path) -> tuple[ArchitectureSettings, dict[str, Any]]:
+    """The sizes in a tokenizer's config.json, and all of it. `UserError` where it is of none that can be read."""
+    path = folder / "config.json"
+    config = read_json(path)
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), dict):
+        raise UserError(f"{folder} is not an image tokenizer: its config.json has no architecture.")
+    given = dict(config["architecture"])
+    if given.get("kind", "convolutional") == "convolutional":
+        raise UserError(
+            f"{path}: the kind convolutional is not read any more: vqgan, the paper's own layout, has taken its place. Train it anew."
+        )
+    given.pop("stem_stride", None)  # of that kind
+    if given.pop("mixers", 3) != 3 and given["kind"] == "mixer":
+        raise UserError(f"{path}: mixers other than 3 is not read any more. Train it anew.")
+    return build_settings(ArchitectureSettings, given, str(path)), config
 
 
 class Codebook(nn.Module):
@@ -171,22 +205,8 @@ class ImageTokenizer(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> ImageTokenizer:
         """Read what `save_pretrained` wrote, or a repository of the hub by its id: frozen, evaluation mode. `UserError` where
         the folder does not fit."""
-        name, folder = folder, path_of(folder)
-        if is_hub_id(name, folder):
-            folder = from_hub(str(name))
-        config = read_json(folder / "config.json")
-        if not isinstance(config, dict) or not isinstance(config.get("architecture"), dict):
-            raise UserError(f"{folder} is not an image tokenizer: its config.json has no architecture.")
-        given = dict(config["architecture"])
-        if given.get("kind", "convolutional") == "convolutional":
-            raise UserError(
-                f"{folder / 'config.json'}: the kind convolutional is not read any more: vqgan, the paper's own layout, has taken its "
-                "place. Train it anew."
-            )
-        given.pop("stem_stride", None)  # of that kind
-        if given.pop("mixers", 3) != 3 and given["kind"] == "mixer":
-            raise UserError(f"{folder / 'config.json'}: mixers other than 3 is not read any more. Train it anew.")
-        architecture = build_settings(ArchitectureSettings, given, str(folder / "config.json"))
+        folder = located(folder)
+        architecture, config = _described(folder)
         clinical = None
         if architecture.clinical_input:
             origin = f"{folder / 'config.json'}: `clinical`, the clinical network that its encoder needs,"
