@@ -11,7 +11,7 @@ import torch
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
-from llmcxr.image_tokens import convolutional, mixer, training
+from llmcxr.image_tokens import mixer, training
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.settings import ArchitectureSettings, ImageTokenizerSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
@@ -19,21 +19,13 @@ from llmcxr.image_tokens.training import reconstruct, train_image_tokenizer, tra
 
 ONE = Processes("cpu")
 SETTINGS = ImageTokenizerSettings(
-    architecture=ArchitectureSettings(32, [32, 32, 32, 64], codebook_size=16, code_dim=8),
+    architecture=ArchitectureSettings(32, [32, 32, 32, 64], codebook_size=16, code_dim=8, blocks=1, z_channels=32),
     steps=30,
     batch_size=8,
     learning_rate=2e-3,
     adversarial_start=0.6,
     clinical_weight=0.01,  # the clinical network here is random: what it asks for does not lower the pixels' error
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_block():
-    """At each resolution: half the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolutional, "BLOCKS", 1)
-        yield
 
 
 @pytest.fixture(scope="module")

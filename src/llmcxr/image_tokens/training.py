@@ -52,7 +52,7 @@ def trainable_quantizer(tokenizer: ImageTokenizer, decay: float = 0.99) -> Vecto
     quantizer = VectorQuantize(
         dim=a.code_dim,
         codebook_size=a.codebook_size,
-        use_cosine_sim=True,
+        use_cosine_sim=a.codebook == "cosine",
         kmeans_init=True,
         kmeans_iters=10,
         decay=decay,
