@@ -34,9 +34,8 @@ _AT_ONCE = 64  # requests that a model in this process takes together
 class Progress:
     """How far `answer_all` came. `stopped`: why it ended early, "" where all was asked."""
 
-    asked: int = 0  # requests that had no answer before
-    answered: int = 0
-    before: int = 0  # that had one
+    before: int = 0  # requests that had an answer
+    answered: int = 0  # that have one now
     stopped: str = ""
 
 
@@ -75,7 +74,6 @@ class ChatClient:
                     bar.update()
                 elif key not in asked:
                     asked.add(key)
-                    progress.asked += 1
                     yield request
 
         with tqdm(total=total, desc=about, unit="request", smoothing=0.05) as bar, stop_between_steps(say=True) as stop:

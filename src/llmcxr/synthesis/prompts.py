@@ -18,6 +18,7 @@ from typing import Any
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.yaml_text import parse_yaml, read_yaml
+from llmcxr.synthesis.pairs import TYPES
 
 Message = dict[str, str]  # {"role": "user" or "assistant", "content": "..."}
 
@@ -27,9 +28,11 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-TYPES = ("presence", "location", "severity", "type", "device", "normal", "count", "open")
-_PAIR = _object({n: {"type": "string"} for n in ("question", "answer")} | {"type": {"type": "string", "enum": list(TYPES)}}
-                | {"evidence": {"type": "string"}})
+_PAIR = _object(
+    {n: {"type": "string"} for n in ("question", "answer")}
+    | {"type": {"type": "string", "enum": list(TYPES)}}
+    | {"evidence": {"type": "string"}}
+)
 PAIRS_SCHEMA = _object({"pairs": {"type": "array", "items": _PAIR, "maxItems": 8}})
 TEXT_SCHEMA = _object({"text": {"type": "string"}})
 

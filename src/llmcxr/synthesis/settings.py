@@ -36,13 +36,16 @@ class ChatSettings(Settings):
     """The chat LLM that writes questions and rewrites sentences of reports: a server's, or one in this process."""
 
     model: NameOrPath = setting(
-        "smollm2-135m-instruct", "its name at the server; without base_url an asset, a local folder, or a Hugging Face id"
+        "smollm2-135m-instruct",
+        "its name at the server; without base_url an asset, a local folder, or a Hugging Face id",
     )
     base_url: str | None = setting(
         None, "of an OpenAI-compatible server (vLLM, llama.cpp, hosted); None: the model runs in this process"
     )
     allow_remote: bool = setting(False, "send reports to a server that is not of this machine or a private network")
-    key_variable: str = setting("OPENAI_API_KEY", "environment variable that holds the server's key, where it needs one")
+    key_variable: str = setting(
+        "OPENAI_API_KEY", "environment variable that holds the server's key, where it needs one"
+    )
     concurrency: Annotated[int, Range(1, 4096)] = setting(8, "requests at once")
     requests_per_minute: Amount | None = setting(None, "most that the server allows")
     tokens_per_minute: Amount | None = setting(None, "most that the server allows, of prompts and answers")
