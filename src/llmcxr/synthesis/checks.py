@@ -27,10 +27,10 @@ REASONS: dict[str, str] = {
     "length": "question or answer is too long, or too short to ask anything",
     "no answer": "the answer says that there is none",
     "report": "refers to the report, or to who wrote it",
-    "priors": "refers to earlier studies, or asks for change",
     "other views": "refers to another view or another kind of imaging",
     "patient": "names, dates, age, symptoms or history",
     "not in the image": "advice, cause or technique, which no image shows",
+    "priors": "refers to earlier studies, or asks for change",
     "contradicted": "the report says otherwise",
     "duplicate": "the same question was asked of this study",
     "paraphrase": "the same is asked of this study in other words",
@@ -168,10 +168,10 @@ def _fault_of_form(question: str, answer: str) -> str:
         "length": not LEAST_WORDS <= counts[0] <= MOST_QUESTION or counts[1] > MOST_ANSWER,
         "no answer": bool(_NO_ANSWER.search(answer)),
         "report": bool(_REPORT.search(both)),
-        "priors": bool(_PRIORS.search(_NO_CHANGE.sub(" ", both)) or cues_of(question) or cues_of(answer)),
         "other views": bool(_VIEWS.search(both)),
         "patient": bool(_PATIENT.search(both)),
         "not in the image": bool(_NOT_SEEN.search(both)),
+        "priors": bool(_PRIORS.search(_NO_CHANGE.sub(" ", both)) or cues_of(question) or cues_of(answer)),
     }
     return next((reason for reason, found in faults.items() if found), "")
 

@@ -31,7 +31,7 @@ DEVICES: dict[str, str] = {
     "tracheostomy": r"tracheostomy(?: tubes?)?",
     "endotracheal tube": r"endotracheal(?: tubes?)?|\bett\b|\bet tubes?",
     "feeding tube": r"(?:feeding|ng|og|nasogastric|orogastric|enteric|gastric) tubes?|\bdob?bhoff(?: tubes?)?|nasogastric",
-    "pacemaker": r"pace-?\s?makers?|pacers?|pac(?:ing|er) \w+|aicd|\bicd\b|(?:cardioverter.)?defibrillators?|generator",
+    "pacemaker": r"pace-?\s?makers?|pacers?|pac(?:ing|er) \w+|aicd|\bicd\b|(?:cardioverter.)?defibrillators?|generator|leads?",
     "port": r"port-?\s?a-?\s?cath\w*|medi-?\s?ports?|(?:chest |infusion |venous )?port",
     "central line": r"picc(?: lines?)?|central (?:venous )?(?:lines?|catheters?)|cvc"
     r"|(?:jugular|subclavian|ij|venous|dialysis) (?:venous )?(?:lines?|catheters?)|swan\S*(?: catheter)?",
