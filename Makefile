@@ -31,7 +31,7 @@ demo-train: fetch
 
 test: fetch lint
 	@echo "Running the tests ..."
-	@$(PY) -m pytest -n 2
+	@$(PY) -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	@echo "Checking style and types ..."

@@ -12,6 +12,7 @@ EXTRAS = {
     "bitsandbytes": "qlora",
     "diffusers": "paper",
     "lpips": "paper",
+    "openai": "chat",
     "torchxrayvision": "paper",
 }  # package -> extra
 

@@ -1,6 +1,6 @@
 """The mixer: encoder and decoder that know each place of the code grid.
 
-Radiographs are aligned, so it reaches in a minute of two CPU cores what convolutions need many for (docs/measurements.md).
+Radiographs are aligned, so it reaches in a minute of two CPU cores what convolutions need many for (benchmarks/image_tokenizer_learning.py).
 
 Shapes: B images, S side in pixels, g side of the code grid, P = g * g places, C channels.
 """

@@ -1,4 +1,4 @@
-"""How a model is used beyond asking it once: findings first, sides one by one, guidance, candidates (docs/measurements.md).
+"""How a model is used beyond asking it once: findings first, sides one by one, guidance, candidates.
 
 Letters: N images or reports, L codes of an image.
 """
