@@ -21,6 +21,7 @@ ORDER = (
     "tasks",
     "model",
     "inference",
+    "synthesis",
     "tuning",
     "evaluation",
     "pages",

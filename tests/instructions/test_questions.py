@@ -170,7 +170,7 @@ def test_unknown_and_uncertain_labels_are_never_asked_about():
     labels = {s.image_id: s.labels for s in studies}
     assert {q.finding for q in questions} == {"nodule", "opacity"}
     assert all(labels[q.image_id].get(q.finding) in (0, 1) for q in questions)
-    assert all(q.origin == "labels" for q in questions)
+    assert all(q.origin == "rules" for q in questions)
 
 
 def test_the_seed_and_the_image_decide_which_are_asked():

@@ -21,7 +21,10 @@ from llmcxr.foundation.randomness import stream
 from llmcxr.studies.findings import Finding, LabelSet, is_finding, normal_form
 from llmcxr.studies.study import Study
 
-Kind = Literal["presence", "normal", "side", "severity", "type", "count", "list"]
+# What is asked for. Of exact findings there are no questions on place, device, and open ones: they come from reports.
+Kind = Literal["presence", "normal", "side", "location", "severity", "type", "device", "count", "list", "open"]
+# Where a question comes from: findings that are known exactly; labels and reports, by rules; a chat LLM.
+Origin = Literal["truth", "rules", "llm"]
 
 NOTHING = "No abnormal finding."
 _NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -37,7 +40,7 @@ class QuestionAnswer:
     answer: str
     kind: Kind
     finding: str = ""
-    origin: str = "truth"
+    origin: Origin = "truth"
 
 
 LIST_QUESTION = "Which abnormal findings does this chest radiograph show?"
@@ -147,7 +150,7 @@ def _from_labels(study: Study, present_share: dict[str, float], seed: int) -> li
         chance = min(chance, (1 - share) / max(1e-9, share)) if value == 1 else chance
         if value in (0, 1) and rng.random() < chance:
             answer = "Yes." if value else "No."
-            result.append(QuestionAnswer(study.image_id, presence_question(name), answer, "presence", name, "labels"))
+            result.append(QuestionAnswer(study.image_id, presence_question(name), answer, "presence", name, "rules"))
     return result
 
 

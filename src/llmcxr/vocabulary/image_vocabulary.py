@@ -35,18 +35,19 @@ def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 class ImageVocabulary:
-    """A text tokenizer that also holds K image tokens."""
+    """A text tokenizer that also holds K image tokens (none where a model is only talked to)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int) -> None:
         """`tokenizer` already holds the image tokens. `UserError` where it does not, or where their ids have gaps."""
         ids = cast(list[int], [tokenizer.convert_tokens_to_ids(token_name(code)) for code in range(size)])
-        if ids[0] is None or ids[0] == tokenizer.unk_token_id or ids != list(range(ids[0], ids[0] + size)):
+        first = ids[0] if size else len(tokenizer)
+        if first is None or (size and first == tokenizer.unk_token_id) or ids != list(range(first, first + size)):
             raise UserError(
                 f"the text tokenizer does not hold {size} image tokens with consecutive ids; it belongs to another model."
             )
         self.tokenizer = tokenizer
         self.size = size
-        self.first_id: int = ids[0]
+        self.first_id: int = first
         self.control_ids = control_ids(tokenizer)
 
     @cached_property

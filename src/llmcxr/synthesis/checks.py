@@ -1,0 +1,421 @@
+"""Whether a question and its answer may be used: form, what they refer to, and whether the report says so.
+
+`check_pairs` takes the pairs of one report. Question and answer together are read as a statement, and that is compared
+with what the report states (`statements.py`), then with labels where the report is silent. What disagrees is rejected;
+what the report neither says nor denies is kept, and marked "unknown". Each pair leaves with its type as the rules see it
+and, where one was found, the sentence that answers it. English only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from llmcxr.labelling import terms
+from llmcxr.metrics.scores import normalize_answer
+from llmcxr.studies.findings import normal_form
+from llmcxr.studies.prior_references import cues_of
+from llmcxr.synthesis.pairs import PairType, QaPair
+from llmcxr.synthesis.statements import DEVICE, NARROWER, WIDER, Statement, statements_of, without_words, words_of
+
+# Why a pair is rejected, in the order in which it is looked for.
+REASONS: dict[str, str] = {
+    "empty": "question or answer is missing, or holds no word",
+    "not a question": "the question asks nothing",
+    "length": "question or answer is too long, or too short to ask anything",
+    "no answer": "the answer says that there is none",
+    "report": "refers to the report, or to who wrote it",
+    "other views": "refers to another view or another kind of imaging",
+    "patient": "names, dates, age, symptoms or history",
+    "not in the image": "advice, cause or technique, which no image shows",
+    "priors": "refers to earlier studies, or asks for change",
+    "contradicted": "the report says otherwise",
+    "duplicate": "the same question was asked of this study",
+    "paraphrase": "the same is asked of this study in other words",
+}
+LEAST_WORDS, MOST_QUESTION, MOST_ANSWER = 3, 40, 60  # words
+
+_ASKS = re.compile(
+    r"(?:is|are|was|were|do|does|did|can|could|has|have|what|which|where|how|who|why|when|whose|in which|on which|in what"
+    r"|on what|at which|to which|describe|name|list|identify|locate|characteri[sz]e|compare|state)\b"
+)
+_NO_ANSWER = re.compile(
+    r"\b(?:(?:not|un)[ -]?(?:specified|stated|mentioned|known|given|provided|reported|answerable|described|determined)"
+    r"|unspecified|unknown|n/?a|can ?not (?:be )?(?:determined?|answer(?:ed)?|tell|said|assessed)|no information"
+    r"|unable to (?:determine|answer|tell)|i (?:do not|don't) know|does not (?:say|mention|specify|state))\b|^none given\b"
+)
+_REPORT = re.compile(
+    r"\b(?:(?:the|this|a|your|radiology|above|given) (?:\w+ )?(?:report|text|dictation|passage|description|statement)"
+    r"|reports?(?! card)|radiologists?|physicians?|doctors?|clinicians?|according to|as (?:mentioned|described|stated|noted)"
+    r"|(?:is|are|was|were) (?:\w+ )?(?:mentioned|stated|reported|described|documented|dictated)|mentioned|dictat\w+"
+    r"|(?:findings|impression|indication|technique|comparison) section|(?:the|in) impression|author|conclude[ds]?)\b"
+)
+_PRIORS = re.compile(
+    r"\b(?:chang(?:e|es|ed)|compared?|comparison|previous(?:ly)?|priors?|earlier|interval|since|improv\w+|worsen\w+"
+    r"|progress\w*|stable|unchanged|resol\w+|follow-?up|baseline|last (?:study|exam\w*|film|image))\b"
+)
+_NO_CHANGE = re.compile(
+    r"\b(?:degenerative|chronic|postsurgical|post-surgical|postoperative|fibrotic|emphysematous|pleural|bony|osseous"
+    r"|interstitial|arthritic|hypertrophic|cystic) (?:\w+ )?changes?\b"
+)
+_VIEWS = re.compile(
+    r"\b(?:lateral(?: (?:view|image|film|projection|radiograph)s?)|on (?:the )?lateral|(?:two|both|other|another|frontal and"
+    r" lateral|pa and lateral|which|what) (?:views?|projections?)|oblique|decubitus|ct\b|cta|mri|pet|ultrasound|sonogra\w+"
+    r"|echocardiogra\w+|tomogra\w+|mammogra\w+|scans?)\b"
+)
+_PATIENT = re.compile(
+    r"\b(?:year[s]?[ -]old|(?:patient'?s?|his|her) (?:\w+ )?(?:name|age|sex|gender|history|symptoms?|complaints?|condition"
+    r"|diagnosis|weight|height|medication\w*|race)|how old|symptoms?|fevers?|cough\w*|pain|dyspn\w+|shortness of breath|"
+    r"medications?|medical history|history|smok\w+|surgeries|admitted|admission|hospital\w*|male or female|born|"
+    r"(?:mr|mrs|ms|dr)\.? [a-z]+|\d{1,2}[/-]\d{1,2}[/-]\d{2,4}|(?:19|20)\d\d|(?:on|of|in) (?:january|february|march|april"
+    r"|may|june|july|august|september|october|november|december)|dates?|what time|yesterday|today|heart rate"
+    r"|blood pressure|oxygen|temperature|white (?:blood )?count|laborator\w+)\b|___|xxxx"
+)
+_NOT_SEEN = re.compile(
+    r"\b(?:recommend\w*|should|treat(?:ed|ment)?s?|therap\w+|prognos\w+|advi[sc]e\w*|next step|management|biops\w+"
+    r"|caus(?:e|es|ed|ing)|etiolog\w+|reasons?|(?:purpose|indication) (?:of|for)|why|risk|survive|when (?:was|were|did|will)"
+    r"|antibiotics?|surgery|technique|exposure|kvp|dose|(?:what|which) (?:type|kind) of (?:exam\w*|study|imaging)|who"
+    r"|clinical\w*|urgent\w*|notified)\b"
+)
+_POLAR = re.compile(r"(?:is|are|was|were|do|does|did|can|could|has|have|will|would)\b ?(?:you see |one see )?")
+_ASKING = re.compile(
+    r"\bhow (?:large|big|severe|extensive|many|much|wide|marked|bad)\b|\b(?:what|which|where|how|in|on)\b(?= (?:is|are|was"
+    r"|side|lung|lobe|part|zone|size|type|kind|degree|number|hemithorax|severity|which|what))"
+    r"|\b(?:what|which|where|how|name|describe|list)\b"
+)
+_YES = re.compile(r"(?:yes|yeah|correct|true|definitely)\b[,.;:]?\s*")
+_NO = re.compile(
+    r"(?:no|not|none|neither|nowhere|absent|nothing|negative|false)\b(?=[,.;:]|$|\s(?:there|it|the)\b)[,.;:]?\s*"
+)
+_MAYBE = re.compile(r"(?:possibly|maybe|perhaps|probably|possible|uncertain|equivocal|likely)\b")
+_NORMAL_ASKED = re.compile(
+    r"(?:chest|radiograph|x-?ray|image|film|study|cxr|this|exam\w*)\b[^?]{0,30}\b(?:normal|unremarkable|abnormal"
+    r"|free of (?:\w+ )?(?:disease|abnormalit\w+))|any (?:\w+ ){0,2}(?:abnormalit\w+|findings?|disease)"
+)
+_ALL_NORMAL = re.compile(
+    r"\b(?:normal|unremarkable|negative) (?:\w+ ){0,2}(?:chest|examination|exam|study|radiograph|cxr|x-?ray)\b"
+    r"|\b(?:chest|examination|exam|study|radiograph|image) (?:is|appears) (?:\w+ )?(?:normal|unremarkable)\b"
+    r"|\bno (?:\w+ ){0,3}(?:abnormalit(?:y|ies)|abnormal findings?|disease|process|findings?)\b|^\W*(?:normal|none|nothing)\W*$"
+)
+_WHAT_DEVICE = re.compile(
+    r"\b(?:what|which) (?:\w+ ){0,3}(?:devices?|tubes?|lines?|catheters?|hardware|apparatus)\b|\bdevices?\b"
+)
+_STOP = frozenset(
+    re.findall(
+        r"\w+",
+        "a an the is are was were there any of in on at to this that it be seen visible present shown image radiograph chest x"
+        " ray xray show shows does do can you see evidence sign signs have has patient which what where how and film",
+    )
+)
+
+Agreement = Literal["entailed", "unknown", "contradicted"]
+
+
+def check_pairs(report: str, pairs: Sequence[QaPair], labels: Mapping[str, int] | None = None) -> list[QaPair]:
+    """The pairs of one study in their order, each with verdict, reason, type, evidence and finding.
+
+    `report` is what the pairs were made from (findings and impression). `labels` (finding -> 1, 0, -1) count where the
+    report is silent. Never raises for what a model wrote.
+    """
+    said = Said(report, labels or {})
+    asked: dict[object, int] = {}
+    result = []
+    for number, pair in enumerate(pairs):
+        checked = _checked(pair, said)
+        if checked.kept:
+            for reason, key in (("duplicate", _words(pair.question)), ("paraphrase", _meaning(checked))):
+                if asked.setdefault(key, number) != number:
+                    checked = dataclasses.replace(checked, verdict="rejected", reason=reason)
+                    break
+        result.append(checked)
+    return result
+
+
+def _checked(pair: QaPair, said: Said) -> QaPair:
+    question, answer = _plain(pair.question), _plain(pair.answer)
+    if reason := _fault_of_form(question, answer):
+        return dataclasses.replace(pair, verdict="rejected", reason=reason)
+    statements, negated = asserted(question, answer)
+    agreement, evidence = said.compare(question, answer, statements, negated)
+    terms_ = {s.term for s in statements}
+    return dataclasses.replace(
+        pair,
+        type=type_of(question, answer, pair.type),
+        verdict="rejected" if agreement == "contradicted" else agreement,
+        reason="contradicted" if agreement == "contradicted" else "",
+        evidence=evidence or (pair.evidence if _words(pair.evidence) in said.words else ""),
+        finding=pair.finding or (terms_.pop() if len(terms_) == 1 else ""),
+    )
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().replace("’", "'").split())
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _fault_of_form(question: str, answer: str) -> str:
+    """The reason to reject a pair whatever the report says; "" where there is none."""
+    both = f"{question} {answer}"
+    counts = len(question.split()), len(answer.split())
+    faults = {
+        "empty": not re.search(r"[a-z]", question) or not re.search(r"\w", answer),
+        "not a question": not _ASKS.match(question) and not question.endswith("?"),
+        "length": not LEAST_WORDS <= counts[0] <= MOST_QUESTION or counts[1] > MOST_ANSWER,
+        "no answer": bool(_NO_ANSWER.search(answer)),
+        "report": bool(_REPORT.search(both)),
+        "other views": bool(_VIEWS.search(both)),
+        "patient": bool(_PATIENT.search(both)),
+        "not in the image": bool(_NOT_SEEN.search(both)),
+        "priors": bool(_PRIORS.search(_NO_CHANGE.sub(" ", both)) or cues_of(question) or cues_of(answer)),
+    }
+    return next((reason for reason, found in faults.items() if found), "")
+
+
+def type_of(question: str, answer: str, told: PairType) -> PairType:
+    """What a lower-case question asks for, by its words; `told` where they do not say."""
+    polar = bool(_POLAR.match(question)) and bool(_YES.match(answer) or _NO.match(answer) or _MAYBE.match(answer))
+    if re.search(r"\bhow many\b|\bnumber of\b", question):
+        return "count"
+    if polar and _NORMAL_ASKED.search(question) and not any(s.state for s in statements_of(_content(question))):
+        return "normal"
+    if polar and re.search(r"\b(?:normal|unremarkable|clear|abnormal)\b", question):
+        return "normal"
+    if polar:
+        return "presence"
+    if re.search(
+        r"\bwhere\b|\b(?:which|what) (?:\w+ )?(?:side|lung|lobe|zone|part|hemithorax|location|region|area)\b"
+        r"|\blocat\w+|\bleft or (?:the )?right\b|\bright or (?:the )?left\b",
+        question,
+    ):
+        return "location"
+    if re.search(r"\bhow (?:large|big|severe|extensive|marked)\b|\b(?:size|severity|degree|extent)\b", question):
+        return "severity"
+    if _WHAT_DEVICE.search(question):
+        return "device"
+    if re.search(r"\b(?:what|which) (?:type|kind|sort)\b", question):
+        return "type"
+    return told if told in ("open", "type", "device", "severity", "location") else "open"
+
+
+def _content(question: str) -> str:
+    """A lower-case question as the words of a statement."""
+    text = _POLAR.sub("", question.rstrip("? ."), count=1) if _POLAR.match(question) else question.rstrip("? .")
+    return " ".join(_ASKING.sub(" ", text).split())
+
+
+def asserted(question: str, answer: str) -> tuple[list[Statement], bool]:
+    """What a lower-case question and its answer state together, and whether the answer says that it is not so."""
+    content, polar = _content(question), bool(_POLAR.match(question))
+    yes, no = _YES.match(answer), _NO.match(answer)
+    if polar and yes:
+        rest = answer[yes.end() :]
+        return _joined(content, rest), False
+    if no:
+        rest = answer[no.end() :]
+        return statements_of(content), True
+    own = statements_of(answer)
+    if own:
+        # "What is seen in the left lung?" "An effusion.": the place is in the question, the finding in the answer.
+        about = "" if statements_of(content) else content
+        sided = about and not any(s.sides for s in own) and words_of(about, "sides")
+        joined = statements_of(f"{answer.rstrip('. ')} in the {sided[0][2]} lung") if sided and len(own) == 1 else own
+        if sided and sided[0][2] == "both":
+            joined = own
+        return joined, False
+    return _joined(content, answer), False
+
+
+def _joined(content: str, answer: str) -> list[Statement]:
+    """Question and answer as one sentence; words of a group that the answer has are taken out of the question."""
+    if not answer.strip(". "):
+        return statements_of(content)
+    for group in ("sides", "degrees", "levels"):
+        if words_of(answer, group):
+            content = re.sub(r"\bor\b", " ", without_words(content, group))
+    return statements_of(f"{' '.join(content.split())} is {answer}")
+
+
+class Said:
+    """What a report says, for comparison; with labels where it is silent."""
+
+    def __init__(self, report: str, labels: Mapping[str, int]) -> None:
+        self.statements = statements_of(report)
+        self.words = {""} | {_words(s.sentence) for s in self.statements}
+        self.normal = bool(_ALL_NORMAL.search(report.lower()))
+        self._by_term: dict[str, list[Statement]] = {}
+        for statement in self.statements:
+            self._by_term.setdefault(statement.term, []).append(statement)
+        for term, state in _terms_of(labels):
+            if term not in self._by_term:
+                self._by_term[term] = [Statement(term, state, "")]
+        affirmed = [s for s in self.statements if s.state == 1 and s.term != DEVICE]
+        self.abnormal = affirmed[0] if affirmed else None
+
+    def of(self, term: str, state: int) -> list[Statement]:
+        """Its statements of a term in a state: affirmed or doubted ones of narrower terms, denied ones of wider."""
+        others = WIDER if state == 0 else NARROWER
+        return [s for t in (term, *others.get(term, ())) for s in self._by_term.get(t, ()) if s.state == state]
+
+    def compare(
+        self, question: str, answer: str, statements: Sequence[Statement], negated: bool
+    ) -> tuple[Agreement, str]:
+        """Whether the report says what is asserted, and the sentence that says so."""
+        if not statements:
+            return self._whole(question, answer)
+        if negated:
+            return self._negated(statements)
+        found = [self._affirmed(s, question) if s.state else self._denied(s) for s in statements]
+        for agreement in ("contradicted", "unknown"):
+            if (own := next((f for f in found if f[0] == agreement), None)) is not None:
+                return own
+        return found[0]
+
+    def _whole(self, question: str, answer: str) -> tuple[Agreement, str]:
+        """Of the whole image: "Is this radiograph normal?"."""
+        asked = _NORMAL_ASKED.search(question)
+        yes, no = bool(_YES.match(answer)), bool(_NO.match(answer))
+        if asked and (yes or no) and _POLAR.match(question):
+            normal = yes == (
+                "normal" in question.replace("abnormal", "") or "free of" in question or "unremark" in question
+            )
+        elif _ALL_NORMAL.search(answer):
+            if re.search(r"\b(?:lungs?|heart|bones?|aorta|spine|devices?|tubes?|lines?)\b", question):
+                return "unknown", ""
+            normal = True
+        else:
+            return "unknown", ""
+        if self.abnormal is not None:
+            return ("contradicted" if normal else "entailed"), self.abnormal.sentence
+        if self.normal:
+            return ("entailed" if normal else "contradicted"), ""
+        return "unknown", ""
+
+    def _affirmed(self, claim: Statement, question: str) -> tuple[Agreement, str]:
+        own, doubted = self.of(claim.term, 1), self.of(claim.term, -1)
+        if claim.term == DEVICE and claim.kinds:
+            return self._device(claim, own, question)
+        if not own and not doubted:
+            denied = self.of(claim.term, 0)
+            if denied:
+                return "contradicted", denied[0].sentence
+            silent = self.normal and self.abnormal is None and claim.term != DEVICE
+            return ("contradicted" if silent else "unknown"), ""
+        found = own or doubted
+        if (agreement := _qualified(claim, found)) == "entailed" and not own and claim.state == 1:
+            agreement = "unknown"  # the report is not sure
+        return agreement, _best(claim, found).sentence
+
+    def _device(self, claim: Statement, own: Sequence[Statement], question: str) -> tuple[Agreement, str]:
+        same = [s for s in own if s.kinds & claim.kinds]
+        denied = [s for s in self.of(DEVICE, 0) if not s.kinds or s.kinds & claim.kinds]
+        if same:
+            return _qualified(claim, same), same[0].sentence
+        if denied:
+            return "contradicted", denied[0].sentence
+        if _WHAT_DEVICE.search(question) and own and all(s.kinds for s in own):
+            return "contradicted", own[0].sentence  # it names the devices, and this is none of them
+        return "unknown", ""
+
+    def _denied(self, claim: Statement) -> tuple[Agreement, str]:
+        """Of a claim that a finding is absent."""
+        own = self.of(claim.term, 1)
+        if own:
+            if claim.term == DEVICE and claim.kinds and not any(s.kinds & claim.kinds or not s.kinds for s in own):
+                return "unknown", ""
+            fits = _qualified(claim, own)
+            agreement: Agreement = {"entailed": "contradicted", "contradicted": "entailed"}.get(fits, "unknown")  # type: ignore[assignment]
+            return agreement, own[0].sentence
+        denied = self.of(claim.term, 0)
+        if denied and not self.of(claim.term, -1):
+            return "entailed", denied[0].sentence
+        if self.normal and self.abnormal is None and claim.term != DEVICE:
+            return "entailed", ""
+        return "unknown", ""
+
+    def _negated(self, statements: Sequence[Statement]) -> tuple[Agreement, str]:
+        """Of the answer "no": what the question states is not so; of "are the lungs clear" some finding is there."""
+        absent = [s for s in statements if s.state == 0]
+        if not absent:
+            found = [self._denied(s) for s in statements]
+            # "no" to "effusion or pneumothorax" denies both; one that is there contradicts
+            for agreement in ("contradicted", "unknown"):
+                if (own := next((f for f in found if f[0] == agreement), None)) is not None:
+                    return own
+            return found[0]
+        there = [self._denied(s) for s in absent]
+        if (own := next((f for f in there if f[0] == "contradicted"), None)) is not None:
+            return "entailed", own[1]
+        if all(f[0] == "entailed" for f in there):
+            return "contradicted", there[0][1]
+        return "unknown", ""
+
+
+def _qualified(claim: Statement, found: Sequence[Statement]) -> Agreement:
+    """Whether side, severity, level, number and size of a claim are those of the report's statements of the finding."""
+    known = True
+    sides = frozenset[str]().union(*(s.sides for s in found))
+    if claim.sides:
+        if sides and not claim.sides <= sides:
+            return "contradicted"
+        known &= bool(sides)
+        found = [s for s in found if not s.sides or s.sides & claim.sides] or found
+    for name in ("degrees", "levels", "traits", "counts", "sizes"):
+        wanted: frozenset[object] = getattr(claim, name)
+        if wanted:
+            there = frozenset[object]().union(*(getattr(s, name) for s in found))
+            if name == "traits" and not _opposed(wanted, there):
+                known &= wanted <= there
+            elif there and not wanted & there:
+                return "contradicted"
+            known &= bool(there)
+    return "entailed" if known else "unknown"
+
+
+def _opposed(wanted: frozenset[object], there: frozenset[object]) -> bool:
+    return any(
+        a in wanted and b in there and a not in there
+        for a, b in (("focal", "diffuse"), ("diffuse", "focal"), ("acute", "old"), ("old", "acute"))
+    )
+
+
+def _best(claim: Statement, found: Sequence[Statement]) -> Statement:
+    """The statement that tells most of what is claimed."""
+    return max(
+        found, key=lambda s: sum(bool(getattr(claim, n) and getattr(s, n)) for n in ("sides", "degrees", "levels"))
+    )
+
+
+def _terms_of(labels: Mapping[str, int]) -> list[tuple[str, int]]:
+    """What labels say of the labeller's terms: a group that is absent is absent in all, one that is there in its first."""
+    result = []
+    for name, state in labels.items():
+        named = _VOCABULARY.get(normal_form(name), ())
+        result += [(term, state) for term in (named if state == 0 else named[:1])]
+    return result
+
+
+_VOCABULARY = {
+    normal_form(name): named for vocabulary in (terms.CHEXPERT, terms.FINDINGS) for name, named in vocabulary.items()
+}
+
+
+def _meaning(pair: QaPair) -> object:
+    """What a pair tells, whatever its words: two of one study that tell the same are paraphrases."""
+    question, answer = _plain(pair.question), _plain(pair.answer)
+    if pair.type in ("presence", "normal"):
+        claims = statements_of(_content(question))
+        if claims:
+            return pair.type, frozenset(
+                (s.term, s.state, s.sides, s.degrees, s.levels, s.kinds, s.traits) for s in claims
+            )
+        content = frozenset(w for w in _words(question).split() if w not in _STOP)
+        return pair.type, content
+    named = frozenset((s.term, s.kinds) for s in statements_of(_content(question)))
+    if not named:
+        named = frozenset(w for w in _words(question).split() if w not in _STOP)
+    return pair.type, named, normalize_answer(answer, False)
