@@ -33,9 +33,11 @@ from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference.backend import Sampling
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.instructions.example import Turn
+from llmcxr.model.calibration import load_calibration
 from llmcxr.model.find import find_model
 from llmcxr.model.folder import load_info
 from llmcxr.model.patients import patient_hash, seen_patients
+from llmcxr.model.sums import check_sums
 from llmcxr.packing import rows_before
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
@@ -262,6 +264,26 @@ def test_decoding_is_chosen_on_validation_patients(copied, monkeypatch, capsys):
     assert len(kept["rows"]) == 4 and len(taken) == 8
     validation = {s.image_id for s in read_manifest(copied.folder / "manifest.parquet") if s.split == "validate"}
     assert set(taken) <= validation
+
+
+def test_probabilities_are_calibrated_on_validation_patients(copied, tiny, monkeypatch, capsys):
+    model, command = copied.folder / "model", ["calibrate", str(copied.folder)]
+    assert load_calibration(model) is None  # the run has 8 validation images
+    assert main(command) == 2 and "8 validation images are too few to calibrate by" in capsys.readouterr().err
+    monkeypatch.setattr("llmcxr.evaluation.calibration.LEAST_IMAGES", 8)
+    monkeypatch.setattr("llmcxr.evaluation.calibration.LEAST_CASES", 1)
+    assert main(command) == 0
+    said, own = capsys.readouterr().out, load_calibration(model)
+    assert own is not None and f"{own.method}  <- chosen" in said and own.fitted_on.images == 8
+    check_sums(model)
+    kept = json.loads((copied.folder / "readings-validate.json").read_text())["rows"]
+    studies = {s.image_id: s for s in read_manifest(copied.folder / "manifest.parquet")}
+    assert len(kept) == 8 and {studies[row["image_id"]].split for row in kept} == {"validate"}
+    monkeypatch.setattr("llmcxr.inference.llm_cxr.LlmCxr.yes_probabilities", None)  # nothing is asked again
+    assert main(command) == 0 and load_calibration(model) == own
+    assert copied() == []  # the run takes it as it is
+    assert main([*command, f"model={tiny / 'runs' / copied.folder.name}"]) == 2
+    assert "Say with --into which folder" in capsys.readouterr().err
 
 
 def test_language_is_measured_before_between_and_after_the_stages(tiny, copied, monkeypatch):

@@ -32,6 +32,9 @@ SUMMARY = {
         "auroc_shuffled": 0.503,
         "auroc_classifier": 0.921,
         "n": 1240,
+        "calibration_error": 0.017,
+        "calibration_error_raw": 0.101,
+        "reliability": {"raw": [[0.1, 0.0, 40], [0.9, 0.5, 40]], "calibrated": [[0.0, 0.0, 40], [0.5, 0.5, 40]]},
     },
     "image": {
         "auroc": 0.662,
@@ -211,6 +214,15 @@ def test_curves_are_drawn_to_scale(tmp_path):
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
     assert y1 - y0 > 0  # the loss falls, and y grows downward
     assert y1 - y0 == pytest.approx(y2 - y1, abs=2.0)
+
+
+def test_reliability_is_drawn_to_scale(tmp_path):
+    page, _ = read(tmp_path, PageContent("run", summary=SUMMARY))
+    assert "p(yes) as the model answers" in page and page.count('<figure class="panel square">') == 1
+    raw, calibrated = re.findall(r'<polyline class="(?:train|unseen)" points="([^"]*)"', page.split("Reliability")[1])
+    # x from 38 (p = 0) to 250, y from 220 (never) up to 8; what is calibrated lies on the diagonal.
+    assert raw == "59.2,220.0 228.8,114.0" and calibrated == "38.0,220.0 144.0,114.0"
+    assert "Reliability" not in read(tmp_path, PageContent("run", summary={"vqa": {"reliability": {}}}))[0]
 
 
 def test_language_after_each_stage(tmp_path):

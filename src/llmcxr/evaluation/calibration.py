@@ -6,7 +6,7 @@ Letters: N images, F findings. Labels [N, F] are 1, 0 or NaN.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -30,7 +30,7 @@ LEAST_IMAGES = 40  # fewer say little: then there is no calibration, which is sa
 LEAST_CASES = 5  # images with and without a finding, of some finding at least
 _FOLDS = 5
 # How strongly the line of a finding is held to the one of all: the weight of a squared difference, in nats.
-_STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
+_STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 
 Lines = Floats  # [F, 2]: slope and intercept of each finding
 Fit = Callable[[Floats, Floats], Lines]  # of logits [N, F] and labels [N, F]
@@ -180,7 +180,9 @@ def judged_claims(
         for claim in claims_of(report, findings, labeller)[1]:
             f = place[claim.finding]
             if not np.isnan(labels[i, f]):
-                found.append(JudgedClaim(i, *astuple(claim), p=float(p[i, f]), present=bool(labels[i, f])))
+                found.append(
+                    JudgedClaim(i, claim.sentence, claim.finding, claim.stated, float(p[i, f]), bool(labels[i, f]))
+                )
     return found
 
 
@@ -234,11 +236,10 @@ def fit_calibration(
     loss = {name: log_loss(labels, left_out(fit, logits, labels, patients)) for name, fit in METHODS.items()}
     method = min(loss, key=lambda name: loss[name])
     lines = METHODS[method](logits, labels)
+    counts = zip((labels == 1).sum(0).tolist(), (~np.isnan(labels)).sum(0).tolist(), strict=True)
     maps = {
-        name: FindingMap(
-            *line.tolist(), present=int((labels[:, f] == 1).sum()), known=int((~np.isnan(labels[:, f])).sum())
-        )
-        for f, (name, line) in enumerate(zip(findings, lines, strict=True))
+        name: FindingMap(slope, intercept, present, known)
+        for name, (slope, intercept), (present, known) in zip(findings, lines.tolist(), counts, strict=True)
     }
     names, columns, p_sides = side_cases(readings, studies)
     # Thresholds are of patients that the lines have not seen, too: on their own they are more certain than elsewhere.

@@ -85,7 +85,7 @@ def confidence(answers: Sequence[int], p: ArrayLike) -> tuple[Floats, Floats]:
 
     `answers` [N] are the right columns of `p` [N, C], whose rows sum to 1.
     """
-    values = np.asarray(p, float).reshape(len(answers), -1)
-    if not len(values):
+    if not len(answers):
         return np.zeros(0), np.zeros(0)
+    values = np.asarray(p, float)
     return (values.argmax(1) == np.asarray(answers)).astype(float), values.max(1).clip(0, 1)

@@ -59,7 +59,7 @@ def calibrate(context: Context, folder: Path, images: int = IMAGES, kept: Path |
         raise UserError(f"{why}. Give the run more of them, with labels.")
     readings, studies = readings_of(context, "validate", images, kept=kept)
     findings = context.info.findings
-    calibration = fit_calibration(readings, studies, findings, labeller_for(findings), context.source.about)
+    calibration = fit_calibration(readings, studies, findings, labeller_for(findings), context.recipe.source.kind)
     save_calibration(folder, calibration)
     return calibration
 

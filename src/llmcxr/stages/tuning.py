@@ -366,8 +366,8 @@ def model_stage(context: Context) -> Stage:
         if why := lacking(context, IMAGES):
             print(f"    no calibration: {why}")
         else:
-            own = calibrate(context, folder)
-            print(f"    calibrated on {own.fitted_on.images} validation images: {own.method}")
+            fitted = calibrate(context, folder)
+            print(f"    calibrated on {fitted.fitted_on.images} validation images: {fitted.method}")
 
     def run() -> None:
         write()  # whose model is forgotten before it is loaded as users do

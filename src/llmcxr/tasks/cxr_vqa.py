@@ -263,9 +263,9 @@ class VqaMeasurement(Measurement):
         self, read: Sequence[Prediction], cases: Cases, labels: np.ndarray, p_yes: np.ndarray
     ) -> dict[str, Any]:
         """How far probabilities can be taken at their word: of p(yes), and as calibrated where the model has a calibration."""
-        calibrated = [p.extra.get("p_calibrated") for p in read]
+        calibrated = [own for p in read if (own := p.extra.get("p_calibrated")) is not None]
         given = {"raw": p_yes}
-        if None not in calibrated:
+        if len(calibrated) == len(read):
             given["calibrated"] = cases.matrix(calibrated)
         errors = {name: expected_calibration_error(labels, p) for name, p in given.items()}
         known = cases.labels(cases.train) if cases.train else np.full((1, len(cases.findings)), np.nan)
