@@ -9,13 +9,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from test_policies import Blocks, G, K, S, asker
+from test_policies import LIMIT, Blocks, G, K, S, asker
 
 from llmcxr import cli
 from llmcxr.foundation.errors import OutsideWarning, UserError
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.model.outside import OutsideLimits, read_limits, write_limits
 from llmcxr.model.sums import check_sums, write_sums
+from llmcxr.stages.outside import limits_of
+from llmcxr.studies.radiographs import from_uint8, to_uint8
 from llmcxr.tasks import report_to_cxr
 
 RNG = np.random.default_rng(0)
@@ -74,6 +76,16 @@ def test_limits_are_of_the_unseen_images():
         OutsideLimits.of(usual[:10])
 
 
+def test_a_run_measures_its_validation_images():
+    pixels = to_uint8(RNG.uniform(-1, 1, (52, S, S)))
+    own = model(None)
+    found = limits_of(own, pixels)
+    assert found == OutsideLimits.of(own.statistics(list(from_uint8(pixels)))) and found.images == 52
+    assert limits_of(own, pixels[:49]) is None
+    with pytest.raises(UserError, match="32 pixels a side, the model's 64"):
+        limits_of(own, np.zeros((60, 32, 32), np.uint8))
+
+
 def test_limits_lie_in_the_model_folder(tmp_path):
     assert read_limits(tmp_path) is None
     (tmp_path / "llmcxr.json").write_text("{}")
@@ -89,8 +101,8 @@ def test_limits_lie_in_the_model_folder(tmp_path):
 
 def test_every_way_of_asking_warns_once_an_image(tmp_path):
     for ask in (
-        lambda m, image: m.report(image),
-        lambda m, image: m.ask(image, "Is there a mass?"),
+        lambda m, image: m.report(image, LIMIT, 1),
+        lambda m, image: m.ask(image, "Is there a mass?", LIMIT),
         lambda m, image: m.finding_probabilities(image),
         lambda m, image: m.explain(image, "mass"),
     ):
