@@ -30,7 +30,7 @@ from PIL import Image
 from scipy import ndimage
 
 from llmcxr.foundation.artifacts import write_json
-from llmcxr.inference.explanation import SAMPLES, beliefs, likely_alternatives, mean_falls, patches, replaced, stretched
+from llmcxr.inference.explanation import beliefs, likely_alternatives, mean_falls, patches, replaced, stretched
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.instructions.questions import NOTHING, presence_question
 from llmcxr.studies.pixel_store import PixelStore
@@ -97,16 +97,16 @@ class Data:
         return {name: np.mean(own, axis=0) for name, own in found.items()}
 
 
-def alternatives(data: Data, kind: str, codes: np.ndarray, seed: int) -> np.ndarray:
-    """What patches of an image with codes [L] are replaced by: [SAMPLES, L]."""
+def alternatives(data: Data, kind: str, codes: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """What patches of an image with codes [L] are replaced by: [count, L]."""
     asker = data.model.asker
     if kind == "any":
-        return likely_alternatives(asker, codes, SAMPLES, seed)
+        return likely_alternatives(asker, codes, count, seed)
     if kind == "normal":  # as likely in a drawing of a report without a finding
         clear = report_to_cxr.TASK.prompt("The heart is normal in size. The lungs are clear.", NOTHING)
-        return likely_alternatives(asker, codes, SAMPLES, seed, clear)
+        return likely_alternatives(asker, codes, count, seed, clear)
     train = data.codes([study.image_id for study in data.split("train")[:100]])
-    rows = np.random.default_rng(seed).integers(0, len(train), (SAMPLES, len(codes)))
+    rows = np.random.default_rng(seed).integers(0, len(train), (count, len(codes)))
     return train[rows, np.arange(len(codes))]
 
 
@@ -114,9 +114,9 @@ def perturbed(data: Data, variant: str, codes: np.ndarray, findings: Sequence[st
     """Maps [N, L] of the findings of an image, and in front of each p(yes) as log-odds: [N, 1 + L]."""
     kind, side = variant.split()
     masks = patches(data.model.info.grid, int(side))
-    others = replaced(codes, alternatives(data, kind, codes, seed), masks)
-    values = beliefs(data.model.asker, np.concatenate([codes[None], others.reshape(-1, len(codes))]), findings)
-    falls = mean_falls(values[:, 0], values[:, 1:].reshape(len(findings), len(masks), -1), masks)
+    others = replaced(codes, alternatives(data, kind, codes, len(masks), seed), masks)
+    values = beliefs(data.model.asker, np.concatenate([codes[None], others]), findings)
+    falls = mean_falls(values[:, 0], values[:, 1:], masks)
     return np.concatenate([values[:, :1], falls], axis=1)
 
 

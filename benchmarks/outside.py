@@ -90,7 +90,9 @@ def real(folder: Path, most: int, rng: np.random.Generator) -> dict[str, list[Pa
     if (table := folder / "metadata.csv").exists():
         rows = list(csv.DictReader(table.open(encoding="utf-8")))
         kinds = {
-            f"real, {name}, {kind}": [folder / "images" / row["filename"] for row in rows if (row["view"] == "L") == side]
+            f"real, {name}, {kind}": [
+                folder / "images" / row["filename"] for row in rows if (row["view"] == "L") == side
+            ]
             for kind, side in (("frontal", False), ("lateral", True))
         }
     return {kind: [files[i] for i in sorted(rng.permutation(len(files))[:most])] for kind, files in kinds.items()}

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
+import torch
+from safetensors.torch import save_file
 
+from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.assets import DEFAULT_MODEL, SHIPPED_MODELS, cache_folder
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.instructions.questions import LIST_QUESTION, presence_question
 from llmcxr.metrics.scores import mean_auroc
 from llmcxr.model.find import find_model, shipped_models
+from llmcxr.model.folder import load_info
+from llmcxr.model.outside import OutsideLimits, read_limits, write_limits
+from llmcxr.model.packed import pack
 from llmcxr.model.sums import check_sums
 from llmcxr.sources.phantom.settings import PhantomSettings
 from llmcxr.sources.phantom.source import PhantomSource
@@ -54,3 +61,19 @@ def test_the_default_model_reads_patients_it_has_never_seen(tmp_path):
         for texts in (model.reports(codes[:4], candidates=1), model.reports(codes[:4], candidates=3))
     ]
     assert (told[1] >= told[0] - 0.05).all() and told[1].sum() > told[0].sum()
+
+
+def test_what_is_usual_of_unseen_images_goes_with_a_packed_model(tmp_path):
+    run, limits = tmp_path / "run", OutsideLimits(100, (-3.0, 4.0), (0.1, 0.5), tuple(map(float, range(101))))
+    for folder in ("image_tokenizer", "judge", "model", "stage1"):
+        (run / folder).mkdir(parents=True)
+        write_json(run / folder / "config.json", {})
+        save_file({"weight": torch.zeros(2, 2)}, run / folder / "model.safetensors")
+    save_file({"layer.lora_A.default.weight": torch.zeros(2, 4)}, run / "stage1" / "weights.safetensors")
+    write_json(run / "model" / "llmcxr.json", dataclasses.asdict(load_info(SHIPPED_MODELS / "phantom")))
+    pack(run, "stage1", "lora", tmp_path / "without", "a card")
+    write_limits(run / "model", limits)
+    pack(run, "stage1", "lora", tmp_path / "with", "a card")
+    for name, own in (("without", None), ("with", limits)):
+        check_sums(tmp_path / name)
+        assert read_limits(tmp_path / name) == own

@@ -4,7 +4,7 @@ Patches of neighbouring codes are replaced by codes that the model itself, asked
 place after the codes before them; never by nothing, which no radiograph shows (Fong and Vedaldi, 2017, with a generative
 infill as in Chang et al., 2019). A code's value is the mean fall over the patches that hold it.
 
-Letters: L = g * g codes of an image, N texts, R readings (patches times samples), K codes in the codebook.
+Letters: L = g * g codes of an image, N texts, R readings, P patches, K codes in the codebook.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from llmcxr.tasks import cxr_to_report, cxr_vqa, report_to_cxr
 
 # Chosen on validation patients (benchmarks/explain.py).
 PATCHES_ALONG = 4  # a patch is so many times smaller than the image along each side
-SAMPLES = 2  # of what a patch is replaced by
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,17 @@ def stretched(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def patches(g: int, side: int) -> np.ndarray:
-    """Bool [P, L]: squares of `side` codes that overlap by half, and together cover the grid."""
-    starts = sorted({*range(0, g - side + 1, max(1, side // 2)), g - side})
+    """Bool [P, L]: squares of `side` codes that overlap by half.
+
+    They reach over the edges, so that every code has patches on all its sides: else one at the edge would have the value of its neighbour.
+    """
+    step = max(1, side // 2)
+    starts = range(step - side, g, step)
     found = np.zeros((len(starts), len(starts), g, g), dtype=bool)
     for i, top in enumerate(starts):
         for j, left in enumerate(starts):
-            found[i, j, top : top + side, left : left + side] = True
-    return found.reshape(-1, g * g)
+            found[i, j, max(0, top) : top + side, max(0, left) : left + side] = True
+    return np.unique(found.reshape(-1, g * g), axis=0)
 
 
 def likely_alternatives(
@@ -78,8 +81,8 @@ def likely_alternatives(
 
 
 def replaced(codes: np.ndarray, alternatives: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Codes [L] with each of masks [P, L] filled from each of alternatives [n, L]: [P, n, L]."""
-    return np.where(masks[:, None], alternatives[None], codes)
+    """Codes [L] with each of masks [P, L] filled from an alternative of its own [P, L]: [P, L]."""
+    return np.where(masks, alternatives, codes)
 
 
 def beliefs(asker: Asker, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
@@ -109,17 +112,16 @@ def beliefs(asker: Asker, images: np.ndarray, texts: Sequence[str]) -> np.ndarra
 
 
 def mean_falls(before: np.ndarray, after: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Beliefs [N] in an image and [N, P, n] with patches [P, L] replaced -> mean fall where a code is: float32 [N, L]."""
-    falls = before[:, None] - after.mean(2)  # [N, P]
-    return ((falls @ masks) / masks.sum(0)).astype(np.float32)
+    """Beliefs [N] in an image and [N, P] with patches [P, L] replaced -> mean fall where a code is: float32 [N, L]."""
+    return (((before[:, None] - after) @ masks) / masks.sum(0)).astype(np.float32)
 
 
 def explanations(asker: Asker, codes: np.ndarray, texts: Sequence[str]) -> Iterator[Explanation]:
     """Of one image with codes [L], for each text: a finding that the model was asked about in tuning, or a sentence."""
     g, known = asker.info.grid, LabelSet(asker.info.findings)
     masks = patches(g, max(1, g // PATCHES_ALONG))
-    others = replaced(codes, likely_alternatives(asker, codes, SAMPLES), masks)
-    values = beliefs(asker, np.concatenate([codes[None], others.reshape(-1, len(codes))]), texts)
-    falls = mean_falls(values[:, 0], values[:, 1:].reshape(len(texts), len(masks), -1), masks)
+    others = replaced(codes, likely_alternatives(asker, codes, len(masks)), masks)
+    values = beliefs(asker, np.concatenate([codes[None], others]), texts)
+    falls = mean_falls(values[:, 0], values[:, 1:], masks)
     for text, value, own in zip(texts, values[:, 0], falls, strict=True):
         yield Explanation(text, known.spelling(text) if text in known else None, float(value), own.reshape(g, g))
