@@ -6,7 +6,7 @@ import argparse
 import itertools
 from pathlib import Path
 
-from llmcxr.commands.table import argument, command, count, path
+from llmcxr.commands.table import OVERRIDES, RECIPE, argument, command, count, path
 from llmcxr.foundation.artifacts import check_output, write_json
 from llmcxr.foundation.errors import UserError
 
@@ -74,3 +74,38 @@ def _evaluate_tokenizer(arguments: argparse.Namespace) -> None:
             f"{len(unread):,} of {len(files):,} files could not be read (listed in tokenizer.json), e.g.: {unread[0]}"
         )
     print(arguments.output / "grid.png")
+
+
+@command(
+    "encode",
+    "write every radiograph of a recipe's source as codes, straight from the files, by the recipe's image tokenizer "
+    "(image_tokenizer.pretrained, or the one that its run has trained). Killed, it goes on; several processes share the work",
+    RECIPE,
+    OVERRIDES,
+)
+def _encode(arguments: argparse.Namespace) -> None:
+    from llmcxr.foundation.settings import load_settings
+    from llmcxr.pipeline import Run
+    from llmcxr.recipe import Recipe
+    from llmcxr.recipes import find_recipe
+
+    context = (run := Run(load_settings(Recipe, find_recipe(arguments.recipe), arguments.overrides))).context
+
+    from llmcxr.image_tokens.encoding import encode_files
+    from llmcxr.image_tokens.tokenizer import ImageTokenizer
+    from llmcxr.sources.registry import read_studies
+
+    codec = ImageTokenizer.from_pretrained(run.recipe.image_tokenizer.pretrained or context.folder / "image_tokenizer")
+    context.source.check()
+    with run.workflow.alone():
+        studies = read_studies(context.source, run.recipe.source, context.folder, codec.image_size).studies
+        folder, ids = context.folder / "encoded", [s.image_id for s in studies]
+        paths = [context.folder / s.image_path for s in studies]  # an absolute path stays as it is
+        encoded, unreadable = encode_files(
+            codec.to(context.device), ids, paths, folder, context.processes, context.geometry
+        )
+    if context.processes.main:
+        print(f"{folder / 'codes.parquet'}: {encoded:,} images")
+        if unreadable:
+            print(f"{folder / 'unreadable.json'}: {unreadable:,} files that could not be read, and why")
+    context.processes.close()
