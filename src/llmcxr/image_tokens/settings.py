@@ -141,6 +141,13 @@ class ImageTokenizerSettings(Settings):
     codebook_decay: ShareBelowAll = setting(
         0.99, "moving average of the code vectors; lower follows faster, for short trainings"
     )
+    commitment_weight: Weight = setting(
+        0.25, "pull of the encoder towards its code vectors; 1 is what taming's code does, by its known slip"
+    )
+    weights_average: ShareBelowAll = setting(
+        0.0,
+        "moving average of encoder and decoder, a step, of which the tokenizer is made; 0: the last weights, as VQ-GAN",
+    )
 
     @property
     def given(self) -> str | None:
