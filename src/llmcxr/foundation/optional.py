@@ -13,6 +13,8 @@ EXTRAS = {
     "diffusers": "paper",
     "lpips": "paper",
     "torchxrayvision": "paper",
+    "vllm": "vllm",
+    "xllamacpp": "gguf",
 }  # package -> extra
 
 

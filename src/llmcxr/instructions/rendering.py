@@ -121,3 +121,9 @@ def render_prompt(turns: tuple[Turn, ...], template: Template, vocabulary: Image
     if turns[-1].response is not None:
         raise ValueError("the last turn already has a response")
     return _render(turns, template, vocabulary)[0]
+
+
+def response_end(template: Template, vocabulary: ImageVocabulary) -> list[int]:
+    """Ids that end a text response, as learned: the last of them is the end token, and mostly there is no other."""
+    example = render(InstructionExample("", (Turn("a", "", "a"),)), template, vocabulary)
+    return example.ids[example.supervised][len(encode_free("a", template, vocabulary)) :].tolist()
