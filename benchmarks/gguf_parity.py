@@ -24,17 +24,21 @@ import numpy as np
 from gguf import GGUFReader
 
 from llmcxr import LlmCxr
+from llmcxr.formats.gguf import WEIGHTS, Weights, export_gguf
 from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.optional import require
-from llmcxr.formats.gguf import WEIGHTS, Weights, export_gguf
 from llmcxr.inference.backend import GREEDY, Request
 from llmcxr.instructions.rendering import response_end
-from llmcxr.model.find import find_model
 from llmcxr.tasks import cxr_to_report, cxr_vqa, report_to_cxr
+from llmcxr.vocabulary.growing import table_of
 
 SIDES, FINDINGS = ("left", "right"), ("pleural effusion", "pneumothorax", "nodule", "atelectasis", "mass")
 PLACES = ("apex", "base", "mid zone", "hilum", "costophrenic angle")
-QUESTIONS = ("Is there a pleural effusion?", "Which findings does this chest radiograph show?", "Is the heart enlarged?")
+QUESTIONS = (
+    "Is there a pleural effusion?",
+    "Which findings does this chest radiograph show?",
+    "Is the heart enlarged?",
+)
 _ALIKE = 100.0  # added to the logits of all tokens of an image: above every other, and no order among them changes
 
 
@@ -84,7 +88,7 @@ def requests_of(model: LlmCxr, count: int, most: int) -> list[Request]:
         for i in range(half)
     ]
     greedy = dataclasses.replace(GREEDY, max_new_tokens=most, guidance=1.0)
-    prompts = model.asker.prompts([report_to_cxr.TASK.prompt(text) for text in texts])
+    prompts = model.asker.prompts([report_to_cxr.TASK.prompt(text) for text in texts], "image")
     drawings = [Request(prompt, "image", greedy) for prompt in prompts]
     codes = [response.codes for response in model.asker.backend.generate(drawings)]
     turns = []
@@ -108,7 +112,7 @@ def theirs(model: LlmCxr, llama: LlamaCpp, requests: Sequence[Request]) -> Itera
     vocabulary = model.asker.vocabulary
     image = range(vocabulary.first_id, vocabulary.first_id + vocabulary.size)
     end = response_end(model.asker.template, vocabulary)[-1]
-    never = sorted({*vocabulary.control_ids, *image} - {end})
+    never = vocabulary.never_in_text(len(table_of(model.asker.backend.model)), end)
     for request in requests:
         if request.grammar == "image":
             yield llama.tokens(request.prompt, model.info.grid**2, [(i, _ALIKE) for i in image])
@@ -133,14 +137,16 @@ def compare(own: Sequence[int], other: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(own, other, strict=False)))
 
 
-def measure(model: LlmCxr, folder: Path, requests: Sequence[Request], weights: Weights, scratch: Path) -> dict[str, Any]:
+def measure(model: LlmCxr, name: str, requests: Sequence[Request], weights: Weights, scratch: Path) -> dict[str, Any]:
     """How many of the requests llama.cpp answers with the very same tokens."""
     file = scratch / f"{weights}.gguf"
-    export_gguf(folder, file, model.info, model.asker.vocabulary, model.asker.template, weights)
+    export_gguf(name, file, weights)
     own, llama, started = ours(model, requests), LlamaCpp(file), time.perf_counter()
     rows = []
     for request, mine, other in zip(requests, own, theirs(model, llama, requests), strict=True):
-        rows.append({"grammar": request.grammar, "tokens": len(mine), "same": compare(mine, other), "equal": mine == other})
+        rows.append(
+            {"grammar": request.grammar, "tokens": len(mine), "same": compare(mine, other), "equal": mine == other}
+        )
     seconds = time.perf_counter() - started
     kinds = {kind: [row for row in rows if row["grammar"] == kind] for kind in ("text", "image")}
     return {
@@ -162,11 +168,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="most of a text")
     parser.add_argument("-o", "--output", type=Path, default=Path("gguf_parity.json"))
     arguments = parser.parse_args()
-    model, folder = LlmCxr.from_pretrained(arguments.model, "cpu", "float32"), find_model(arguments.model)
+    model = LlmCxr.from_pretrained(arguments.model, "cpu", "float32")
     requests, result = requests_of(model, arguments.prompts, arguments.tokens), dict[str, Any]()
     with tempfile.TemporaryDirectory() as scratch:
         for weights in WEIGHTS:
-            result[weights] = measure(model, folder, requests, weights, Path(scratch))
+            result[weights] = measure(model, arguments.model, requests, weights, Path(scratch))
             print(weights, {k: v for k, v in result[weights].items() if k != "prompts"}, flush=True)
             write_json(arguments.output, result)
 

@@ -21,6 +21,7 @@ ORDER = (
     "tasks",
     "model",
     "inference",
+    "formats",
     "tuning",
     "evaluation",
     "pages",

@@ -33,10 +33,11 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
 from llmcxr.instructions.rendering import response_end
-from llmcxr.instructions.templates import Template
-from llmcxr.model.folder import ModelInfo
+from llmcxr.instructions.templates import build_template
+from llmcxr.model.find import find_model
+from llmcxr.model.folder import ModelInfo, load_checked
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
-from llmcxr.vocabulary.language_model import load_config
+from llmcxr.vocabulary.language_model import load_config, load_text_tokenizer
 
 Weights = Literal["f16", "q8_0"]  # of matrices; vectors are float32
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)
@@ -52,21 +53,21 @@ _ELSEWHERE = (
 )
 
 
-def export_gguf(
-    folder: Path, output: Path, info: ModelInfo, vocabulary: ImageVocabulary, template: Template, weights: Weights
-) -> None:
-    """Write the language model in the model folder `folder` as the file `output`.
+def export_gguf(model: str | Path, output: Path, weights: Weights = "f16") -> None:
+    """Write the language model of `model` (what `LlmCxr.from_pretrained` takes) as the file `output`.
 
     The vocabulary has as many tokens as the table has rows. `UserError` for a model that only llama.cpp's own converter knows.
     """
-    config = load_config(str(folder.resolve()))
-    split = _split(vocabulary.tokenizer)
+    folder = find_model(model).resolve()
+    info, config, tokenizer = load_checked(folder), load_config(str(folder)), load_text_tokenizer(str(folder))
     _check(config, folder)
+    split, vocabulary = _split(tokenizer), ImageVocabulary(tokenizer, info.codebook_size)
+    end_id = response_end(build_template(info.template, tokenizer, info.system_prompt), vocabulary)[-1]
     with atomic_path(output) as temporary:
         writer = GGUFWriter(temporary, "llama")
         try:
             _describe(writer, config, info, vocabulary)
-            _add_tokens(writer, split, config.vocab_size, vocabulary, response_end(template, vocabulary)[-1])
+            _add_tokens(writer, split, config.vocab_size, vocabulary, end_id)
             writer.add_file_type(_TYPES[weights][1])
             _write_tensors(writer, folder, config, weights)
         finally:
@@ -101,7 +102,9 @@ def _split(tokenizer: PreTrainedTokenizerBase) -> str:
     )
     kinds = tuple(s.get("type") for s in steps)
     if not plain or kinds not in _SPLITS:
-        raise UserError(f"llmcxr writes GGUF for byte-level BPE as GPT-2 or SmolLM split it, not for this model's tokenizer. {_ELSEWHERE}")
+        raise UserError(
+            f"llmcxr writes GGUF for byte-level BPE as GPT-2 or SmolLM split it, not for this model's tokenizer. {_ELSEWHERE}"
+        )
     return _SPLITS[kinds]
 
 
@@ -200,6 +203,8 @@ def _write_tensors(writer: GGUFWriter, folder: Path, config: PreTrainedConfig, w
         for (name, own), (_, kind) in zip(_tensors(folder), kept, strict=True):
             value = _for_ggml(name, own[:], config)
             if kind == GGMLQuantizationType.F16 and np.abs(value).max() > np.finfo(np.float16).max:
-                raise UserError(f"{folder}: {name} has values that float16 cannot hold. Export it as q8_0. {_ELSEWHERE}")
+                raise UserError(
+                    f"{folder}: {name} has values that float16 cannot hold. Export it as q8_0. {_ELSEWHERE}"
+                )
             writer.write_tensor_data(quantize(value, kind))
             bar.update()

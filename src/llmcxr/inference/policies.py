@@ -43,9 +43,9 @@ class Asker:
     vocabulary: ImageVocabulary
     info: ModelInfo
 
-    def prompts(self, conversations: Sequence[Conversation]) -> list[list[int]]:
-        """Token ids of each, up to where the response begins."""
-        return [render_prompt(turns, self.template, self.vocabulary) for turns in conversations]
+    def prompts(self, conversations: Sequence[Conversation], grammar: Grammar = "text") -> list[list[int]]:
+        """Token ids of each, up to where the response begins, which is of this `grammar`."""
+        return [render_prompt(turns, self.template, self.vocabulary, grammar) for turns in conversations]
 
     def check(self, conversation: Conversation, response: int = 1) -> None:
         """`UserError` where a conversation with a `response` of so many tokens is longer than the examples of
@@ -60,8 +60,8 @@ class Asker:
         negative: Sequence[Conversation] | None = None,
     ) -> list[Response]:
         """A response to each; `negative` as in `Request`. Of the same conversation given k times, k responses of their own."""
-        prompts = self.prompts(conversations)
-        less = [None] * len(prompts) if negative is None else self.prompts(negative)
+        prompts = self.prompts(conversations, grammar)
+        less = [None] * len(prompts) if negative is None else self.prompts(negative, grammar)
         times: Counter[tuple[int, ...]] = Counter()
         requests = []
         for prompt, other in zip(prompts, less, strict=True):

@@ -28,8 +28,8 @@ from llmcxr.foundation.randomness import stream
 from llmcxr.inference.backend import Backend, Prompt, Request, Response
 from llmcxr.inference.drawing import draw_tokens, is_greedy, penalised
 from llmcxr.inference.slots import SlotCache, use_grouped_attention
-from llmcxr.instructions.example import Grammar, Turn
-from llmcxr.instructions.rendering import encode_free
+from llmcxr.instructions.example import Grammar
+from llmcxr.instructions.rendering import encode_free, response_end
 from llmcxr.instructions.templates import Template
 from llmcxr.vocabulary.head import project
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -95,16 +95,12 @@ class TransformersBackend(Backend):
         use_grouped_attention(model)
         # Tokens that the model can read (None: it sets no limit).
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        closing = [p for p in template.pieces((Turn("a", "", "a"),)) if p.ends_response]
-        self.end_id: int = vocabulary.encode_control(str(closing[0].content))[0]
+        self.ending = response_end(template, vocabulary)
+        self.end_id = self.ending[-1]
         V = model.get_output_embeddings().weight.shape[0]
         # In text only the end token, and no other control or image token nor an unused row of a padded table, may come.
         self._text = torch.ones(V, dtype=torch.bool)
-        self._text[len(vocabulary.tokenizer) :] = False
-        self._text[list(vocabulary.control_ids)] = False
-        if vocabulary.tokenizer.unk_token_id is not None:
-            self._text[vocabulary.tokenizer.unk_token_id] = False
-        self._text[self.end_id] = True
+        self._text[vocabulary.never_in_text(V, self.end_id)] = False
         self._text = self._text.to(self.device)
 
     # --- reading
@@ -299,7 +295,7 @@ class TransformersBackend(Backend):
     @torch.inference_mode()
     def log_likelihoods(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         """log p(text response, its end included | prompt) in nats: float64 [B]."""
-        endings = [[*encode_free(response, self.template, self.vocabulary), self.end_id] for response in responses]
+        endings = [[*encode_free(response, self.template, self.vocabulary), *self.ending] for response in responses]
         rows = [[*prompt, *ending] for prompt, ending in zip(prompts, endings, strict=True)]
         result = np.zeros(len(rows))
         for numbers, P, hidden, _ in self._read(rows, [len(prompt) - 1 for prompt in prompts]):

@@ -41,6 +41,10 @@ class Template(Protocol):
     def marks(self) -> tuple[str, ...]:
         """What tells its turns apart and is plain text to the tokenizer; see `without_marks`."""
 
+    @property
+    def around_image(self) -> tuple[str, str]:
+        """Its own text before and after every image."""
+
     def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
         """Pieces of a conversation; the last turn's response may be None, then they end where it begins."""
 
@@ -95,6 +99,7 @@ class PaperTemplate:
 
     name: TemplateName = "paper"
     marks = ("###",)  # what its headings begin with, whether or not the tokenizer has tokens for them
+    around_image = ("", "")
     _intro = (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     )
@@ -126,6 +131,7 @@ class ChatTemplate:
     """The model's own chat template. An image stands before its question, so many questions share one reading of it."""
 
     name: TemplateName = "chat"
+    around_image = ("", "")
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None) -> None:
         """`system_prompt` None keeps the model's default, "" is none. `UserError` where the tokenizer has no chat
