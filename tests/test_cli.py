@@ -52,8 +52,8 @@ def test_a_wrong_llm_is_said_before_the_first_stage(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     path.write_text(f"runs: {tmp_path / 'runs'}\n")
     for llm in (tmp_path / "empty", "chest-ct", tmp_path / "none"):
-        message = fails(capsys, "run", str(path), f"llm={llm}", "image_tokenizer.pretrained=no/tokenizer")
-        assert str(llm) in message and "no/tokenizer does not exist" in message
+        message = fails(capsys, "run", str(path), f"llm={llm}", "image_tokenizer.pretrained=no/such/tokenizer")
+        assert str(llm) in message and "no/such/tokenizer does not exist" in message
         assert not list(tmp_path.glob("runs/*/manifest.parquet"))
     large = "image_tokenizer.architecture={image_size: 2048, channels: [32, 32, 32, 32, 32]}"
     message = fails(capsys, "run", str(path), large, "tuning={max_tokens: 20000, tokens_per_batch: 20000}")

@@ -360,7 +360,7 @@ def test_missing_inputs_are_said_before_anything_runs(tiny, tmp_path, capsys):
     assert said.endswith("Apply at the archive.\n")
     assert "the folder of the images, no/files, does not exist" in error(*table, "source.table.images=no/files")
     assert "no/dolly.jsonl do not exist" in error("tuning.language.instructions=no/dolly.jsonl")
-    assert "no/tokenizer does not exist" in error("image_tokenizer.pretrained=no/tokenizer")
+    assert "no/such/tokenizer does not exist" in error("image_tokenizer.pretrained=no/such/tokenizer")
 
 
 def test_what_qlora_needs_is_said_before_anything_runs(tiny, tmp_path, capsys, monkeypatch):

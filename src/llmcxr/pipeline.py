@@ -39,8 +39,8 @@ class Run:
     """A recipe, what its stages share, and the workflow that runs them."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
         self.context = Context(recipe)
+        self.recipe = self.context.recipe
         self.workflow = Workflow(self.context.folder, stages(self.context), self.context.processes)
 
     def run(self, only: str | None = None) -> None:

@@ -33,7 +33,7 @@ from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.sources.base import Source
 from llmcxr.sources.registry import read_studies
-from llmcxr.stages.context import Context
+from llmcxr.stages.context import Context, with_given_sizes
 from llmcxr.stages.tuning import task_items
 from llmcxr.studies.findings import Finding
 from llmcxr.studies.study import Study
@@ -272,6 +272,7 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     `UserError` where the recipe trains nothing, where the LLM's configuration cannot be had, where a task of a mixture
     has no data, or where the batches of a step cannot be shared by the devices.
     """
+    recipe = with_given_sizes(recipe)
     tuning, architecture, devices = recipe.tuning, recipe.image_tokenizer.architecture, options.devices
     grid = architecture.grid**2
     notes: list[str] = []

@@ -74,10 +74,6 @@ class Recipe(Settings):
             faults.append("start: nothing is trained where `model` is given; set one of the two")
         if self.start is not None and self.tuning.method != "lora":
             faults.append(f"start: needs tuning.method lora, is {self.tuning.method}")
-        if self.tuning.decoding.drawing_candidates > 1 and not self.image_tokenizer.architecture.clinical_input:
-            faults.append(
-                "tuning.decoding.drawing_candidates: needs image_tokenizer.architecture.clinical_input, whose network chooses"
-            )
         taken = (
             "studies",
             "clinical_features",
@@ -97,8 +93,20 @@ class Recipe(Settings):
                 faults.append(f"tuning.stages[{i}].name: {name!r} is the name of something else in the run's folder")
             elif name.casefold() in [n.casefold() for n in names[:i]] and name not in names[:i]:
                 faults.append(f"tuning.stages[{i}].name: {name!r} is on some disks the same as another stage's")
-        longest = self.image_tokenizer.architecture.grid**2
-        if longest >= self.tuning.max_tokens:
+        if self.start is not None and self.image_tokenizer.given is not None:
+            faults.append(
+                "start: it has an image tokenizer of its own; leave out image_tokenizer.pretrained and image_tokenizer.start"
+            )
+        return faults if self.image_tokenizer.given else faults + self.sizes_at_fault()
+
+    def sizes_at_fault(self) -> list[str]:
+        """What does not go with the sizes of the image tokenizer (of a given one, once they are known)."""
+        architecture, faults = self.image_tokenizer.architecture, []
+        if self.tuning.decoding.drawing_candidates > 1 and not architecture.clinical_input:
+            faults.append(
+                "tuning.decoding.drawing_candidates: needs image_tokenizer.architecture.clinical_input, whose network chooses"
+            )
+        if (longest := architecture.grid**2) >= self.tuning.max_tokens:
             faults.append(
                 f"tuning.max_tokens: {self.tuning.max_tokens} leaves no room for text beside {longest} image tokens"
             )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_model, build_tokenizer, load_script
-from gguf import GGUFReader
+from gguf import GGUFReader, dequantize
 
 from llmcxr.cli import main
 from llmcxr.formats.gguf import export_gguf
@@ -83,17 +83,13 @@ def test_llama_cpp_gives_our_tokens(tmp_path, tied):
 
 
 def test_eight_bits_are_near_the_weights(made, tmp_path):
-    sizes = {}
-    for weights in ("f16", "q8_0"):
-        assert main(["export", str(made), str(tmp_path / weights), "--to", "gguf", "--weights", weights]) == 0
-        tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / weights).tensors}
-        sizes[weights] = (tmp_path / weights).stat().st_size
-        tables = {"f16": tensors["token_embd.weight"].data} if weights == "f16" else tables
-    import gguf
-
-    eight = gguf.dequantize(tensors["token_embd.weight"].data, tensors["token_embd.weight"].tensor_type)
-    assert np.abs(eight - tables["f16"].astype(np.float32)).max() < np.abs(eight).max() / 100
-    assert sizes["q8_0"] < sizes["f16"]
+    files = {weights: tmp_path / f"{weights}.gguf" for weights in ("f16", "q8_0")}
+    for weights, file in files.items():
+        assert main(["export", str(made), str(file), "--to", "gguf", "--weights", weights]) == 0
+    tables = [next(t for t in GGUFReader(file).tensors if t.name == "token_embd.weight") for file in files.values()]
+    exact, eight = (dequantize(t.data, t.tensor_type).astype(np.float32) for t in tables)
+    assert 0 < np.abs(eight - exact).max() < np.abs(exact).max() / 100
+    assert files["q8_0"].stat().st_size < files["f16"].stat().st_size
 
 
 def test_what_only_llama_cpps_own_converter_knows_is_said(made, tmp_path, capfd):

@@ -11,7 +11,7 @@ import torch
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
-from llmcxr.image_tokens import convolutional, mixer, training
+from llmcxr.image_tokens import mixer, training
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.settings import ArchitectureSettings, ImageTokenizerSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
@@ -19,21 +19,14 @@ from llmcxr.image_tokens.training import reconstruct, train_image_tokenizer, tra
 
 ONE = Processes("cpu")
 SETTINGS = ImageTokenizerSettings(
-    architecture=ArchitectureSettings(32, [32, 32, 32, 64], codebook_size=16, code_dim=8),
+    architecture=ArchitectureSettings(32, [32, 32, 32, 64], codebook_size=16, code_dim=8, blocks=1, z_channels=32),
     steps=30,
     batch_size=8,
     learning_rate=2e-3,
     adversarial_start=0.6,
+    weights_average=0.9,
     clinical_weight=0.01,  # the clinical network here is random: what it asks for does not lower the pixels' error
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_block():
-    """At each resolution: half the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolutional, "BLOCKS", 1)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +94,27 @@ def test_killed_and_resumed_equals_uninterrupted(trained, images, tmp_path, monk
     torch.testing.assert_close(again.state_dict(), trained[0].state_dict(), rtol=0, atol=0)
     assert (tmp_path / "curves.json").read_text() == (trained[1] / "curves.json").read_text()
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_what_is_kept_is_the_moving_average(images, tmp_path, monkeypatch):
+    """By hand: each step moves it by half of the way, the first by nine tenths."""
+    settings = dataclasses.replace(SETTINGS, steps=3, adversarial_weight=0.0, clinical_weight=0.0, weights_average=0.5)
+    real, seen = training._Training.step, []
+
+    def watched(self):
+        if not seen:
+            seen.append(self.tokenizer.decoder.last_weight.detach().clone())
+        done = real(self)
+        seen.append(self.tokenizer.decoder.last_weight.detach().clone())
+        return done
+
+    monkeypatch.setattr(training._Training, "step", watched)
+    kept = train_image_tokenizer(settings, features(), images, 0, tmp_path, ONE).decoder.last_weight
+    average = seen[0]
+    for weight, new in zip(seen[1:], (0.9, 9 / 11, 9 / 12), strict=True):
+        average = average + new * (weight - average)
+    torch.testing.assert_close(kept, average)
+    assert not torch.allclose(kept, seen[-1])
 
 
 def test_the_clinical_weight_matters(images, tmp_path):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from llmcxr.foundation.assets import SHIPPED_MODELS
+from llmcxr.foundation.devices import autocast
 from llmcxr.foundation.errors import UserError
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.codes import encode_images, read_codes, write_codes
@@ -57,7 +58,7 @@ def test_encode_and_decode(tokenizer):
 
 def test_a_code_is_the_nearest_by_cosine(tokenizer):
     x = images(2)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), autocast(CPU):
         z = tokenizer.encoder(x.contiguous(memory_format=torch.channels_last))
     z = F.normalize(z.float(), dim=1).permute(0, 2, 3, 1)
     expected = (z @ F.normalize(tokenizer.codebook, dim=1).T).argmax(-1)
@@ -83,7 +84,7 @@ def test_codes_are_those_of_vector_quantize():
     S = tokenizer.image_size
     x = torch.nn.functional.interpolate(torch.rand(24, 1, 9, 9) * 2 - 1, size=(S, S), mode="bicubic").clamp(-1, 1)
     codes = tokenizer.encode(x)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), autocast(CPU):
         z = tokenizer.encoded(x.contiguous(memory_format=torch.channels_last))
     expected = trainable_quantizer(tokenizer)(z.float(), freeze_codebook=True)[1]
     assert torch.equal(codes, expected) and len(codes.unique()) > 50
@@ -200,9 +201,8 @@ def test_damaged_folders_name_the_file(folder, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "earlier", "fault"),
     [
-        ("convolutional", {"stem_stride": 1, "blocks": 2, "mixers": 9}, ""),
-        ("convolutional", {"stem_stride": 4}, "stem_stride other than 1"),
-        ("convolutional", {"blocks": 1}, "blocks other than 2"),
+        ("vqgan", {"mixers": 9}, ""),
+        ("vqgan", {"kind": "convolutional"}, "the kind convolutional"),
         ("mixer", {"mixers": 3, "blocks": 1, "stem_stride": 4}, ""),
         ("mixer", {"mixers": 2}, "mixers other than 3"),
     ],
@@ -215,10 +215,11 @@ def test_earlier_tokenizers_are_read_where_they_are_what_is_left(kind, earlier, 
     config["architecture"] |= earlier
     (tmp_path / "config.json").write_text(json.dumps(config))
     if fault:
-        with pytest.raises(UserError, match=rf"config\.json: {fault} is not read any more\. Train it anew"):
+        with pytest.raises(UserError, match=rf"config\.json: {fault} is not read any more.* Train it anew"):
             ImageTokenizer.from_pretrained(tmp_path)
     else:
-        assert ImageTokenizer.from_pretrained(tmp_path).architecture == architecture
+        blocks = earlier.get("blocks", architecture.blocks)  # a mixer's count for nothing
+        assert ImageTokenizer.from_pretrained(tmp_path).architecture == dataclasses.replace(architecture, blocks=blocks)
 
 
 def test_the_code_store_returns_what_was_written_and_refuses_another_tokenizer(tokenizer, tmp_path):

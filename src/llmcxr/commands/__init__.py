@@ -1,6 +1,6 @@
 """What `llmcxr` can be told. Heavy libraries are imported where they are used."""
 
-from llmcxr.commands import formats, runs, use
+from llmcxr.commands import formats, runs, tokenizers, use
 from llmcxr.commands.table import COMMANDS, NOTICE
 
-__all__ = ["COMMANDS", "NOTICE", "formats", "runs", "use"]
+__all__ = ["COMMANDS", "NOTICE", "formats", "runs", "tokenizers", "use"]

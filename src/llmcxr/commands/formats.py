@@ -10,6 +10,50 @@ from llmcxr.foundation.artifacts import check_output
 from llmcxr.foundation.errors import UserError
 
 
+def _import_tokenizer(file: Path, config: Path | None, output: Path) -> None:
+    from llmcxr.image_tokens.taming import import_taming
+
+    tokenizer = import_taming(file, config)
+    tokenizer.save_pretrained(output)
+    a = tokenizer.architecture
+    print(f"{output}: {a.image_size} px, {a.grid} x {a.grid} codes of {a.codebook_size:,}")
+    print(f"Use it in a recipe: image_tokenizer.pretrained={output} (or image_tokenizer.start, to train it on)")
+
+
+def _import_llm_cxr(folder: Path, tokenizer: Path | None, output: Path) -> None:
+    if tokenizer is None:
+        raise UserError(
+            "import llm-cxr takes the model's folder, its image tokenizer (a VQ-GAN's .ckpt, or an imported one), and an output."
+        )
+    from llmcxr.formats.llm_cxr import import_llm_cxr
+
+    import_llm_cxr(folder, tokenizer, output)
+    print(f"{output}: use it as --model {output}")
+
+
+IMPORTS = {"llm-cxr": _import_llm_cxr, "tokenizer": _import_tokenizer}
+
+
+@command(
+    "import",
+    "make a folder of ours from files of other programs. tokenizer: a VQ-GAN of taming-transformers (the paper's own, UniXGen's, "
+    "TorchXRayVision's), which is a .ckpt and its .yaml; llm-cxr: the model that the paper's authors publish, with its VQ-GAN",
+    argument("kind", choices=sorted(IMPORTS)),
+    argument("file", type=path, help="the weights; of llm-cxr the folder"),
+    argument(
+        "beside",
+        type=path,
+        nargs="?",
+        help="of a tokenizer its configuration (default: the one beside it); of llm-cxr its image tokenizer: a .ckpt, or a folder that "
+        "`import tokenizer` made",
+    ),
+    argument("output", type=path, help="folder to write"),
+)
+def _import(arguments: argparse.Namespace) -> None:
+    check_output(arguments.output, folder=True)
+    IMPORTS[arguments.kind](arguments.file, arguments.beside, arguments.output)
+
+
 def _to_hf(model: str, output: Path, weights: str) -> None:
     from llmcxr.formats.hf import export_hf
     from llmcxr.inference.llm_cxr import LlmCxr
@@ -24,21 +68,31 @@ def _to_gguf(model: str, output: Path, weights: str) -> None:
     from llmcxr.formats.gguf import export_gguf
 
     check_output(output)
-    export_gguf(model, output, weights)
+    export_gguf(model, output, weights)  # type: ignore[arg-type]
     print(
-        f"{output}: {output.stat().st_size / 1e6:,.0f} MB. Its image tokenizer is not in it: keep the model's folder beside it"
+        f"{output}: {output.stat().st_size / 1e6:,.0f} MB. It holds no image tokenizer: keep the model's folder beside it"
     )
 
 
-EXPORTS = {"hf": _to_hf, "gguf": _to_gguf}
+def _to_taming(folder: str, output: Path, weights: str) -> None:
+    from llmcxr.image_tokens.taming import export_taming
+    from llmcxr.image_tokens.tokenizer import ImageTokenizer
+
+    check_output(output)
+    export_taming(ImageTokenizer.from_pretrained(folder), output)
+    print(f"{output}, {output.with_suffix('.yaml')}")
+
+
+EXPORTS = {"gguf": _to_gguf, "hf": _to_hf, "taming": _to_taming}
 
 
 @command(
     "export",
-    "write a model for other programs. hf: a folder for transformers, vLLM and the like, with a card that says how to ask it; "
-    "gguf: its language model as one file for llama.cpp",
-    argument("model", help="what --model of other commands takes"),
-    argument("output", type=path, help="folder (hf) or file (gguf) to write"),
+    "write what is ours for other programs. hf: a model as a folder for transformers, vLLM and the like, with a card that says how to "
+    "ask it; gguf: its language model as one file for llama.cpp; taming: an image tokenizer as taming-transformers' .ckpt, and .yaml "
+    "beside it",
+    argument("model", help="what --model of other commands takes; of taming the folder of an image tokenizer"),
+    argument("output", type=path, help="folder (hf) or file to write"),
     argument("--to", choices=sorted(EXPORTS), required=True, help="the form"),
     argument("--weights", choices=("f16", "q8_0"), default="f16", help="of a GGUF file (default: %(default)s)"),
 )

@@ -38,11 +38,11 @@ def export_hf(model: LlmCxr, folder: Path, output: Path) -> None:
     vocabulary = asker.vocabulary
     end = response_end(asker.template, vocabulary)[-1]
     rows = load_config(str(folder.resolve())).vocab_size
-    [drawing] = asker.prompts([report_to_cxr.TASK.prompt(_REPORT)], "image")
+    [drawing] = asker.prompts([report_to_cxr.TASK.prompt(_REPORT, **info.asked("report_to_cxr"))], "image")
     [drawn] = model.asker.backend.generate([Request(drawing, "image", GREEDY)])
     assert drawn.codes is not None
     turns = {
-        "a report": cxr_to_report.TASK.prompt(drawn.codes),
+        "a report": cxr_to_report.TASK.prompt(drawn.codes, **info.asked("cxr_to_report")),
         "an answer": cxr_vqa.TASK.prompt(drawn.codes, _QUESTION),
         "plain chat": language.TASK.prompt([{"role": "user", "content": _MESSAGE}]),
     }

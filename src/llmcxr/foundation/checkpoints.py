@@ -9,6 +9,7 @@ import errno
 import os
 import random
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,39 @@ def load_state(network: nn.Module, path: Path) -> None:
         network.load_state_dict(load_weights(path))
     except RuntimeError as error:
         raise UserError(f"{path} does not fit its config.json: {error}") from error
+
+
+class _Ignored:
+    """Stands for an object of a package that is not needed (and not imported): it takes everything and keeps nothing."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+class _IgnoredMapping:
+    """As `_Ignored`, for objects that items are put into; the safe unpickler does so with plain mappings only."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return OrderedDict()
+
+
+def load_foreign(path: Path) -> Any:
+    """What torch saved as `path`, by someone else's trainer: tensors, numbers, texts, and lists and mappings of these.
+
+    Such files also hold objects of Lightning, OmegaConf and the like. The safe unpickler reads them with an empty stand-in for
+    every class and function that it does not allow by itself: nothing is imported and no code of theirs runs. `UserError`
+    where the file cannot be read so.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        kinds = {name: _Ignored if name.startswith("numpy.") else _IgnoredMapping for name in names}
+        # A class for each: some trainers use classes as keys.
+        stand_ins = [(type(name, (kind,), {}), name) for name, kind in kinds.items()]
+        with torch.serialization.safe_globals(stand_ins):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler and zip reader raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{path} cannot be read as a file of torch.save ({reason}). Check that it was downloaded whole and is of PyTorch 1.6 or later."
+        ) from error

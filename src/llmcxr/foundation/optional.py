@@ -10,7 +10,6 @@ from llmcxr.foundation.errors import UserError
 
 EXTRAS = {
     "bitsandbytes": "qlora",
-    "diffusers": "paper",
     "lpips": "paper",
     "torchxrayvision": "paper",
     "vllm": "vllm",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llmcxr.image_tokens.settings import ArchitectureSettings
 
-_KINDS = {"convolutional": "llmcxr.image_tokens.convolutional", "mixer": "llmcxr.image_tokens.mixer"}
+_KINDS = {"vqgan": "llmcxr.image_tokens.vqgan", "mixer": "llmcxr.image_tokens.mixer"}
 CLINICAL_CHANNELS = 1024  # of the DenseNet's last feature map
 
 
@@ -29,7 +29,7 @@ class EncoderParts(NamedTuple):
 
 
 def networks(a: ArchitectureSettings) -> Any:
-    """The module of the architecture's kind. `UserError` where a package that it needs is missing."""
+    """The module of the architecture's kind."""
     return import_module(_KINDS[a.kind])
 
 

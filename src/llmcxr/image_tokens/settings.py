@@ -31,11 +31,24 @@ class ArchitectureSettings(Settings):
 
     image_size: ImageSize = setting(256, "side of the square image in pixels")
     channels: list[Annotated[int, Range(32, 8192)]] = setting(
-        [128, 128, 256, 256, 512], "convolutional: width of each resolution; each but the last halves it"
+        [128, 128, 256, 256, 512],
+        "vqgan: width of each resolution; each but the last halves it (taming's ch x ch_mult)",
     )
     codebook_size: CodebookSize = setting(1024, "K_img: number of image tokens")
-    code_dim: Annotated[int, Range(1, 8192)] = setting(256, "dimension of a code vector (codes are compared by cosine)")
-    kind: Literal["convolutional", "mixer"] = setting("convolutional", "as in the paper, or mixer (fast on CPUs)")
+    code_dim: Annotated[int, Range(1, 8192)] = setting(256, "dimension of a code vector")
+    codebook: Literal["cosine", "euclidean"] = setting(
+        "cosine", "how the nearest code is found: by angle (more codes stay in use) or, as in the paper, by distance"
+    )
+    kind: Literal["vqgan", "mixer"] = setting("vqgan", "taming-transformers' as in the paper, or mixer (fast on CPUs)")
+    blocks: Annotated[int, Range(1, 16)] = setting(2, "vqgan: residual blocks at each resolution")
+    attention: list[Annotated[int, Range(1, 4096)]] = setting(
+        [16], "vqgan: sides in pixels at which each block is followed by attention, beside the middle"
+    )
+    z_channels: Annotated[int, Range(1, 8192)] = setting(256, "vqgan: width on either side of the code vectors")
+    image_channels: Literal[1, 3] = setting(
+        1,
+        "vqgan: 3 for weights that were trained on colour: grey is repeated, and the mean of what is painted is taken",
+    )
     patch: Annotated[int, Range(2, 1024)] = setting(16, "mixer: pixels along one side of a code")
     width: Annotated[int, Range(1, 16_384)] = setting(384, "mixer: channels")
     clinical_input: bool = setting(
@@ -58,7 +71,7 @@ class ArchitectureSettings(Settings):
                 faults.append(f"patch: {self.patch} should be even and divide image_size ({self.image_size})")
         elif self.image_size % reduction:
             faults.append(f"image_size: {self.image_size} is not a multiple of {reduction} (halvings by channels)")
-        if self.kind == "convolutional" and (bad := [c for c in self.channels if c % 32]):
+        if self.kind == "vqgan" and (bad := [c for c in self.channels if c % 32]):
             faults.append(f"channels: {bad} are not multiples of 32")
         return faults
 
@@ -100,7 +113,13 @@ class ImageTokenizerSettings(Settings):
 
     architecture: ArchitectureSettings = setting(ArchitectureSettings(), "sizes")
     pretrained: NameOrPath | None = setting(
-        None, "folder of a trained image tokenizer to use as it is, instead of training"
+        None,
+        "a trained image tokenizer (its folder, or a Hugging Face id) to use as it is, instead of training; its sizes take the place "
+        "of `architecture`",
+    )
+    start: NameOrPath | None = setting(
+        None,
+        "a trained image tokenizer to train on from, on this run's images; its sizes take the place of `architecture`",
     )
     steps: Count = setting(50_000, "optimiser steps")
     batch_size: BatchSize = setting(16, "images a step")
@@ -122,8 +141,28 @@ class ImageTokenizerSettings(Settings):
     codebook_decay: ShareBelowAll = setting(
         0.99, "moving average of the code vectors; lower follows faster, for short trainings"
     )
+    commitment_weight: Weight = setting(
+        0.25, "pull of the encoder towards its code vectors; 1 is what taming's code does, by its known slip"
+    )
+    weights_average: ShareBelowAll = setting(
+        0.0,
+        "moving average of encoder and decoder, a step, of which the tokenizer is made; 0: the last weights, as VQ-GAN",
+    )
+
+    @property
+    def given(self) -> str | None:
+        """The trained image tokenizer that it is, or begins from."""
+        return self.pretrained or self.start
+
+    def faults(self) -> list[str]:
+        """Impossible combinations."""
+        return (
+            ["start: nothing is trained where `pretrained` is given; set one of the two"]
+            if self.pretrained and self.start
+            else []
+        )
 
     def files(self) -> list[Path]:
-        """Files whose contents the tokenizer is made of (the folder `pretrained` is a model of its own)."""
+        """Files whose contents the tokenizer is made of (the folder of a given one is a model of its own)."""
         path = Path(self.perceptual)
         return [path] if path.is_file() else []

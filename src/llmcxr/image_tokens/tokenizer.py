@@ -6,9 +6,10 @@ Pixels: float [B, 1, S, S] in [-1, 1], bone white. Codes: int64 [B, g, g] in [0,
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +20,50 @@ from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, wri
 from llmcxr.foundation.checkpoints import load_state
 from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.hub import from_hub, is_hub_id, to_hub
 from llmcxr.foundation.settings import build_settings
 from llmcxr.foundation.texts import path_of
 from llmcxr.image_tokens.architecture import ImageEncoder, build_decoder
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.settings import ArchitectureSettings
 
-# Settings that earlier tokenizers of each kind used, and the values of those that are still read.
-_GONE = {"convolutional": {"stem_stride": 1, "blocks": 2}, "mixer": {"mixers": 3}}
+
+def located(name: str | Path) -> Path:
+    """The folder of an image tokenizer: `name` itself, or the hub's repository of that name. `UserError` where there is none."""
+    folder = path_of(name)
+    if is_hub_id(name, folder):
+        return from_hub(str(name))
+    if not folder.is_dir():
+        raise UserError(
+            f"the image tokenizer {name} does not exist. `llmcxr import tokenizer` makes one of published weights."
+        )
+    return folder
+
+
+def architecture_of(name: str | Path) -> ArchitectureSettings:
+    """Sizes of the image tokenizer `name` (a folder, or the id of a hub repository). `UserError` where there is none."""
+    return _described(located(name))[0]
+
+
+def _described(folder: Path) -> tuple[ArchitectureSettings, dict[str, Any]]:
+    """The sizes in a tokenizer's config.json, and all of it. `UserError` where it is of none that can be read."""
+    path = folder / "config.json"
+    config = read_json(path)
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), dict):
+        raise UserError(f"{folder} is not an image tokenizer: its config.json has no architecture.")
+    given = dict(config["architecture"])
+    if given.get("kind", "convolutional") == "convolutional":
+        raise UserError(
+            f"{path}: the kind convolutional is not read any more: vqgan, the paper's own layout, has taken its place. Train it anew."
+        )
+    given.pop("stem_stride", None)  # of that kind
+    if given.pop("mixers", 3) != 3 and given["kind"] == "mixer":
+        raise UserError(f"{path}: mixers other than 3 is not read any more. Train it anew.")
+    return build_settings(ArchitectureSettings, given, str(path)), config
 
 
 class Codebook(nn.Module):
-    """Code vectors of unit length [1, K, D], with the counts and sums of which training made them.
+    """Code vectors [1, K, D] (of unit length with cosine), with the counts and sums of which training made them.
 
     The names are those of VectorQuantize, which takes this place in training.
     """
@@ -118,10 +151,16 @@ class ImageTokenizer(nn.Module):
             raise ValueError(f"images should be [B, 1, {S}, {S}], are {list(images.shape)}")
         with autocast(images.device):
             z = self.encoded(images.contiguous(memory_format=torch.channels_last))
-        # The nearest by cosine, in VectorQuantize's own terms, so that ties of rounding go the same way.
-        z = F.normalize(z.float().permute(0, 2, 3, 1), dim=-1, eps=1e-6)
-        nearest = torch.einsum("hnd,hcd->hnc", z.reshape(1, -1, z.shape[-1]), self.codebook[None]).argmax(-1)
-        return nearest.reshape(z.shape[:3])
+        z = z.float().permute(0, 2, 3, 1)
+        return self._nearest(z.reshape(-1, z.shape[-1])).reshape(z.shape[:3])
+
+    def _nearest(self, z: Tensor) -> Tensor:
+        """For vectors [N, D] the codes [N], in the terms of those who trained them, so that ties of rounding go the same way."""
+        if self.architecture.codebook == "cosine":  # as VectorQuantize
+            z = F.normalize(z, dim=-1, eps=1e-6)
+            return torch.einsum("hnd,hcd->hnc", z[None], self.codebook[None]).argmax(-1)[0]
+        e = self.codebook  # as taming
+        return (z.square().sum(1, keepdim=True) + e.square().sum(1) - 2 * (z @ e.T)).argmin(1)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
@@ -156,21 +195,18 @@ class ImageTokenizer(nn.Module):
         write_json(folder / "config.json", {"architecture": asdict(self.architecture), "clinical": clinical})
         self.fingerprint = fingerprint(folder / "model.safetensors")
 
+    def push_to_hub(self, name: str, private: bool = False) -> str:
+        """Write config.json and model.safetensors into the Hugging Face repository `name` (OWNER/NAME); its address."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return to_hub(Path(folder), name, private)
+
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ImageTokenizer:
-        """Read what `save_pretrained` wrote: frozen, evaluation mode. `UserError` where the folder does not fit."""
-        folder = path_of(folder)
-        config = read_json(folder / "config.json")
-        if not isinstance(config, dict) or not isinstance(config.get("architecture"), dict):
-            raise UserError(f"{folder} is not an image tokenizer: its config.json has no architecture.")
-        given = dict(config["architecture"])
-        for kind, gone in _GONE.items():
-            for name, value in gone.items():
-                if given.pop(name, value) != value and given.get("kind", "convolutional") == kind:
-                    raise UserError(
-                        f"{folder / 'config.json'}: {name} other than {value} is not read any more. Train it anew."
-                    )
-        architecture = build_settings(ArchitectureSettings, given, str(folder / "config.json"))
+        """Read what `save_pretrained` wrote, or a repository of the hub by its id: frozen, evaluation mode. `UserError` where
+        the folder does not fit."""
+        folder = located(folder)
+        architecture, config = _described(folder)
         clinical = None
         if architecture.clinical_input:
             origin = f"{folder / 'config.json'}: `clinical`, the clinical network that its encoder needs,"

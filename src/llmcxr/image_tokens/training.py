@@ -42,7 +42,7 @@ _PERCEPTUAL = {False: 1.0, True: 0.1}
 _PARTS = ("tokenizer", "discriminator", "findings_in_codes", "optimizer", "critic_optimizer")
 
 
-def trainable_quantizer(tokenizer: ImageTokenizer, decay: float = 0.99) -> VectorQuantize:
+def trainable_quantizer(tokenizer: ImageTokenizer, decay: float = 0.99, commitment: float = 0.25) -> VectorQuantize:
     """VectorQuantize in the place of the tokenizer's codebook, begun from it; by k-means from the first batch where it is new.
 
     Its own work over several processes is switched off: it is given the vectors of all (`training_pass`), so that k-means,
@@ -52,13 +52,13 @@ def trainable_quantizer(tokenizer: ImageTokenizer, decay: float = 0.99) -> Vecto
     quantizer = VectorQuantize(
         dim=a.code_dim,
         codebook_size=a.codebook_size,
-        use_cosine_sim=True,
+        use_cosine_sim=a.codebook == "cosine",
         kmeans_init=True,
         kmeans_iters=10,
         decay=decay,
         rotation_trick=False,  # plain straight-through gradients, as in VQ-GAN
         threshold_ema_dead_code=1,  # switches restarts on; training sets the threshold to fit its batches
-        commitment_weight=0.25,
+        commitment_weight=commitment,
         accept_image_fmap=True,
         sync_codebook=False,
     )
@@ -112,7 +112,9 @@ class _Training(loop.Training):
         ).train()
         if start is not None:
             self.tokenizer.take_weights(start)
-        self.codebook = trainable_quantizer(self.tokenizer, settings.codebook_decay)._codebook
+        self.codebook = trainable_quantizer(
+            self.tokenizer, settings.codebook_decay, settings.commitment_weight
+        )._codebook
         self.discriminator = build_discriminator()
         for network in filter(None, (self.tokenizer, self.discriminator, features)):
             place_network(network, self.device)
@@ -127,6 +129,7 @@ class _Training(loop.Training):
                 logits = features(sample)
                 self.findings_in_codes = FindingsInCodes(settings.architecture.code_dim, logits).to(self.device)
         self.trained = [p for p in self.tokenizer.parameters() if p.requires_grad]
+        self.averaged = [p.detach().clone() for p in self.trained] if settings.weights_average else []
         self.lpips = None if settings.perceptual == "clinical" else build_lpips(settings.perceptual).to(self.device)
         # taming-transformers uses beta1 = 0.5 for both; with 0.9 the autoencoder learned twice as fast in short runs.
         self.optimizer = torch.optim.AdamW(
@@ -181,6 +184,9 @@ class _Training(loop.Training):
         advice = "Lower image_tokenizer.learning_rate"
         self.check({"loss": value, "norm of the gradient": norm.item()}, advice)
         self.optimizer.step()
+        if self.averaged:  # the start counts little: a tenth in the first step, then less
+            share_of_new = max(1 - s.weights_average, 9 / (10 + step))
+            torch._foreach_lerp_(self.averaged, [p.detach() for p in self.trained], share_of_new)
         terms |= {"l1": l1, "commitment": commitment}
         if adversarial:
             with autocast(self.device):
@@ -203,13 +209,19 @@ class _Training(loop.Training):
         return {name: terms[name] for name in ("perceptual", "clinical") if name in terms}
 
     def state(self) -> dict[str, Any]:
-        return {name: getattr(self, name).state_dict() for name in _PARTS}
+        return {name: getattr(self, name).state_dict() for name in _PARTS} | {"averaged": self.averaged}
 
     def load_state(self, state: dict[str, Any]) -> None:
         for name in _PARTS:
             getattr(self, name).load_state_dict(state[name])
+        for own, saved in zip(self.averaged, state["averaged"], strict=True):
+            own.copy_(saved)
 
     def finish(self) -> None:
+        with torch.no_grad():
+            for own, average in zip(self.trained, self.averaged or self.trained, strict=True):
+                own.copy_(average)
+
         def save() -> None:
             self.tokenizer.save_pretrained(self.folder)
             write_json(self.folder / "curves.json", self.at.curve)

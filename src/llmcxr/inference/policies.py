@@ -145,8 +145,9 @@ def reports(asker: Asker, codes: np.ndarray, sampling: Sampling, candidates: int
         named = lists = asker.texts([task.list_prompt(row) for row in codes], sampling)
         if info.decoding.ask_sides:
             named = with_sides_asked(asker, codes, lists)
-    turns = [task.prompt(row, own) for row, own in zip(codes, named, strict=True)]
-    negative = None if guidance == 1 else [task.prompt(row, NOTHING) for row in codes]
+    asked = info.asked(task.name)
+    turns = [task.prompt(row, own, **asked) for row, own in zip(codes, named, strict=True)]
+    negative = None if guidance == 1 else [task.prompt(row, NOTHING, **asked) for row in codes]
     texts = asker.texts(turns, sampling, negative)
     if candidates == 1:
         return texts
@@ -183,8 +184,9 @@ def drawings(
     named: Sequence[str | None] = [None] * len(texts)
     if task.name in info.findings_first:
         named = asker.texts([task.list_prompt(text) for text in texts], GREEDY)
-    turns = [task.prompt(text, own) for text, own in zip(texts, named, strict=True)]
-    negative = None if guidance == 1 else [task.prompt("")] * len(texts)
+    asked = info.asked(task.name)
+    turns = [task.prompt(text, own, **asked) for text, own in zip(texts, named, strict=True)]
+    negative = None if guidance == 1 else [task.prompt("", **asked)] * len(texts)
     guided = replace(sampling, guidance=guidance)
     drawn = asker.responses(turns * candidates, task.grammar, guided, negative and negative * candidates)
     codes = [response.codes for response in drawn if response.codes is not None]

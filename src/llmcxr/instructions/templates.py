@@ -19,7 +19,7 @@ from llmcxr.vocabulary.image_vocabulary import control_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TemplateName = Literal["paper", "chat"]
+TemplateName = Literal["paper", "chat", "llm-cxr"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,32 @@ class PaperTemplate:
         return result
 
 
+class PublishedTemplate(PaperTemplate):
+    """As the model was trained that the paper's authors publish: images stand in angle brackets, and an empty line comes before the
+    end mark (their consts.py, and the placeholder `<image>` of which they replace the middle)."""
+
+    name: TemplateName = "llm-cxr"
+    around_image = ("<", ">")
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """`UserError` for a tokenizer that has not a token for each of Dolly's marks."""
+        super().__init__(tokenizer)
+        for mark in ("### Instruction:", "### Response:\n", "### End"):
+            if len(tokenizer(mark, add_special_tokens=False)["input_ids"]) != 1:
+                raise UserError(
+                    f"the text tokenizer has no token of its own for {mark!r}, which the template llm-cxr needs. Set template: paper."
+                )
+
+    def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
+        """See `Template`."""
+        result = []
+        for piece in super().pieces(turns):
+            if piece.ends_response:
+                result.append(Piece("\n\n", control=True, supervised=True))
+            result.append(piece)
+        return result
+
+
 class ChatTemplate:
     """The model's own chat template. An image stands before its question, so many questions share one reading of it."""
 
@@ -222,4 +248,6 @@ def build_template(
     name: TemplateName, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None
 ) -> Template:
     """Template by name."""
+    if name == "llm-cxr":
+        return PublishedTemplate(tokenizer)
     return PaperTemplate(tokenizer) if name == "paper" else ChatTemplate(tokenizer, system_prompt)

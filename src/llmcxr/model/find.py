@@ -5,48 +5,23 @@ The one place that knows what a name means: for use and for measuring (`find_mod
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from llmcxr.foundation.assets import SHIPPED_MODELS
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.hub import from_hub, is_hub_id
 from llmcxr.foundation.texts import path_of
 from llmcxr.foundation.yaml_text import read_yaml
 from llmcxr.model.folder import ModelInfo, load_info
 from llmcxr.model.packed import is_packed, unpack
 from llmcxr.model.sums import check_sums
 
-_LOG = logging.getLogger(__name__)
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Never a format that could run code.
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.md", "SHA256SUMS"]
-
 
 def shipped_models() -> list[str]:
     """Names of the packed models that come with the package."""
     return sorted(p.name for p in SHIPPED_MODELS.glob("*") if is_packed(p))
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import DryRunError, HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        with contextlib.suppress(DryRunError):  # the hub is out of reach: what is in its cache is taken
-            files = snapshot_download(name, allow_patterns=_HUB_FILES, dry_run=True)
-            if missing := sum(file.file_size or 0 for file in files if file.will_download):
-                _LOG.info(f"Fetching {name} from the Hugging Face hub, once: {missing / 1e6:,.0f} MB ...")
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:  # the last: no name of the hub's
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{name!r} is no folder here, and could not be fetched from the Hugging Face hub: {reason} Check the name, or "
-            "connect once; afterwards it works offline."
-        ) from error
 
 
 def _locate(name: str | Path) -> Path:
@@ -55,8 +30,8 @@ def _locate(name: str | Path) -> Path:
     The name of a shipped model always means that one; a folder of the same name is given as ./NAME.
     """
     folder = SHIPPED_MODELS / str(name) if name in shipped_models() else path_of(name)
-    if isinstance(name, str) and _HUB_ID.fullmatch(name) and not folder.parent.exists():  # else a slip in a local path
-        folder = _from_hub(name)
+    if is_hub_id(name, folder):
+        folder = from_hub(str(name))
     if is_packed(folder) or any(os.path.exists(folder / place) for place in ("llmcxr.json", "model/llmcxr.json")):
         return folder
     what = "holds no model (no llmcxr.json)" if os.path.isdir(folder) else "is no folder"

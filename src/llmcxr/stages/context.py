@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,9 +17,9 @@ from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.devices import Use, precision
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
-from llmcxr.foundation.settings import settings_to_dict
+from llmcxr.foundation.settings import SettingsError, settings_to_dict
 from llmcxr.image_tokens.codes import read_codes
-from llmcxr.image_tokens.tokenizer import ImageTokenizer
+from llmcxr.image_tokens.tokenizer import ImageTokenizer, architecture_of
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.questions import QuestionAnswer, read_questions
 from llmcxr.instructions.templates import Template, build_template
@@ -43,11 +44,26 @@ from llmcxr.vocabulary.language_model import (
 )
 
 
+def with_given_sizes(recipe: Recipe) -> Recipe:
+    """The recipe with the sizes of the image tokenizer that it names. `UserError` where the rest does not go with them."""
+    settings = recipe.image_tokenizer
+    if settings.given is None:
+        return recipe
+    try:
+        architecture = architecture_of(settings.given)
+    except UserError:
+        return recipe  # its stage says so, with all else that is missing
+    own = dataclasses.replace(recipe, image_tokenizer=dataclasses.replace(settings, architecture=architecture))
+    if faults := own.sizes_at_fault():
+        raise SettingsError(f"the recipe, with the image tokenizer {settings.given},", faults)
+    return own
+
+
 class Context:
     """A recipe, its folder, and the processes that work on it."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+        self.recipe = recipe = with_given_sizes(recipe)
         self.folder = recipe.runs / recipe.name
         self.processes = Processes(recipe.device)
         self.device = self.processes.device
@@ -191,7 +207,7 @@ class Context:
     def write_recipe(self) -> None:
         """All settings as resolved, with the libraries' versions."""
         libraries = []
-        for name in ("torch", "transformers", "peft", "diffusers", "vector-quantize-pytorch", "numpy"):
+        for name in ("torch", "transformers", "peft", "vector-quantize-pytorch", "numpy"):
             with contextlib.suppress(PackageNotFoundError):
                 libraries.append(f"{name} {version(name)}")
         kinds: tuple[Use, ...] = ("training", "generating")

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import torch
 
-from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.workflow import Stage
-from llmcxr.image_tokens.architecture import networks
 from llmcxr.image_tokens.classifier import train_classifier
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, xrv_package
 from llmcxr.image_tokens.codes import encode_images, write_codes
@@ -83,8 +81,8 @@ def image_tokenizer_stage(context: Context) -> Stage:
 
     def run() -> None:
         if settings.pretrained is not None:
-            pretrained = Path(settings.pretrained)
-            context.processes.on_main(lambda: ImageTokenizer.from_pretrained(pretrained).save_pretrained(folder))
+            taken = ImageTokenizer.from_pretrained(settings.pretrained)
+            context.processes.on_main(lambda: taken.save_pretrained(folder))
             return
         source, features, own = context.folder / "clinical_features", None, settings
         if (source / "model.safetensors").exists():
@@ -93,30 +91,18 @@ def image_tokenizer_stage(context: Context) -> Stage:
             own = without_clinical(settings)
             if context.processes.main:
                 print("    no clinical network: codes are learned from pixels alone")
-        start = ImageTokenizer.from_pretrained(context.start.image_tokenizer) if context.start else None
+        begin = context.start.image_tokenizer if context.start else settings.start
+        start = None if begin is None else ImageTokenizer.from_pretrained(begin)
         _, images = context.of_split("train")
         train_image_tokenizer(own, features, images, context.recipe.seed, folder, context.processes, start)
 
     def check() -> None:
-        if settings.pretrained is not None and not Path(settings.pretrained).is_dir():
-            raise UserError(
-                f"the image tokenizer {settings.pretrained} does not exist. Set image_tokenizer.pretrained to its folder, or to "
-                "null to train one."
-            )
-        if settings.pretrained is not None:
-            given, own = ImageTokenizer.from_pretrained(settings.pretrained), settings.architecture
-            if (given.image_size, given.grid) != (own.image_size, own.grid):
-                raise UserError(
-                    f"the image tokenizer {settings.pretrained} is of {given.image_size} px and {given.grid} codes a "
-                    f"side, image_tokenizer.architecture of {own.image_size} px and {own.grid}. Set the latter to what "
-                    f"it is."
-                )
-        if settings.pretrained is None:
-            networks(settings.architecture)
-            if settings.perceptual != "clinical":
-                lpips_package(settings.perceptual)
+        if settings.given is not None:
+            ImageTokenizer.from_pretrained(settings.given)
+        if settings.pretrained is None and settings.perceptual != "clinical":
+            lpips_package(settings.perceptual)
 
-    given = () if settings.pretrained is None else (Path(settings.pretrained),)
+    given = (Path(settings.given),) if settings.given and Path(settings.given).is_dir() else ()
     return Stage(
         "image_tokenizer",
         "learns to write a radiograph as a small grid of codes, and to paint it again from them",

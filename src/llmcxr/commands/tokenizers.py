@@ -1,0 +1,76 @@
+"""Commands about image tokenizers."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+from llmcxr.commands.table import argument, command, count, path
+from llmcxr.foundation.artifacts import check_output, write_json
+from llmcxr.foundation.errors import UserError
+
+
+@command(
+    "evaluate-tokenizer",
+    "what an image tokenizer keeps of radiographs: errors, power by octave, use of its codebook, beside plain averages of pixel "
+    "blocks; and a grid of pictures",
+    argument("tokenizer", help="folder of an image tokenizer, or the id of a Hugging Face repository"),
+    argument("images", type=path, nargs="+", help="radiographs (PNG, JPEG, DICOM), or folders of them"),
+    argument(
+        "-o", "--output", type=path, default=Path("tokenizer-evaluation"), help="folder to write (default: %(default)s)"
+    ),
+    argument(
+        "--clinical",
+        metavar="NETWORK",
+        help="also the Fréchet distance on this network's features: the folder of a clinical network (a run's clinical_features/), or "
+        "a TorchXRayVision name or file",
+    ),
+    argument("--shown", type=count, default=8, help="images in the grid (default: %(default)s)"),
+    argument("--device", default="auto", help="auto, cpu, cuda, ..."),
+)
+def _evaluate_tokenizer(arguments: argparse.Namespace) -> None:
+    from llmcxr.studies.image_files import image_files, read_squares
+
+    check_output(arguments.output, folder=True)
+    files = image_files(arguments.images)
+
+    import numpy as np
+
+    from llmcxr.evaluation.tokenizer_table import measure_tokenizer, table_text, write_grid
+    from llmcxr.foundation.devices import pick_device
+    from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features
+    from llmcxr.image_tokens.tokenizer import ImageTokenizer
+
+    device = pick_device(arguments.device)
+    codec = ImageTokenizer.from_pretrained(arguments.tokenizer).to(device)
+    clinical = None
+    if arguments.clinical:
+        folder = Path(arguments.clinical)
+        clinical = ClinicalFeatures.load(folder) if folder.is_dir() else published_features(arguments.clinical)
+        clinical = clinical.to(device)
+    unread: list[str] = []
+    shown: list[np.ndarray] = []
+
+    def readable():
+        for square in read_squares(files, codec.image_size):
+            if isinstance(square, str):
+                unread.append(square)
+                continue
+            if len(shown) < arguments.shown:
+                shown.append(square)
+            yield square
+
+    images = readable()
+    if (first := next(images, None)) is None:
+        raise UserError(f"none of {len(files):,} files could be read. The first: {unread[0]}")
+    measured = measure_tokenizer(codec, itertools.chain([first], images), device, clinical)
+    measured |= {"fingerprint": codec.fingerprint, "evaluator": arguments.clinical, "unreadable": unread}
+    write_grid(arguments.output / "grid.png", codec, np.stack(shown), device)
+    write_json(arguments.output / "tokenizer.json", measured)
+    print(table_text(measured, arguments.clinical or ""))
+    if unread:
+        print(
+            f"{len(unread):,} of {len(files):,} files could not be read (listed in tokenizer.json), e.g.: {unread[0]}"
+        )
+    print(arguments.output / "grid.png")
