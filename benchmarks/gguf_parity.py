@@ -45,12 +45,14 @@ _ALIKE = 100.0  # added to the logits of all tokens of an image: above every oth
 class LlamaCpp:
     """A GGUF file, run by llama.cpp."""
 
-    def __init__(self, file: Path, context: int = 1024, threads: int = 2) -> None:
+    def __init__(self, file: Path, context: int = 1024, threads: int = 1) -> None:
         llama = require("xllamacpp", "running a GGUF file here", "it aside and run the file by any llama.cpp")
         params = llama.CommonParams()
         params.model.path = str(file)
         params.n_ctx, params.n_parallel, params.warmup, params.n_gpu_layers = context, 1, False, 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32  # keys and values: weights are compared, not these
+        params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.verbosity = -1
         self.server = llama.Server(params)
 

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.inference.backend import Backend, Prompt, Request, Response
+from llmcxr.inference.backend import Backend, Prompt, Request, Response, check_length, text_response
 from llmcxr.inference.drawing import draw_tokens, is_greedy, penalised
 from llmcxr.inference.slots import SlotCache, use_grouped_attention
 from llmcxr.instructions.example import Grammar
@@ -135,12 +134,7 @@ class TransformersBackend(Backend):
 
     def check_room(self, tokens: int, response: int, most: int | None = None) -> None:
         """`UserError` where a prompt and its response have more tokens than the context, or than `most`."""
-        limit = min((n for n in (self.context, most) if n is not None), default=None)
-        if limit is not None and tokens + response > limit:
-            raise UserError(
-                f"the text is too long: with all that goes with it, it takes {tokens:,} tokens, and this model reads at most "
-                f"{limit - response:,}. Shorten it."
-            )
+        check_length(tokens, response, self.context, most)
 
     def _most(self, request: Request) -> int:
         """Tokens of a response: of text at most what the context leaves. `UserError` where it leaves no room."""
@@ -285,10 +279,7 @@ class TransformersBackend(Backend):
     def _response(self, tokens: list[int], request: Request) -> Response:
         if request.grammar == "image":
             return Response(codes=self.vocabulary.decode_codes(tokens))
-        complete = tokens[-1:] == [self.end_id]
-        text = self.vocabulary.decode_text(tokens[:-1] if complete else tokens)
-        stops = [text.index(s) for s in request.sampling.stop if s in text]
-        return Response(text=text[: min(stops)], complete=True) if stops else Response(text=text, complete=complete)
+        return text_response(tokens, self.end_id, request.sampling.stop, self.vocabulary)
 
     # --- likelihoods
 
