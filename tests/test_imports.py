@@ -22,6 +22,7 @@ ORDER = (
     "model",
     "inference",
     "synthesis",
+    "formats",
     "tuning",
     "evaluation",
     "pages",

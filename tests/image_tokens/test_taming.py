@@ -261,7 +261,7 @@ def test_commands_there_and_back(tmp_path, capsys):
     folder, out = tmp_path / "tokenizer", tmp_path / "out" / "ours.ckpt"
     assert main(["import", "tokenizer", str(path), str(folder)]) == 0
     assert "16 px, 4 x 4 codes of 64" in capsys.readouterr().out
-    assert main(["export", "tokenizer", str(folder), str(out)]) == 0
+    assert main(["export", str(folder), str(out), "--to", "taming"]) == 0
     torch.testing.assert_close(torch.load(out)["state_dict"], dict(model.state_dict()), rtol=0, atol=0)
     layout = yaml.safe_load(out.with_suffix(".yaml").read_text())["model"]["params"]
     again = VQModel(layout["ddconfig"], layout["n_embed"], layout["embed_dim"])

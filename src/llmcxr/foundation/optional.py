@@ -13,6 +13,8 @@ EXTRAS = {
     "lpips": "paper",
     "openai": "chat",
     "torchxrayvision": "paper",
+    "vllm": "vllm",
+    "xllamacpp": "gguf",
 }  # package -> extra
 
 

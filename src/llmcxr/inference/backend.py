@@ -8,9 +8,11 @@ from typing import Annotated, Protocol
 
 import numpy as np
 
+from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Range, Settings, setting
 from llmcxr.instructions.example import Grammar
 from llmcxr.model.decoding import Guidance
+from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 Prompt = Sequence[int]  # token ids that end where the response begins
 
@@ -66,6 +68,24 @@ class Response:
     text: str = ""
     codes: np.ndarray | None = None
     complete: bool = True
+
+
+def check_length(tokens: int, response: int, context: int | None, most: int | None = None) -> None:
+    """`UserError` where a prompt and its response have more tokens than the `context` (None: no limit), or than `most`."""
+    limit = min((n for n in (context, most) if n is not None), default=None)
+    if limit is not None and tokens + response > limit:
+        raise UserError(
+            f"the text is too long: with all that goes with it, it takes {tokens:,} tokens, and this model reads at most "
+            f"{limit - response:,}. Shorten it."
+        )
+
+
+def text_response(tokens: Sequence[int], end_id: int, stop: Sequence[str], vocabulary: ImageVocabulary) -> Response:
+    """The text of tokens that were drawn, up to the first of `stop`."""
+    complete = list(tokens[-1:]) == [end_id]
+    text = vocabulary.decode_text(tokens[:-1] if complete else tokens)
+    stops = [text.index(s) for s in stop if s in text]
+    return Response(text=text[: min(stops)], complete=True) if stops else Response(text=text, complete=complete)
 
 
 class Backend(Protocol):

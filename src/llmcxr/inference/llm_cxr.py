@@ -24,11 +24,12 @@ from llmcxr.foundation.settings import Precision, checked
 from llmcxr.foundation.texts import check_text, path_of
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference import policies
-from llmcxr.inference.backend import DRAWING, GREEDY, Sampling
+from llmcxr.inference.backend import DRAWING, GREEDY, Backend, Sampling
 from llmcxr.inference.consistency import CheckedSentence, check_possible, check_report, labeller_for
 from llmcxr.inference.explanation import Explanation, explanations
 from llmcxr.inference.outside import Outside, outside, statistics
 from llmcxr.inference.transformers_backend import TransformersBackend
+from llmcxr.inference.vllm_backend import VllmBackend
 from llmcxr.instructions.questions import SIDE_ANSWERS, presence_question, side_question
 from llmcxr.instructions.templates import build_template
 from llmcxr.model.calibration import Calibration, load_calibration
@@ -38,10 +39,10 @@ from llmcxr.model.outside import OutsideLimits, read_limits
 from llmcxr.model.sums import remedy
 from llmcxr.studies.radiographs import load_square
 from llmcxr.tasks import cxr_vqa, language, report_to_cxr
-from llmcxr.vocabulary.growing import table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
-from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
+from llmcxr.vocabulary.language_model import load_config, load_language_model, load_text_tokenizer
 
+BackendName = Literal["transformers", "vllm"]
 ImageLike = str | Path | Image.Image | np.ndarray
 _REMEMBERED = 1000  # images of which it is known whether they are outside
 
@@ -64,11 +65,16 @@ class LlmCxr:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = DEFAULT_MODEL, device: str = "auto", precision: Precision = "auto"
+        cls,
+        name: str | Path = DEFAULT_MODEL,
+        device: str = "auto",
+        precision: Precision = "auto",
+        backend: BackendName = "transformers",
     ) -> LlmCxr:
         """Load a model: a shipped one by name, a run's folder, its model/ folder, a packed model, or a hub repository.
 
-        `precision` is the language model's, auto the one that is faster here. Raises `UserError` where there is no model, or where image tokenizer and
+        `precision` is the language model's, auto the one that is faster here. `backend` decodes; vllm chooses its own device, and cannot
+        guide (give guidance 1). Raises `UserError` where there is no model, or where image tokenizer and
         model do not belong together.
         """
         folder = find_model(name)
@@ -77,20 +83,23 @@ class LlmCxr:
         precision = checked(Precision, precision, "precision")
         image_tokenizer = ImageTokenizer.from_pretrained(folder / "image_tokenizer").to(place)
         check_image_tokenizer(folder, info, image_tokenizer)
-        dtype = devices.precision(place, "generating") if precision == "auto" else getattr(torch, precision)
+        checked(BackendName, backend, "backend")
+        path = folder.resolve()
         try:
-            text_tokenizer = load_text_tokenizer(str(folder.resolve()))
-            model = load_language_model(str(folder.resolve()), dtype).to(place)  # type: ignore[arg-type]
+            text_tokenizer, rows = load_text_tokenizer(str(path)), load_config(str(path)).vocab_size
             vocabulary = ImageVocabulary(text_tokenizer, info.codebook_size)
+            if rows < vocabulary.first_id + vocabulary.size:
+                raise UserError(f"its tokenizer has more tokens than its language model has rows ({rows}).")
+            template, length = build_template(info.template, text_tokenizer, info.system_prompt), info.grid**2
+            if backend == "vllm":
+                engine: Backend = VllmBackend(path, vocabulary, template, length, precision)
+            else:
+                dtype = devices.precision(place, "generating") if precision == "auto" else getattr(torch, precision)
+                model = load_language_model(str(path), dtype).to(place)  # type: ignore[arg-type]
+                engine = TransformersBackend(model, vocabulary, template, length)
         except UserError as error:
             raise UserError(f"{folder}: {str(error).splitlines()[0]} {remedy(folder)}") from error
-        if (rows := len(table_of(model))) < vocabulary.first_id + vocabulary.size:
-            raise UserError(
-                f"{folder}: its tokenizer has more tokens than its language model has rows ({rows}). {remedy(folder)}"
-            )
-        template = build_template(info.template, text_tokenizer, info.system_prompt)
-        backend = TransformersBackend(model, vocabulary, template, info.grid**2)
-        asker = policies.Asker(backend, template, vocabulary, info)
+        asker = policies.Asker(engine, template, vocabulary, info)
         return cls(asker, image_tokenizer, load_calibration(folder), read_limits(folder))
 
     @property

@@ -43,9 +43,9 @@ class Asker:
     vocabulary: ImageVocabulary
     info: ModelInfo
 
-    def prompts(self, conversations: Sequence[Conversation]) -> list[list[int]]:
-        """Token ids of each, up to where the response begins."""
-        return [render_prompt(turns, self.template, self.vocabulary) for turns in conversations]
+    def prompts(self, conversations: Sequence[Conversation], grammar: Grammar = "text") -> list[list[int]]:
+        """Token ids of each, up to where the response begins, which is of this `grammar`."""
+        return [render_prompt(turns, self.template, self.vocabulary, grammar) for turns in conversations]
 
     def check(self, conversation: Conversation, response: int = 1) -> None:
         """`UserError` where a conversation with a `response` of so many tokens is longer than the examples of
@@ -60,8 +60,8 @@ class Asker:
         negative: Sequence[Conversation] | None = None,
     ) -> list[Response]:
         """A response to each; `negative` as in `Request`. Of the same conversation given k times, k responses of their own."""
-        prompts = self.prompts(conversations)
-        less = [None] * len(prompts) if negative is None else self.prompts(negative)
+        prompts = self.prompts(conversations, grammar)
+        less = [None] * len(prompts) if negative is None else self.prompts(negative, grammar)
         times: Counter[tuple[int, ...]] = Counter()
         requests = []
         for prompt, other in zip(prompts, less, strict=True):
@@ -145,8 +145,9 @@ def reports(asker: Asker, codes: np.ndarray, sampling: Sampling, candidates: int
         named = lists = asker.texts([task.list_prompt(row) for row in codes], sampling)
         if info.decoding.ask_sides:
             named = with_sides_asked(asker, codes, lists)
-    turns = [task.prompt(row, own) for row, own in zip(codes, named, strict=True)]
-    negative = None if guidance == 1 else [task.prompt(row, NOTHING) for row in codes]
+    asked = info.asked(task.name)
+    turns = [task.prompt(row, own, **asked) for row, own in zip(codes, named, strict=True)]
+    negative = None if guidance == 1 else [task.prompt(row, NOTHING, **asked) for row in codes]
     texts = asker.texts(turns, sampling, negative)
     if candidates == 1:
         return texts
@@ -183,8 +184,9 @@ def drawings(
     named: Sequence[str | None] = [None] * len(texts)
     if task.name in info.findings_first:
         named = asker.texts([task.list_prompt(text) for text in texts], GREEDY)
-    turns = [task.prompt(text, own) for text, own in zip(texts, named, strict=True)]
-    negative = None if guidance == 1 else [task.prompt("")] * len(texts)
+    asked = info.asked(task.name)
+    turns = [task.prompt(text, own, **asked) for text, own in zip(texts, named, strict=True)]
+    negative = None if guidance == 1 else [task.prompt("", **asked)] * len(texts)
     guided = replace(sampling, guidance=guidance)
     drawn = asker.responses(turns * candidates, task.grammar, guided, negative and negative * candidates)
     codes = [response.codes for response in drawn if response.codes is not None]

@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
-from llmcxr.inference.backend import Backend, Prompt, Request, Response
+from llmcxr.inference.backend import Backend, Prompt, Request, Response, check_length, text_response
 from llmcxr.inference.drawing import draw_tokens, is_greedy, penalised
 from llmcxr.inference.llama import STRIDE, Llama, check_int8, is_stock_llama, state_of
 from llmcxr.inference.slots import SlotCache, use_grouped_attention
-from llmcxr.instructions.example import Grammar, Turn
-from llmcxr.instructions.rendering import encode_free
+from llmcxr.instructions.example import Grammar
+from llmcxr.instructions.rendering import encode_free, response_end
 from llmcxr.instructions.templates import Template
 from llmcxr.vocabulary.head import project
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -106,16 +105,12 @@ class TransformersBackend(Backend):
         use_grouped_attention(model)
         # Tokens that the model can read (None: it sets no limit).
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        closing = [p for p in template.pieces((Turn("a", "", "a"),)) if p.ends_response]
-        self.end_id: int = vocabulary.encode_control(str(closing[0].content))[0]
+        self.ending = response_end(template, vocabulary)
+        self.end_id = self.ending[-1]
         V = model.get_output_embeddings().weight.shape[0]
         # In text only the end token, and no other control or image token nor an unused row of a padded table, may come.
         self._text = torch.ones(V, dtype=torch.bool)
-        self._text[len(vocabulary.tokenizer) :] = False
-        self._text[list(vocabulary.control_ids)] = False
-        if vocabulary.tokenizer.unk_token_id is not None:
-            self._text[vocabulary.tokenizer.unk_token_id] = False
-        self._text[self.end_id] = True
+        self._text[vocabulary.never_in_text(V, self.end_id)] = False
         self._text = self._text.to(self.device)
 
     # --- reading
@@ -183,12 +178,7 @@ class TransformersBackend(Backend):
 
     def check_room(self, tokens: int, response: int, most: int | None = None) -> None:
         """`UserError` where a prompt and its response have more tokens than the context, or than `most`."""
-        limit = min((n for n in (self.context, most) if n is not None), default=None)
-        if limit is not None and tokens + response > limit:
-            raise UserError(
-                f"the text is too long: with all that goes with it, it takes {tokens:,} tokens, and this model reads at most "
-                f"{limit - response:,}. Shorten it."
-            )
+        check_length(tokens, response, self.context, most)
 
     def _most(self, request: Request) -> int:
         """Tokens of a response: of text at most what the context leaves. `UserError` where it leaves no room."""
@@ -329,17 +319,14 @@ class TransformersBackend(Backend):
     def _response(self, tokens: list[int], request: Request) -> Response:
         if request.grammar == "image":
             return Response(codes=self.vocabulary.decode_codes(tokens))
-        complete = tokens[-1:] == [self.end_id]
-        text = self.vocabulary.decode_text(tokens[:-1] if complete else tokens)
-        stops = [text.index(s) for s in request.sampling.stop if s in text]
-        return Response(text=text[: min(stops)], complete=True) if stops else Response(text=text, complete=complete)
+        return text_response(tokens, self.end_id, request.sampling.stop, self.vocabulary)
 
     # --- likelihoods
 
     @torch.inference_mode()
     def log_likelihoods(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         """log p(text response, its end included | prompt) in nats: float64 [B]."""
-        endings = [[*encode_free(response, self.template, self.vocabulary), self.end_id] for response in responses]
+        endings = [[*encode_free(response, self.template, self.vocabulary), *self.ending] for response in responses]
         rows = [[*prompt, *ending] for prompt, ending in zip(prompts, endings, strict=True)]
         result = np.zeros(len(rows))
         for numbers, P, hidden, _ in self._read(rows, [len(prompt) - 1 for prompt in prompts]):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llmcxr.instructions.example import Cut, InstructionExample, Turn
+from llmcxr.instructions.example import Cut, Grammar, InstructionExample, Turn
 from llmcxr.instructions.templates import Template, without_marks
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
@@ -40,7 +40,8 @@ def _render(turns: tuple[Turn, ...], template: Template, vocabulary: ImageVocabu
     supervised = [False] * len(ids)
     for piece in template.pieces(turns):
         if not isinstance(piece.content, str):
-            new = vocabulary.encode_codes(piece.content)
+            opening, closing = (vocabulary.encode_control(mark) for mark in template.around_image)
+            new = [*opening, *vocabulary.encode_codes(piece.content), *closing]
         elif piece.control:
             new = vocabulary.encode_control(piece.content)
         else:
@@ -116,8 +117,17 @@ def supervise_all(example: RenderedExample) -> RenderedExample:
     return replace(example, supervised=supervised)
 
 
-def render_prompt(turns: tuple[Turn, ...], template: Template, vocabulary: ImageVocabulary) -> list[int]:
-    """Ids up to where the last turn's response (None) begins: exactly what training saw there."""
+def render_prompt(
+    turns: tuple[Turn, ...], template: Template, vocabulary: ImageVocabulary, grammar: Grammar = "text"
+) -> list[int]:
+    """Ids up to where the last turn's response (None), of this `grammar`, begins: exactly what training saw there."""
     if turns[-1].response is not None:
         raise ValueError("the last turn already has a response")
-    return _render(turns, template, vocabulary)[0]
+    opening = vocabulary.encode_control(template.around_image[0]) if grammar == "image" else []
+    return _render(turns, template, vocabulary)[0] + opening
+
+
+def response_end(template: Template, vocabulary: ImageVocabulary) -> list[int]:
+    """Ids that end a text response, as learned: the last of them is the end token, and mostly there is no other."""
+    example = render(InstructionExample("", (Turn("a", "", "a"),)), template, vocabulary)
+    return example.ids[example.supervised][len(encode_free("a", template, vocabulary)) :].tolist()

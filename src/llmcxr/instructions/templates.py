@@ -19,7 +19,7 @@ from llmcxr.vocabulary.image_vocabulary import control_ids
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TemplateName = Literal["paper", "chat"]
+TemplateName = Literal["paper", "chat", "llm-cxr"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Template(Protocol):
     @property
     def marks(self) -> tuple[str, ...]:
         """What tells its turns apart and is plain text to the tokenizer; see `without_marks`."""
+
+    @property
+    def around_image(self) -> tuple[str, str]:
+        """Its own text before and after every image."""
 
     def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
         """Pieces of a conversation; the last turn's response may be None, then they end where it begins."""
@@ -95,6 +99,7 @@ class PaperTemplate:
 
     name: TemplateName = "paper"
     marks = ("###",)  # what its headings begin with, whether or not the tokenizer has tokens for them
+    around_image = ("", "")
     _intro = (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     )
@@ -122,10 +127,37 @@ class PaperTemplate:
         return result
 
 
+class PublishedTemplate(PaperTemplate):
+    """As the model was trained that the paper's authors publish: images stand in angle brackets, and an empty line comes before the
+    end mark (their consts.py, and the placeholder `<image>` of which they replace the middle)."""
+
+    name: TemplateName = "llm-cxr"
+    around_image = ("<", ">")
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """`UserError` for a tokenizer that has not a token for each of Dolly's marks."""
+        super().__init__(tokenizer)
+        for mark in ("### Instruction:", "### Response:\n", "### End"):
+            if len(tokenizer(mark, add_special_tokens=False)["input_ids"]) != 1:
+                raise UserError(
+                    f"the text tokenizer has no token of its own for {mark!r}, which the template llm-cxr needs. Set template: paper."
+                )
+
+    def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
+        """See `Template`."""
+        result = []
+        for piece in super().pieces(turns):
+            if piece.ends_response:
+                result.append(Piece("\n\n", control=True, supervised=True))
+            result.append(piece)
+        return result
+
+
 class ChatTemplate:
     """The model's own chat template. An image stands before its question, so many questions share one reading of it."""
 
     name: TemplateName = "chat"
+    around_image = ("", "")
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None) -> None:
         """`system_prompt` None keeps the model's default, "" is none. `UserError` where the tokenizer has no chat
@@ -216,4 +248,6 @@ def build_template(
     name: TemplateName, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None
 ) -> Template:
     """Template by name."""
+    if name == "llm-cxr":
+        return PublishedTemplate(tokenizer)
     return PaperTemplate(tokenizer) if name == "paper" else ChatTemplate(tokenizer, system_prompt)

@@ -55,7 +55,14 @@ class ModelInfo(Settings):
     earliest_only: bool = False  # whether it was for patients' earliest studies
     geometry: Geometry = Geometry()  # how images became squares in training, and do in use
     max_tokens: Count | None = None  # of the longest examples that it was tuned on; None: not known
+    report_instruction: str | None = None  # what asks for a report; None: ours, as in `tasks`
+    drawing_instruction: str | None = None  # and for a drawing
     format: Annotated[int, Range(FORMAT, FORMAT)] = FORMAT
+
+    def asked(self, task: str) -> dict[str, str]:
+        """What the prompt of a task takes beside its contents: the instruction, where the model has one of its own."""
+        own = {"cxr_to_report": self.report_instruction, "report_to_cxr": self.drawing_instruction}.get(task)
+        return {} if own is None else {"instruction": own}
 
     def faults(self) -> list[str]:
         """Impossible combinations."""

@@ -109,6 +109,12 @@ class ImageVocabulary:
         """Whether `token_id` is an image token."""
         return self.first_id <= token_id < self.first_id + self.size
 
+    def never_in_text(self, rows: int, end_id: int) -> list[int]:
+        """Ids that no text response may hold, of a table of so many `rows`: control and image tokens but for `end_id`, what
+        stands for unknown characters, and rows without a token."""
+        unknown = {self.tokenizer.unk_token_id} - {None}
+        return sorted(({*self.control_ids, *range(len(self.tokenizer), rows)} | unknown) - {end_id})
+
     def decode_text(self, ids: Iterable[int]) -> str:
         """Text of `ids` without control tokens; image tokens in it are a mistake of the caller (ValueError)."""
         ids = list(ids)
