@@ -13,6 +13,7 @@ from llmcxr.image_tokens.settings import ClinicalFeatureSettings, ImageTokenizer
 from llmcxr.labelling.registry import LabellerName
 from llmcxr.sources.registry import SourceSettings
 from llmcxr.studies.prior_references import PriorReferences
+from llmcxr.synthesis.settings import VqaSettings
 from llmcxr.tuning.settings import TuningSettings
 
 
@@ -54,6 +55,7 @@ class Recipe(Settings):
         "keep",
         "sentences of reports that refer to earlier studies, which no reader of one image knows: keep or drop them",
     )
+    vqa: VqaSettings = setting(VqaSettings(), "questions about images")
     clinical_features: ClinicalFeatureSettings = setting(
         ClinicalFeatureSettings(), "network of the clinical feature loss"
     )

@@ -9,7 +9,7 @@ from typing import Any
 from llmcxr.foundation.artifacts import read_json, write_json
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.workflow import Stage
-from llmcxr.instructions.questions import questions_of, write_questions
+from llmcxr.instructions.questions import write_questions
 from llmcxr.labelling.registry import label_studies
 from llmcxr.pages.data import write_data_page
 from llmcxr.sources.base import Tally
@@ -20,6 +20,7 @@ from llmcxr.studies.cohort import check_splits, count_of, find_copies, into_one_
 from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.prior_references import edit_prior_references
 from llmcxr.studies.study import SPLITS, Collection, Study, write_manifest
+from llmcxr.synthesis.gather import MEASURED, gather
 
 PAGE = "data.html"
 _SUMMARY = {"studies", "patients", "rules", "left_out", "noted", "examples", "without_effect", "images", "copies"}
@@ -193,17 +194,20 @@ def vqa_stage(context: Context) -> Stage:
     def run() -> str | None:
         if not context.findings:
             return "no finding is known both present and absent"
-        parts = [[s for s in context.studies if s.split == split] for split in SPLITS]
-        questions = [question for part in parts for question in questions_of(part, context.recipe.seed)]
+        questions = []
+        for split in SPLITS:
+            part = [s for s in context.studies if s.split == split]
+            origins = context.recipe.vqa.origins if split == "train" else MEASURED
+            questions += gather(part, origins, context.labeller, context.recipe.seed)
         write_questions(context.folder / "vqa.jsonl", questions)
         print(f"    {len(questions)} questions")
         return None
 
     return Stage(
         "vqa",
-        "questions about the images, with answers that are known to be right",
+        "questions about the images, with answers",
         run,
-        settings=context.recipe.seed,
+        settings=(context.recipe.seed, context.recipe.vqa.origins),
         after=("studies",),
         outputs=("vqa.jsonl",),
     )

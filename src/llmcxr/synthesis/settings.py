@@ -8,6 +8,7 @@ from typing import Annotated
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Count, NameOrPath, Range, Settings, setting
+from llmcxr.instructions.questions import Origin
 from llmcxr.synthesis.address import split_address
 
 Amount = Annotated[float, Range(0, 1_000_000_000, above=True)]
@@ -36,13 +37,16 @@ class ChatSettings(Settings):
     """The chat LLM that writes questions and rewrites sentences of reports: a server's, or one in this process."""
 
     model: NameOrPath = setting(
-        "smollm2-135m-instruct", "its name at the server; without base_url an asset, a local folder, or a Hugging Face id"
+        "smollm2-135m-instruct",
+        "its name at the server; without base_url an asset, a local folder, or a Hugging Face id",
     )
     base_url: str | None = setting(
         None, "of an OpenAI-compatible server (vLLM, llama.cpp, hosted); None: the model runs in this process"
     )
     allow_remote: bool = setting(False, "send reports to a server that is not of this machine or a private network")
-    key_variable: str = setting("OPENAI_API_KEY", "environment variable that holds the server's key, where it needs one")
+    key_variable: str = setting(
+        "OPENAI_API_KEY", "environment variable that holds the server's key, where it needs one"
+    )
     concurrency: Annotated[int, Range(1, 4096)] = setting(8, "requests at once")
     requests_per_minute: Amount | None = setting(None, "most that the server allows")
     tokens_per_minute: Amount | None = setting(None, "most that the server allows, of prompts and answers")
@@ -59,8 +63,13 @@ class ChatSettings(Settings):
 
 @dataclass(frozen=True)
 class VqaSettings(Settings):
-    """Questions beyond those of known findings."""
+    """Questions about images, and where they come from."""
 
+    origins: tuple[Origin, ...] = setting(
+        ("truth", "rules", "llm"),
+        "where the questions that train come from: truth (findings that are known exactly), rules (labels and reports; of images "
+        "without truth), llm (those that a chat LLM wrote)",
+    )
     synthesize: bool = setting(False, "a chat LLM (`chat`) writes questions and answers from reports")
     only_positive: bool = setting(True, "only from reports of images with at least one finding (the paper)")
     prompt: Path | None = setting(None, "YAML file with a prompt of your own (docs/vqa.md), instead of the shipped one")
