@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from chat_servers import Front, completion, failure, forwarded, front, llama_server
+from conftest import build_model, build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import build_model, build_tokenizer
 from llmcxr.cli import main
 from llmcxr.foundation.artifacts import read_json
 from llmcxr.foundation.assets import fetch
@@ -46,7 +46,11 @@ STUDIES = [
 def test_which_reports_are_asked_about():
     (report,) = reports_to_ask(STUDIES, only_positive=True)
     assert report.text == EFFUSION and report.images == [("a", "s-Small"), ("b", "s-Small")]
-    assert [r.text for r in reports_to_ask(STUDIES, only_positive=False)] == [EFFUSION, "Clear lungs.", "Possible edema."]
+    assert [r.text for r in reports_to_ask(STUDIES, only_positive=False)] == [
+        EFFUSION,
+        "Clear lungs.",
+        "Possible edema.",
+    ]
 
 
 def answer(pairs: list[tuple[str, str]]) -> str:
@@ -170,8 +174,9 @@ def test_the_command_and_the_stages_after_it(recipe, tmp_path, capsys):
         asked = [*arguments, "vqa.synthesize=true"]
         assert main(["run", *asked, "--stage", "vqa"]) == 0
     questions = read_questions(tmp_path / "vqa" / "vqa.jsonl")
-    kept = [pair.as_question() for pair in read_pairs(tmp_path / "vqa" / "synthesis" / KEPT)]
-    assert kept and [q for q in questions if q.origin == "llm"] == kept
+    kept = {pair.as_question() for pair in read_pairs(tmp_path / "vqa" / "synthesis" / KEPT)}
+    used = [q for q in questions if q.origin == "llm"]
+    assert used and kept.issuperset(used)
     assert any(q.origin == "truth" for q in questions)
 
 
