@@ -26,7 +26,6 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.mixture import Mixture
-from llmcxr.instructions.questions import questions_of
 from llmcxr.instructions.rendering import RenderedExample, fit, supervise_all
 from llmcxr.instructions.templates import Template, build_template
 from llmcxr.pipeline import Run
@@ -37,6 +36,7 @@ from llmcxr.stages.context import Context, with_given_sizes
 from llmcxr.stages.tuning import task_items
 from llmcxr.studies.findings import Finding
 from llmcxr.studies.study import Study
+from llmcxr.synthesis.gather import gather
 from llmcxr.tasks.report_to_cxr import DRAWN_AGAIN
 from llmcxr.tuning.alignment import BATCH, LAYERS, alignment_prompt
 from llmcxr.tuning.batches import plan_batches
@@ -145,7 +145,8 @@ def find_data(context: Context, done: bool, options: PlanOptions, notes: list[st
         context.studies = read_studies(source, context.recipe.source, context.folder, context.image_size).studies
     studies, grid = context.studies, context.recipe.image_tokenizer.architecture.grid
     context.codes = dict.fromkeys((s.image_id for s in studies), np.zeros(grid**2, dtype=np.uint16))
-    context.questions = questions_of([s for s in studies if s.split == "train"], context.recipe.seed)
+    training, origins = [s for s in studies if s.split == "train"], context.recipe.vqa.origins
+    context.questions = gather(training, origins, context.labeller, context.recipe.seed)
     context.replay = [" the" * REPLAY_TOKENS] * language.replay_texts
     if language.replay_texts:
         notes.append("The texts of the base model are taken as long as they can be.")

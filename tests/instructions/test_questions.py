@@ -20,7 +20,7 @@ from llmcxr.instructions.questions import (
     write_questions,
 )
 from llmcxr.studies.findings import Finding
-from llmcxr.studies.study import Study, known_findings
+from llmcxr.studies.study import Study
 
 SHARES = {"cardiomegaly": 0.3, "nodule": 0.1, "opacity": 0.7}
 
@@ -38,13 +38,13 @@ def study(k: int, truth=(), labels=None, exact=True) -> Study:
     )
 
 
-def population(count: int, exact: bool) -> list[Study]:
+def population(count: int) -> list[Study]:
     rng = np.random.default_rng(0)
     studies = []
     for k in range(count):
         labels = {name: int(rng.random() < share) for name, share in SHARES.items()}
-        truth = [Finding(name) for name, value in labels.items() if value] if exact else []
-        studies.append(study(k, truth, labels, exact))
+        truth = [Finding(name) for name, value in labels.items() if value]
+        studies.append(study(k, truth, labels))
     return studies
 
 
@@ -132,15 +132,8 @@ def test_articles(name, said):
     assert presence_question(name) == f"Is there {said}?"
 
 
-def test_normal_is_no_finding():
-    studies = [study(k, (), {"No Finding": k % 2, "normal": k % 2, "mass": 1 - k % 2}, exact=False) for k in range(40)]
-    assert {q.finding for q in questions_of(studies, 0)} == {"mass"}
-    assert known_findings(studies) == ("mass",)
-
-
-@pytest.mark.parametrize("exact", [True, False])
-def test_yes_and_no_are_balanced_for_each_question(exact):
-    studies = population(4000, exact)
+def test_yes_and_no_are_balanced_for_each_question():
+    studies = population(4000)
     answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for q in questions_of(studies, seed=1):
         if q.kind == "presence":
@@ -152,9 +145,8 @@ def test_yes_and_no_are_balanced_for_each_question(exact):
         assert yes + no > 600
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_answers_agree_with_the_labels(exact):
-    studies = {s.image_id: s for s in population(300, exact)}
+def test_answers_agree_with_the_labels():
+    studies = {s.image_id: s for s in population(300)}
     for q in questions_of(list(studies.values()), seed=1):
         labels = studies[q.image_id].labels
         if q.kind == "presence":
@@ -163,24 +155,14 @@ def test_answers_agree_with_the_labels(exact):
             assert q.answer == ("No." if any(labels.values()) else "Yes.")
 
 
-def test_unknown_and_uncertain_labels_are_never_asked_about():
-    studies = [study(k, (), {"nodule": k % 2, "mass": -1}, exact=False) for k in range(50)]
-    studies += [study(50 + k, (), {"opacity": k % 2}, exact=False) for k in range(50)]
-    questions = questions_of(studies, seed=0)
-    labels = {s.image_id: s.labels for s in studies}
-    assert {q.finding for q in questions} == {"nodule", "opacity"}
-    assert all(labels[q.image_id].get(q.finding) in (0, 1) for q in questions)
-    assert all(q.origin == "rules" for q in questions)
-
-
 def test_the_seed_and_the_image_decide_which_are_asked():
-    studies = population(200, True)
+    studies = population(200)
     assert questions_of(studies, 1) == questions_of(studies, 1)
     assert questions_of(studies, 1) != questions_of(studies, 2)
 
 
 def test_round_trip_and_broken_lines(tmp_path):
-    questions = questions_of(population(20, True), 0)
+    questions = questions_of(population(20), 0)
     path = tmp_path / "vqa.jsonl"
     write_questions(path, questions)
     assert read_questions(path) == questions

@@ -9,7 +9,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,10 +129,8 @@ def front(reply: Callable[[int, dict[str, Any]], Reply]) -> Iterator[Front]:
 
     def run() -> None:
         asyncio.set_event_loop(loop)
-        try:
+        with suppress(asyncio.CancelledError):
             loop.run_until_complete(serve())
-        except asyncio.CancelledError:
-            pass
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

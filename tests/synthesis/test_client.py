@@ -120,7 +120,10 @@ def test_what_never_passes_is_kept_as_such_and_the_rest_goes_on(tmp_path):
 
 
 def test_a_server_that_answers_nobody_is_an_error(tmp_path):
-    with front(lambda number, body: failure(400, "no such thing")) as server, pytest.raises(UserError, match="in a row"):
+    with (
+        front(lambda number, body: failure(400, "no such thing")) as server,
+        pytest.raises(UserError, match="in a row"),
+    ):
         ask(server.url, tmp_path / "a.jsonl", 100)
     assert len(server.bodies) < 30
     with front(lambda number, body: failure(500)) as server, pytest.raises(UserError, match="HTTP 500"):
@@ -240,7 +243,7 @@ def test_killed_and_started_again_nothing_is_asked_twice(number, tmp_path):
             assert process.poll() is None
         os.kill(process.pid, number)
         process.wait(30)
-        kept = set(json.loads(line)["request"] for line in path.read_bytes().split(b"\n")[:-1])
+        kept = {json.loads(line)["request"] for line in path.read_bytes().split(b"\n")[:-1]}
         first = len(server.bodies)
         assert 30 <= len(kept) < 400
         # Only what was under way when the process was killed has no answer; Ctrl-C waits for that, too.

@@ -1,4 +1,4 @@
-"""Question-answer pairs about an image from findings that are known (the phantom's truth, or labels).
+"""Question-answer pairs about an image whose findings are known exactly (the phantom's truth).
 
 The paper (section 2.3) has a chat LLM write them from reports; where the findings themselves are known, the answers can
 be exact and checked. One line of vqa.jsonl: {"image_id", "question", "answer", "kind", "finding", "origin"}.
@@ -74,6 +74,11 @@ def side_question(name: str) -> str:
     return f"On which side is the {spoken(name)}?"
 
 
+def severity_question(name: str) -> str:
+    """The question how severe, or how large, a finding is."""
+    return f"How severe is the {spoken(name)}: mild, moderate or severe?"
+
+
 def finding_list(findings: Iterable[Finding]) -> str:
     """A short dense answer that names all findings in the order of their names: "Cardiomegaly; right pleural effusion."."""
     sides: dict[str, set[str]] = {}
@@ -121,10 +126,8 @@ def _from_truth(study: Study, present_share: dict[str, float], seed: int) -> lis
             side = sides.pop() if len(sides) == 1 else "both"
             result.append(QuestionAnswer(study.image_id, side_question(name), SIDE_ANSWERS[side], "side", name))
         if len(severities := {f.severity for f in same if f.severity}) == 1:
-            question = f"How severe is the {spoken(name)}: mild, moderate or severe?"
-            result.append(
-                QuestionAnswer(study.image_id, question, severities.pop().capitalize() + ".", "severity", name)
-            )
+            answer = severities.pop().capitalize() + "."
+            result.append(QuestionAnswer(study.image_id, severity_question(name), answer, "severity", name))
         if len(kinds := {f.kind for f in same if f.kind}) == 1:
             result.append(
                 QuestionAnswer(
@@ -139,36 +142,19 @@ def _from_truth(study: Study, present_share: dict[str, float], seed: int) -> lis
     return result
 
 
-def _from_labels(study: Study, present_share: dict[str, float], seed: int) -> list[QuestionAnswer]:
-    rng = stream(seed, "vqa", study.image_id)
-    result = []
-    for name, value in study.labels.items():
-        if name not in present_share:
-            continue
-        share = present_share[name]
-        chance = 1.0 if value == 1 else share / max(1e-9, 1 - share)
-        chance = min(chance, (1 - share) / max(1e-9, share)) if value == 1 else chance
-        if value in (0, 1) and rng.random() < chance:
-            answer = "Yes." if value else "No."
-            result.append(QuestionAnswer(study.image_id, presence_question(name), answer, "presence", name, "rules"))
-    return result
+def is_exact(study: Study) -> bool:
+    """Whether all findings of an image are known exactly (the phantom)."""
+    return bool(study.mask_path) or bool(study.truth)
 
 
 def questions_of(studies: Sequence[Study], seed: int) -> list[QuestionAnswer]:
-    """Questions on every study, from exact findings where there are some, else from labels; answers balanced.
-
-    Uncertain and unknown labels are never asked about.
-    """
+    """Questions on studies whose findings are known exactly; answers balanced. Of others: `synthesis/rules.py`."""
     names = filter(is_finding, dict.fromkeys(name for study in studies for name in study.labels))
     share = {}
     for name in names:
         known = [study.labels[name] for study in studies if study.labels.get(name) in (0, 1)]
         share[name] = float(np.mean(known)) if known else 0.0
-    result = []
-    for study in studies:
-        exact = bool(study.mask_path) or bool(study.truth)
-        result += (_from_truth if exact else _from_labels)(study, share, seed)
-    return result
+    return [question for study in studies if is_exact(study) for question in _from_truth(study, share, seed)]
 
 
 def write_questions(path: Path, questions: Sequence[QuestionAnswer]) -> None:

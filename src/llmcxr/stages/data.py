@@ -9,18 +9,19 @@ from typing import Any
 from llmcxr.foundation.artifacts import read_json, write_json
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.workflow import Stage
-from llmcxr.instructions.questions import questions_of, write_questions
+from llmcxr.instructions.questions import write_questions
 from llmcxr.labelling.registry import label_studies
 from llmcxr.pages.data import write_data_page
 from llmcxr.sources.base import Tally
 from llmcxr.sources.registry import read_studies
 from llmcxr.stages.context import Context
-from llmcxr.stages.synthesis import chat_client, rewriter, synthesis_stage, synthetic_questions
+from llmcxr.stages.synthesis import chat_client, rewriter, synthesis_stage, synthetic_pairs
 from llmcxr.studies import image_notes
 from llmcxr.studies.cohort import check_splits, count_of, find_copies, into_one_split, select_cohort
 from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.prior_references import edit_prior_references
 from llmcxr.studies.study import SPLITS, Collection, Study, write_manifest
+from llmcxr.synthesis.gather import MEASURED, gather
 from llmcxr.synthesis.prompts import rewriting_prompt
 
 PAGE = "data.html"
@@ -202,21 +203,23 @@ def vqa_stage(context: Context) -> Stage:
     """Questions with known answers -> vqa.jsonl."""
 
     def run() -> str | None:
-        synthetic = synthetic_questions(context)
+        synthetic = synthetic_pairs(context)
         if not context.findings and not synthetic:
             return "no finding is known both present and absent"
-        parts = [[s for s in context.studies if s.split == split] for split in SPLITS]
-        questions = [question for part in parts for question in questions_of(part, context.recipe.seed)]
-        write_questions(context.folder / "vqa.jsonl", [*questions, *synthetic])
-        written = f", {len(synthetic):,} of a chat LLM" if synthetic else ""
-        print(f"    {len(questions):,} questions with known answers{written}")
+        questions = []
+        for split in SPLITS:
+            part = [s for s in context.studies if s.split == split]
+            origins = context.recipe.vqa.origins if split == "train" else MEASURED
+            questions += gather(part, origins, context.labeller, context.recipe.seed, synthetic)
+        write_questions(context.folder / "vqa.jsonl", questions)
+        print(f"    {len(questions)} questions")
         return None
 
     return Stage(
         "vqa",
-        "questions about the images, with answers that are known to be right",
+        "questions about the images, with answers",
         run,
-        settings=context.recipe.seed,
+        settings=(context.recipe.seed, context.recipe.vqa.origins),
         after=("studies", *(stage.name for stage in synthesis_stage(context))),
         outputs=("vqa.jsonl",),
     )

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.workflow import Stage
-from llmcxr.instructions.questions import QuestionAnswer
 from llmcxr.stages.context import Context
 from llmcxr.synthesis.client import ChatClient
 from llmcxr.synthesis.estimate import Estimate
 from llmcxr.synthesis.generate import KEPT, reports_to_ask, requests_of, write_all
-from llmcxr.synthesis.pairs import read_pairs
+from llmcxr.synthesis.pairs import QaPair, read_pairs
 from llmcxr.synthesis.prompts import vqa_prompt
 from llmcxr.synthesis.rewriting import Rewriter
 from llmcxr.synthesis.store import AnswerStore
@@ -80,12 +79,12 @@ def synthesis_stage(context: Context) -> list[Stage]:
     ]
 
 
-def synthetic_questions(context: Context) -> list[QuestionAnswer]:
-    """The kept pairs, as questions; none where the recipe asks for none."""
+def synthetic_pairs(context: Context) -> list[QaPair]:
+    """The kept pairs; none where the recipe asks for none."""
     folder = context.folder / FOLDER / KEPT
     if not context.recipe.vqa.synthesize or not folder.exists():
         return []
-    return [pair.as_question() for pair in read_pairs(folder)]
+    return list(read_pairs(folder))
 
 
 def dry_run(context: Context) -> str:

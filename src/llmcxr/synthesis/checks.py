@@ -13,12 +13,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from llmcxr.labelling import terms
 from llmcxr.metrics.scores import normalize_answer
-from llmcxr.studies.findings import normal_form
 from llmcxr.studies.prior_references import cues_of
 from llmcxr.synthesis.pairs import PairType, QaPair
-from llmcxr.synthesis.statements import DEVICE, NARROWER, WIDER, Statement, statements_of, without_words, words_of
+from llmcxr.synthesis.statements import (
+    DEVICE,
+    NARROWER,
+    WIDER,
+    Statement,
+    says_all_is_normal,
+    statements_of,
+    terms_named,
+    without_words,
+    words_of,
+)
 
 # Why a pair is rejected, in the order in which it is looked for.
 REASONS: dict[str, str] = {
@@ -93,11 +101,6 @@ _MAYBE = re.compile(r"(?:possibly|maybe|perhaps|probably|possible|uncertain|equi
 _NORMAL_ASKED = re.compile(
     r"(?:chest|radiograph|x-?ray|image|film|study|cxr|this|exam\w*)\b[^?]{0,30}\b(?:normal|unremarkable|abnormal"
     r"|free of (?:\w+ )?(?:disease|abnormalit\w+))|any (?:\w+ ){0,2}(?:abnormalit\w+|findings?|disease)"
-)
-_ALL_NORMAL = re.compile(
-    r"\b(?:normal|unremarkable|negative) (?:\w+ ){0,2}(?:chest|examination|exam|study|radiograph|cxr|x-?ray)\b"
-    r"|\b(?:chest|examination|exam|study|radiograph|image) (?:is|appears) (?:\w+ )?(?:normal|unremarkable)\b"
-    r"|\bno (?:\w+ ){0,3}(?:abnormalit(?:y|ies)|abnormal findings?|disease|process|findings?)\b|^\W*(?:normal|none|nothing)\W*$"
 )
 _WHAT_DEVICE = re.compile(
     r"\b(?:what|which) (?:\w+ ){0,3}(?:devices?|tubes?|lines?|catheters?|hardware|apparatus)\b|\bdevices?\b"
@@ -246,7 +249,7 @@ class Said:
     def __init__(self, report: str, labels: Mapping[str, int]) -> None:
         self.statements = statements_of(report)
         self.words = {""} | {_words(s.sentence) for s in self.statements}
-        self.normal = bool(_ALL_NORMAL.search(report.lower()))
+        self.normal = says_all_is_normal(report)
         self._by_term: dict[str, list[Statement]] = {}
         for statement in self.statements:
             self._by_term.setdefault(statement.term, []).append(statement)
@@ -283,7 +286,7 @@ class Said:
             normal = yes == (
                 "normal" in question.replace("abnormal", "") or "free of" in question or "unremark" in question
             )
-        elif _ALL_NORMAL.search(answer):
+        elif says_all_is_normal(answer):
             if re.search(r"\b(?:lungs?|heart|bones?|aorta|spine|devices?|tubes?|lines?)\b", question):
                 return "unknown", ""
             normal = True
@@ -291,7 +294,7 @@ class Said:
             return "unknown", ""
         if self.abnormal is not None:
             return ("contradicted" if normal else "entailed"), self.abnormal.sentence
-        if self.normal:
+        if self.normal and not self.of(DEVICE, 1):  # whether an image with a device alone is normal, people differ
             return ("entailed" if normal else "contradicted"), ""
         return "unknown", ""
 
@@ -394,14 +397,9 @@ def _terms_of(labels: Mapping[str, int]) -> list[tuple[str, int]]:
     """What labels say of the labeller's terms: a group that is absent is absent in all, one that is there in its first."""
     result = []
     for name, state in labels.items():
-        named = _VOCABULARY.get(normal_form(name), ())
+        named = terms_named(name)
         result += [(term, state) for term in (named if state == 0 else named[:1])]
     return result
-
-
-_VOCABULARY = {
-    normal_form(name): named for vocabulary in (terms.CHEXPERT, terms.FINDINGS) for name, named in vocabulary.items()
-}
 
 
 def _meaning(pair: QaPair) -> object:
@@ -415,7 +413,7 @@ def _meaning(pair: QaPair) -> object:
             )
         content = frozenset(w for w in _words(question).split() if w not in _STOP)
         return pair.type, content
-    named = frozenset((s.term, s.kinds) for s in statements_of(_content(question)))
+    named: frozenset[object] = frozenset((s.term, s.kinds) for s in statements_of(_content(question)))
     if not named:
         named = frozenset(w for w in _words(question).split() if w not in _STOP)
     return pair.type, named, normalize_answer(answer, False)

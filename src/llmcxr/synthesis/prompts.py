@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import Count, checked
 from llmcxr.foundation.yaml_text import parse_yaml, read_yaml
 from llmcxr.synthesis.pairs import TYPES
 
@@ -118,6 +119,7 @@ def _prompt(
         value, origin = read_yaml(path), str(path)
     try:
         name, instructions, examples = value["name"], value["instructions"], value.get("examples") or []
+        longest = value.get("max_tokens", max_tokens)
         before = tuple((str(example[subject]).strip(), answer(example)) for example in examples)
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(
@@ -126,4 +128,5 @@ def _prompt(
         ) from error
     if not all(isinstance(text, str) and text.strip() for text in (name, instructions)):
         raise UserError(f"{origin} is no prompt: its name and instructions should be text. See docs/vqa.md.")
-    return ChatPrompt(name, before, instructions.strip(), subject.capitalize(), schema, max_tokens)
+    longest = checked(Count, longest, f"{origin}: max_tokens")
+    return ChatPrompt(name, before, instructions.strip(), subject.capitalize(), schema, longest)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Count, NameOrPath, Range, Settings, setting
+from llmcxr.instructions.questions import Origin
 from llmcxr.synthesis.address import split_address
 
 Amount = Annotated[float, Range(0, 1_000_000_000, above=True)]
@@ -62,8 +63,13 @@ class ChatSettings(Settings):
 
 @dataclass(frozen=True)
 class VqaSettings(Settings):
-    """Questions beyond those of known findings."""
+    """Questions about images, and where they come from."""
 
+    origins: tuple[Origin, ...] = setting(
+        ("truth", "rules", "llm"),
+        "where the questions that train come from: truth (findings that are known exactly), rules (labels and reports; of images "
+        "without truth), llm (those that a chat LLM wrote)",
+    )
     synthesize: bool = setting(False, "a chat LLM (`chat`) writes questions and answers from reports")
     only_positive: bool = setting(True, "only from reports of images with at least one finding (the paper)")
     prompt: Path | None = setting(None, "YAML file with a prompt of your own (docs/vqa.md), instead of the shipped one")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from llmcxr.labelling import cues, terms
 from llmcxr.labelling.base import Mention
 from llmcxr.labelling.rules import RuleLabeller
+from llmcxr.studies.findings import normal_form
 from llmcxr.studies.sentences import sentences
 
 DEVICE = "support device"
@@ -81,6 +82,15 @@ PLACE = re.compile(
     r"|(?:peri)?hilar regions?|costophrenic (?:angles?|sulcus))\b"
 )
 
+_ALL_NORMAL = re.compile(
+    r"\b(?:normal|unremarkable|negative) (?:\w+ ){0,2}(?:chest|examination|exam|study|radiograph|cxr|x-?ray)\b"
+    r"|\b(?:chest|examination|exam|study|radiograph|image) (?:is|appears) (?:\w+ )?(?:normal|unremarkable)\b"
+    r"|\bno (?:\w+ ){0,3}(?:abnormalit(?:y|ies)|abnormal findings?|disease|process|findings?)\b|^\W*(?:normal|none|nothing)\W*$"
+)
+_VOCABULARY = {
+    normal_form(name): named for vocabulary in (terms.CHEXPERT, terms.FINDINGS) for name, named in vocabulary.items()
+}
+
 _LABELLER = RuleLabeller({term: (term,) for term in terms.PRESENT})
 
 
@@ -99,6 +109,16 @@ class Statement:
     counts: frozenset[int] = frozenset()
     sizes: frozenset[float] = frozenset()  # mm
     place: str = ""  # the part of the lung, as the text has it
+
+
+def terms_named(finding: str) -> tuple[str, ...]:
+    """The terms of a finding as data spell it ("Pleural_Effusion"); none where it is no finding of the labeller."""
+    return _VOCABULARY.get(normal_form(finding), ())
+
+
+def says_all_is_normal(text: str) -> bool:
+    """Whether a text calls the whole image normal, or denies all (acute) abnormality."""
+    return bool(_ALL_NORMAL.search(text.lower()))
 
 
 def words_of(text: str, group: str) -> list[tuple[int, int, str]]:
