@@ -8,7 +8,6 @@ import yaml
 from llmcxr.cli import main
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import build_settings, describe_settings, load_settings, settings_to_dict
-from llmcxr.image_tokens.convolutional import BLOCKS
 from llmcxr.labelling.base import unreadable
 from llmcxr.labelling.registry import build_labeller
 from llmcxr.recipe import Recipe
@@ -27,7 +26,7 @@ def test_it_is_valid(name):
 def test_there_are_few_settings():
     """Each new one is paid for by another, or by a reason that is worth raising this: 13 say where four data sets
     lie."""
-    assert len(describe_settings(Recipe)) <= 132
+    assert len(describe_settings(Recipe)) <= 140
 
 
 def test_they_are_found_by_name(tmp_path, monkeypatch, capsys):
@@ -79,9 +78,9 @@ def test_the_paper_recipe_is_the_papers():
     recipe = load_settings(Recipe, SHIPPED["mimic-cxr-paper"])
     assert recipe.llm == "databricks/dolly-v2-3b"
     a = recipe.image_tokenizer.architecture
-    assert (a.image_size, a.grid, a.codebook_size, a.code_dim, BLOCKS) == (256, 16, 1024, 256, 2)
+    assert (a.image_size, a.grid, a.codebook_size, a.code_dim, a.blocks) == (256, 16, 1024, 256, 2)
     assert a.channels == [128, 128, 256, 256, 512] and recipe.image_tokenizer.perceptual == "download"
-    assert a.kind == "convolutional" and recipe.clinical_features.weights.startswith("densenet121-res224")
+    assert a.kind == "vqgan" and recipe.clinical_features.weights.startswith("densenet121-res224")
     t = recipe.tuning
     assert t.alignment.steps == 0 and t.loss == "response"
     assert (t.method, t.template, t.row_start, t.image_softmax, t.language.loss) == (
