@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
@@ -22,7 +22,9 @@ class Sampling(Settings):
     temperature: Annotated[float, Range(0, 100)] = setting(0.0, "0: the most likely token")
     top_p: Annotated[float, Range(0, 1, above=True)] = setting(1.0, "share of the likeliest tokens that can come")
     top_k: Annotated[int, Range(0, 10_000_000)] = setting(0, "how many of the likeliest tokens can come; 0: all")
-    max_new_tokens: Annotated[int, Range(1, 1_000_000)] = setting(128, "of text; an image always has its exact length")
+    max_new_tokens: Annotated[int, Range(1, 1_000_000)] = setting(
+        128, "of text, in which an image counts as one; it always has its exact length"
+    )
     seed: Annotated[int, Range(0, 2**63 - 1)] = setting(0, "of the draws")
     guidance: Guidance | None = setting(None, "classifier-free guidance; 1: as the model says; None: the model's own")
     min_p: Annotated[float, Range(0, 1)] = setting(
@@ -32,6 +34,10 @@ class Sampling(Settings):
         1.0, "of tokens that the text holds (Keskar et al., 2019)"
     )
     stop: tuple[str, ...] = setting((), "a text ends before the first of these")
+
+    def faults(self) -> list[str]:
+        """Impossible combinations."""
+        return ["stop: an empty text stands everywhere"] if "" in self.stop else []
 
 
 GREEDY = Sampling()
@@ -59,22 +65,34 @@ class Request:
             raise ValueError("guidance by a negative prompt needs a strength (sampling.guidance)")
 
 
+Segment = str | np.ndarray  # text, or an image as codes uint16 [L]
+
+
 @dataclass(frozen=True)
 class Response:
-    """Either text or codes uint16 [L]; `complete` is False where text stopped at max_new_tokens."""
+    """Texts and images in the order in which they came; `complete` is False where it stopped at max_new_tokens."""
 
-    text: str = ""
-    codes: np.ndarray | None = None
+    segments: tuple[Segment, ...] = ()
     complete: bool = True
+
+    @property
+    def text(self) -> str:
+        """Its texts, a line each; "" where there is none."""
+        return "\n".join(s for s in self.segments if isinstance(s, str))
+
+    @property
+    def codes(self) -> np.ndarray | None:
+        """Its first image; None where there is none."""
+        return next((s for s in self.segments if not isinstance(s, str)), None)
 
 
 class Backend(Protocol):
-    """Decoding under a grammar: a response is text, or an image of exactly L codes."""
+    """Decoding under a grammar (grammar.py): text, images of exactly L codes, or both in turn."""
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, int]]:
+    def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, int], None, None]:
         """(number of the request, token id), as they are decided; a text's end token is the last of its request.
 
-        Whoever stops listening stops the work.
+        Whoever closes it stops the work.
         """
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
