@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+from llmcxr.commands.many import IMAGES, STATUS, for_images, load
 from llmcxr.commands.table import (
-    IMAGE,
     MODEL,
     NOTICE,
     argument,
@@ -21,17 +22,6 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.texts import check_text
 
 
-def _load(arguments: argparse.Namespace):
-    """The model. `UserError` for an image that cannot be read: before the model is loaded."""
-    if image := getattr(arguments, "image", None):
-        from llmcxr.studies.radiographs import read_radiograph
-
-        read_radiograph(image)
-    from llmcxr.inference.llm_cxr import LlmCxr
-
-    return LlmCxr.from_pretrained(arguments.model, arguments.device)
-
-
 def _sampling(arguments: argparse.Namespace):
     """`UserError` for what cannot be: before the model is loaded."""
     from llmcxr.inference.backend import Sampling
@@ -42,7 +32,7 @@ def _sampling(arguments: argparse.Namespace):
 
 @command(
     "report",
-    f"report of a radiograph (PNG, JPEG or DICOM). {NOTICE}",
+    f"report of a radiograph (PNG, JPEG or DICOM), or of each of many. {STATUS} {NOTICE}",
     *MODEL,
     *sampling(0.0),
     *chosen(
@@ -50,24 +40,34 @@ def _sampling(arguments: argparse.Namespace):
         "fewer out",
         "write so many and keep the one that states best what the model named on the image",
     ),
-    IMAGE,
+    *IMAGES,
 )
-def _report(arguments: argparse.Namespace) -> None:
+def _report(arguments: argparse.Namespace) -> int:
     drawn = _sampling(arguments)
-    print(_load(arguments).report(arguments.image, drawn, arguments.candidates))
+    return for_images(arguments, "report", lambda model, codes: model.reports(codes, drawn, arguments.candidates))
 
 
-@command("ask", f"answer a question about a radiograph. {NOTICE}", *MODEL, *sampling(0.0), IMAGE, argument("question"))
-def _ask(arguments: argparse.Namespace) -> None:
-    drawn = _sampling(arguments)
-    check_text(arguments.question, "the question")
-    print(_load(arguments).ask(arguments.image, arguments.question, drawn))
+@command(
+    "ask",
+    f"answer a question about a radiograph, or about each of many. {STATUS} {NOTICE}",
+    *MODEL,
+    *sampling(0.0),
+    *IMAGES,
+    argument("question"),
+)
+def _ask(arguments: argparse.Namespace) -> int:
+    drawn, question = _sampling(arguments), check_text(arguments.question, "the question")
+    return for_images(arguments, "answer", lambda model, codes: model.answers(codes, [question] * len(codes), drawn))
 
 
-@command("findings", f"probability of each finding on a radiograph. {NOTICE}", *MODEL, IMAGE)
-def _findings(arguments: argparse.Namespace) -> None:
-    for name, p in sorted(_load(arguments).finding_probabilities(arguments.image).items(), key=lambda item: -item[1]):
-        print(f"{p:5.2f}  {name}")
+@command(
+    "findings", f"probability of each finding on a radiograph, or on each of many. {STATUS} {NOTICE}", *MODEL, *IMAGES
+)
+def _findings(arguments: argparse.Namespace) -> int:
+    def lines(found: dict[str, float]) -> str:
+        return "\n".join(f"{p:5.2f}  {name}" for name, p in sorted(found.items(), key=lambda item: -item[1]))
+
+    return for_images(arguments, "findings", lambda model, codes: list(map(model.finding_probabilities, codes)), lines)
 
 
 @command(
@@ -89,7 +89,7 @@ def _draw(arguments: argparse.Namespace) -> None:
     drawn = _sampling(arguments)
     check_text(arguments.text, "the report")
     check_output(arguments.output)
-    pixels = _load(arguments).draw(arguments.text, drawn, arguments.candidates)
+    pixels = load(arguments).draw(arguments.text, drawn, arguments.candidates)
     save_synthetic(arguments.output, pixels, arguments.text, visible=not arguments.no_mark)
     print(arguments.output)
 
@@ -105,17 +105,26 @@ def _chat(arguments: argparse.Namespace) -> None:
     drawn = _sampling(arguments)
     if arguments.message is not None:
         check_text(arguments.message, "the message")
-        print(_load(arguments).chat([{"role": "user", "content": arguments.message}], drawn))
+        _say(load(arguments).stream_chat([{"role": "user", "content": arguments.message}], drawn))
         return
-    model = _load(arguments)
+    model = load(arguments)
     messages: list[dict[str, str]] = []
     at_hand = sys.stdin is not None and sys.stdin.isatty()  # else what is said comes from a file or another program
     if at_hand:
         print("Plain chat; an empty line ends it.", file=sys.stderr)
     while said := _line("> " if at_hand and sys.stdout.isatty() else ""):
         messages.append({"role": "user", "content": said})
-        messages.append({"role": "assistant", "content": model.chat(messages, drawn)})
-        print(messages[-1]["content"], flush=True)
+        messages.append({"role": "assistant", "content": _say(model.stream_chat(messages, drawn))})
+
+
+def _say(pieces: Iterable[str]) -> str:
+    """Print pieces of a text as they come; the text."""
+    said = []
+    for piece in pieces:
+        print(piece, end="", flush=True)
+        said.append(piece)
+    print(flush=True)
+    return "".join(said)
 
 
 def _line(prompt: str) -> str:

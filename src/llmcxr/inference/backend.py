@@ -98,6 +98,9 @@ class Backend(Protocol):
     def generate(self, requests: Sequence[Request]) -> list[Response]:
         """A response to each request."""
 
+    def response(self, tokens: Sequence[int], request: Request) -> Response:
+        """What the tokens that were streamed for a request make."""
+
     def check_room(self, tokens: int, response: int, most: int | None = None) -> None:
         """`UserError` where a prompt of so many tokens and its response are longer than the model's context, or than
         `most`."""

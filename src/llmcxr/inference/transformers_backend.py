@@ -292,9 +292,10 @@ class TransformersBackend(Backend):
         tokens: list[list[int]] = [[] for _ in requests]
         for number, token in self.stream(requests):
             tokens[number].append(token)
-        return [self._response(row, request) for row, request in zip(tokens, requests, strict=True)]
+        return [self.response(row, request) for row, request in zip(tokens, requests, strict=True)]
 
-    def _response(self, tokens: list[int], request: Request) -> Response:
+    def response(self, tokens: Sequence[int], request: Request) -> Response:
+        """See `Backend`."""
         ended = tokens[-1:] == [self.end_id]
         found, stopped = list[Segment](), False
         for image, ids in self._segments(tokens[:-1] if ended else tokens):
