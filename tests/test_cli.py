@@ -111,7 +111,8 @@ def test_version(capsys):
 
 @pytest.mark.parametrize("text", ["", "  ", "caf\udce9"])
 def test_texts_are_checked_before_a_model_is_loaded(text, capsys, monkeypatch):
-    monkeypatch.setattr(commands.use, "_load", lambda arguments: pytest.fail("the model was loaded"))
+    for module in (commands.use, commands.many):
+        monkeypatch.setattr(module, "load", lambda arguments: pytest.fail("the model was loaded"))
     for arguments in (["ask", "x.png", text], ["draw", text], ["chat", text]):
         assert "is empty" in (said := fails(capsys, *arguments)) or "not UTF-8" in said
 
@@ -140,13 +141,14 @@ def test_a_closed_pipe_and_a_full_disk_are_no_traceback(unbuffered):
 class Echo:
     """Instead of a model: says what it was told last, and how much was said before."""
 
-    def chat(self, messages, sampling):
-        return f"{messages[-1]['content']} ({len(messages)})"
+    def stream_chat(self, messages, sampling):
+        yield messages[-1]["content"]
+        yield f" ({len(messages)})"
 
 
 @pytest.fixture
 def echo(monkeypatch):
-    monkeypatch.setattr(commands.use, "_load", lambda arguments: Echo())
+    monkeypatch.setattr(commands.use, "load", lambda arguments: Echo())
 
 
 def test_piped_chat_prints_answers_only(echo, monkeypatch, capsys):
@@ -201,7 +203,7 @@ def test_home_is_home_in_every_path(tmp_path, capsys, monkeypatch):
     (tmp_path / "home" / "recipe.yaml").write_text("name: made\nruns: '~'\n")
     assert f"{tmp_path / 'home' / 'made'}/studies.json does not exist" in fails(capsys, "inspect", "~/made")
     assert "no finished model" in fails(capsys, "pack", "~/recipe.yaml", "~/packed")
-    monkeypatch.setattr(commands.use, "_load", lambda arguments: pytest.fail(f"loaded for {arguments.output}"))
+    monkeypatch.setattr(commands.use, "load", lambda arguments: pytest.fail(f"loaded for {arguments.output}"))
     (tmp_path / "home" / "taken.png").mkdir()
     assert "home/taken.png: it is a folder" in fails(capsys, "draw", "x", "--output=~/taken.png")
     assert [p.name for p in tmp_path.iterdir()] == ["home"]

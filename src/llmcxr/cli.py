@@ -23,7 +23,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmcxr {__version__}")
     words = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, own in COMMANDS.items():
-        added = words.add_parser(name, help=own.about.removesuffix(f". {NOTICE}"), description=own.about)
+        added = words.add_parser(
+            name, help=own.about.removesuffix(f" {NOTICE}").split(". ")[0].removesuffix("."), description=own.about
+        )
         added.set_defaults(function=own.function)
         for add in own.arguments:
             add(added)
@@ -69,8 +71,8 @@ def _output_is_lost() -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; 0 on success, 2 for a mistake that the user can mend, 130 or 143 when interrupted, 141 when nobody
-    reads on."""
+    """Entry point; 0 on success, 1 where some of many images could not be read, 2 for a mistake that the user can mend,
+    130 or 143 when interrupted, 141 when nobody reads on."""
     _prepare()
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -80,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         with ends_like_interrupts():
-            arguments.function(arguments)
+            status = arguments.function(arguments)
         if sys.stdout is not None:  # closed from the start
             sys.stdout.flush()
     except UserError as error:
@@ -96,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
             return CLOSED_PIPE
         print(f"llmcxr: what is printed cannot be written: {error}", file=sys.stderr)
         return 2
-    return 0
+    return status or 0
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ def test_sides_are_asked_for_one_by_one(monkeypatch):
     def with_a_list(requests):
         seen.append(requests)
         responses = generate(requests)
-        return [dataclasses.replace(r, text="Right mass.") for r in responses] if len(seen) == 1 else responses
+        return [dataclasses.replace(r, segments=("Right mass.",)) for r in responses] if len(seen) == 1 else responses
 
     monkeypatch.setattr(backend(), "generate", with_a_list)
     reports(own, codes[:1], Sampling(max_new_tokens=2))

@@ -77,8 +77,8 @@ def test_text_never_holds_what_the_model_strongly_prefers(temperature):
         favourite = backend.model(torch.tensor([PROMPTS[0]])).logits[0, -1].topk(10).indices
     assert not set(favourite.tolist()) - control(backend), "the model should want them"
     seen = []
-    real = backend._response
-    backend._response = lambda tokens, grammar: seen.append(tokens) or real(tokens, grammar)
+    real = backend.response
+    backend.response = lambda tokens, grammar: seen.append(tokens) or real(tokens, grammar)
     for r in backend.generate(ask(PROMPTS, "text", Sampling(temperature, max_new_tokens=12, seed=3))):
         assert r.codes is None and "<VQ" not in r.text and "<|" not in r.text
     for tokens in seen:

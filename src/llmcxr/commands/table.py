@@ -20,7 +20,7 @@ Adding = Callable[[argparse._ActionsContainer], object]  # puts an argument, or 
 class Command:
     """What a command word does, and what it takes."""
 
-    function: Callable[[argparse.Namespace], None]
+    function: Callable[[argparse.Namespace], int | None]  # its exit status; None is 0
     about: str
     arguments: tuple[Adding, ...]
 
@@ -28,10 +28,10 @@ class Command:
 COMMANDS: dict[str, Command] = {}
 
 
-def command(name: str, about: str, *arguments: Adding) -> Callable[[Callable[[argparse.Namespace], None]], None]:
+def command(name: str, about: str, *arguments: Adding) -> Callable[[Callable[[argparse.Namespace], int | None]], None]:
     """Makes the function below a command."""
 
-    def enter(function: Callable[[argparse.Namespace], None]) -> None:
+    def enter(function: Callable[[argparse.Namespace], int | None]) -> None:
         COMMANDS[name] = Command(function, about, arguments)
 
     return enter
@@ -101,7 +101,6 @@ OVERRIDES = argument(
     help="settings that replace the file's; `llmcxr settings` lists them",
 )
 RUN = argument("folder", type=path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
-IMAGE = argument("image", type=path, help="PNG, JPEG or DICOM")
 SEED = argument("--seed", type=int, default=0, help="of what is drawn by chance (default: %(default)s)")
 MODEL = (
     argument(

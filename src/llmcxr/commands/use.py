@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from llmcxr.commands.many import IMAGES, STATUS, for_images, load, warn_once
 from llmcxr.commands.table import (
-    IMAGE,
     MODEL,
     NOTICE,
     argument,
@@ -20,16 +22,11 @@ from llmcxr.foundation.artifacts import check_output
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.texts import check_text
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def _load(arguments: argparse.Namespace):
-    """The model. `UserError` for an image that cannot be read: before the model is loaded."""
-    if image := getattr(arguments, "image", None):
-        from llmcxr.studies.radiographs import read_radiograph
-
-        read_radiograph(image)
+    from llmcxr.inference.consistency import CheckedSentence
     from llmcxr.inference.llm_cxr import LlmCxr
-
-    return LlmCxr.from_pretrained(arguments.model, arguments.device)
 
 
 def _sampling(arguments: argparse.Namespace):
@@ -42,7 +39,7 @@ def _sampling(arguments: argparse.Namespace):
 
 @command(
     "report",
-    f"report of a radiograph (PNG, JPEG or DICOM). {NOTICE}",
+    f"report of a radiograph (PNG, JPEG or DICOM), or of each of many. {STATUS} {NOTICE}",
     *MODEL,
     *sampling(0.0),
     *chosen(
@@ -55,36 +52,67 @@ def _sampling(arguments: argparse.Namespace):
         action="store_true",
         help="a sentence a line, with those marked that the model itself does not believe",
     ),
-    IMAGE,
+    *IMAGES,
 )
-def _report(arguments: argparse.Namespace) -> None:
+def _report(arguments: argparse.Namespace) -> int:
     drawn = _sampling(arguments)
-    model = _load(arguments)
-    if not arguments.check:
-        print(model.report(arguments.image, drawn, arguments.candidates))
-        return
-    for sentence in model.report(arguments.image, drawn, arguments.candidates, check=True):
-        print(f"{'?' if sentence.doubts else ' '} {sentence.text}")
-        for doubt in sentence.doubts:
-            print(f"    {doubt}")
+
+    def answer(model: LlmCxr, codes: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        if not arguments.check:
+            return [{"report": text} for text in model.reports(codes, drawn, arguments.candidates)]
+        return [_checked(model.report(row, drawn, arguments.candidates, check=True)) for row in codes]
+
+    def shown(found: dict[str, Any]) -> str:
+        if "sentences" not in found:
+            return found["report"]
+        marked = (
+            [f"{'?' if s['doubts'] else ' '} {s['text']}", *(f"    {d}" for d in s["doubts"])]
+            for s in found["sentences"]
+        )
+        return "\n".join(line for lines in marked for line in lines)
+
+    return for_images(arguments, answer, shown)
 
 
-@command("ask", f"answer a question about a radiograph. {NOTICE}", *MODEL, *sampling(0.0), IMAGE, argument("question"))
-def _ask(arguments: argparse.Namespace) -> None:
-    drawn = _sampling(arguments)
-    check_text(arguments.question, "the question")
-    print(_load(arguments).ask(arguments.image, arguments.question, drawn))
+def _checked(found: Sequence[CheckedSentence]) -> dict[str, Any]:
+    sentences = [{"text": one.text, "doubts": [str(doubt) for doubt in one.doubts]} for one in found]
+    return {"report": " ".join(one.text for one in found), "sentences": sentences}
 
 
-@command("findings", f"probability of each finding on a radiograph. {NOTICE}", *MODEL, IMAGE)
-def _findings(arguments: argparse.Namespace) -> None:
-    model = _load(arguments)
-    if model.calibration is None:
-        print("note: this model has no calibration; p is as it answers, and need not be a frequency", file=sys.stderr)
-    sides = model.finding_sides(arguments.image)
-    for name, p in sorted(model.finding_probabilities(arguments.image).items(), key=lambda item: -item[1]):
-        told = ", ".join(f"{side} {share:.2f}" for side, share in sides.get(name, {}).items())
-        print(f"{p:5.2f}  {name}" + (f"  ({told}, if it is there)" if told and p >= 0.5 else ""))
+@command(
+    "ask",
+    f"answer a question about a radiograph, or about each of many. {STATUS} {NOTICE}",
+    *MODEL,
+    *sampling(0.0),
+    *IMAGES,
+    argument("question"),
+)
+def _ask(arguments: argparse.Namespace) -> int:
+    drawn, question = _sampling(arguments), check_text(arguments.question, "the question")
+
+    def answer(model: LlmCxr, codes: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        return [{"answer": text} for text in model.answers(codes, [question] * len(codes), drawn)]
+
+    return for_images(arguments, answer, lambda found: found["answer"])
+
+
+@command(
+    "findings", f"probability of each finding on a radiograph, or on each of many. {STATUS} {NOTICE}", *MODEL, *IMAGES
+)
+def _findings(arguments: argparse.Namespace) -> int:
+    def answer(model: LlmCxr, codes: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        if model.calibration is None:
+            warn_once("note: this model has no calibration; p is as it answers, and need not be a frequency")
+        return [{"findings": model.finding_probabilities(row), "sides": model.finding_sides(row)} for row in codes]
+
+    def shown(found: dict[str, Any]) -> str:
+        lines = []
+        for name, p in sorted(found["findings"].items(), key=lambda item: -item[1]):
+            told = ", ".join(f"{side} {share:.2f}" for side, share in found["sides"].get(name, {}).items())
+            lines.append(f"{p:5.2f}  {name}" + (f"  ({told}, if it is there)" if told and p >= 0.5 else ""))
+        return "\n".join(lines)
+
+    return for_images(arguments, answer, shown)
 
 
 @command(
@@ -106,7 +134,7 @@ def _draw(arguments: argparse.Namespace) -> None:
     drawn = _sampling(arguments)
     check_text(arguments.text, "the report")
     check_output(arguments.output)
-    pixels = _load(arguments).draw(arguments.text, drawn, arguments.candidates)
+    pixels = load(arguments).draw(arguments.text, drawn, arguments.candidates)
     save_synthetic(arguments.output, pixels, arguments.text, visible=not arguments.no_mark)
     print(arguments.output)
 
@@ -122,17 +150,26 @@ def _chat(arguments: argparse.Namespace) -> None:
     drawn = _sampling(arguments)
     if arguments.message is not None:
         check_text(arguments.message, "the message")
-        print(_load(arguments).chat([{"role": "user", "content": arguments.message}], drawn))
+        _say(load(arguments).stream_chat([{"role": "user", "content": arguments.message}], drawn))
         return
-    model = _load(arguments)
+    model = load(arguments)
     messages: list[dict[str, str]] = []
     at_hand = sys.stdin is not None and sys.stdin.isatty()  # else what is said comes from a file or another program
     if at_hand:
         print("Plain chat; an empty line ends it.", file=sys.stderr)
     while said := _line("> " if at_hand and sys.stdout.isatty() else ""):
         messages.append({"role": "user", "content": said})
-        messages.append({"role": "assistant", "content": model.chat(messages, drawn)})
-        print(messages[-1]["content"], flush=True)
+        messages.append({"role": "assistant", "content": _say(model.stream_chat(messages, drawn))})
+
+
+def _say(pieces: Iterable[str]) -> str:
+    """Print pieces of a text as they come; the text."""
+    said = []
+    for piece in pieces:
+        print(piece, end="", flush=True)
+        said.append(piece)
+    print(flush=True)
+    return "".join(said)
 
 
 def _line(prompt: str) -> str:

@@ -20,6 +20,7 @@ from llmcxr.evaluation.scoring import MEASUREMENTS
 from llmcxr.foundation.processes import Processes
 from llmcxr.image_tokens.classifier import in_batches
 from llmcxr.image_tokens.training import codebook_use, reconstruct
+from llmcxr.inference import policies
 from llmcxr.inference.backend import DRAWING, Sampling
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.inference.transformers_backend import TransformersBackend
@@ -30,8 +31,6 @@ from llmcxr.studies.radiographs import to_uint8
 from llmcxr.tasks.measurement import Ask, Cases, Measurement, Prediction
 from llmcxr.tuning.keep_language import general_texts, perplexity
 from llmcxr.vocabulary.language_model import load_language_model
-
-_DECODED_AT_ONCE = 64
 
 
 class ModelUnderTest:
@@ -58,11 +57,12 @@ class ModelUnderTest:
 
     def reports(self, image_ids: Sequence[str], most_tokens: int) -> list[str]:
         """Reports, written as the model writes by default."""
-        return self.model.reports(self.codes(image_ids), Sampling(max_new_tokens=most_tokens))
+        return policies.reports(self.model.asker, self.codes(image_ids), Sampling(max_new_tokens=most_tokens))
 
     def answers(self, image_ids: Sequence[str], questions: Sequence[str], most_tokens: int) -> list[str]:
         """Answer i to question i about image i."""
-        return self.model.answers(self.codes(image_ids), questions, Sampling(max_new_tokens=most_tokens))
+        sampling = Sampling(max_new_tokens=most_tokens)
+        return policies.answers(self.model.asker, self.codes(image_ids), questions, sampling)
 
     def finding_probabilities(self, image_id: str, findings: Sequence[str]) -> list[float]:
         """p(yes) of each finding, asked for as the model spells it."""
@@ -80,8 +80,7 @@ class ModelUnderTest:
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Codes [N, L] to images uint8 [N, S, S]."""
-        parts = [codes[i : i + _DECODED_AT_ONCE] for i in range(0, len(codes), _DECODED_AT_ONCE)]
-        return to_uint8(np.concatenate([self.model.decode(part) for part in parts]))
+        return to_uint8(self.model.decode(codes))
 
     def codes(self, image_ids: Sequence[str]) -> np.ndarray:
         """Codes [N, L] of real images."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Range, Settings, setting
+from llmcxr.inference.grammar import before_stop, segments
 from llmcxr.instructions.example import Grammar
 from llmcxr.model.decoding import Guidance
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -24,7 +25,9 @@ class Sampling(Settings):
     temperature: Annotated[float, Range(0, 100)] = setting(0.0, "0: the most likely token")
     top_p: Annotated[float, Range(0, 1, above=True)] = setting(1.0, "share of the likeliest tokens that can come")
     top_k: Annotated[int, Range(0, 10_000_000)] = setting(0, "how many of the likeliest tokens can come; 0: all")
-    max_new_tokens: Annotated[int, Range(1, 1_000_000)] = setting(128, "of text; an image always has its exact length")
+    max_new_tokens: Annotated[int, Range(1, 1_000_000)] = setting(
+        128, "of text, in which an image counts as one; it always has its exact length"
+    )
     seed: Annotated[int, Range(0, 2**63 - 1)] = setting(0, "of the draws")
     guidance: Guidance | None = setting(None, "classifier-free guidance; 1: as the model says; None: the model's own")
     min_p: Annotated[float, Range(0, 1)] = setting(
@@ -34,6 +37,10 @@ class Sampling(Settings):
         1.0, "of tokens that the text holds (Keskar et al., 2019)"
     )
     stop: tuple[str, ...] = setting((), "a text ends before the first of these")
+
+    def faults(self) -> list[str]:
+        """Impossible combinations."""
+        return ["stop: an empty text stands everywhere"] if "" in self.stop else []
 
 
 GREEDY = Sampling()
@@ -61,13 +68,25 @@ class Request:
             raise ValueError("guidance by a negative prompt needs a strength (sampling.guidance)")
 
 
+Segment = str | np.ndarray  # text, or an image as codes uint16 [L]
+
+
 @dataclass(frozen=True)
 class Response:
-    """Either text or codes uint16 [L]; `complete` is False where text stopped at max_new_tokens."""
+    """Texts and images in the order in which they came; `complete` is False where it stopped at max_new_tokens."""
 
-    text: str = ""
-    codes: np.ndarray | None = None
+    segments: tuple[Segment, ...] = ()
     complete: bool = True
+
+    @property
+    def text(self) -> str:
+        """Its texts, a line each; "" where there is none."""
+        return "\n".join(s for s in self.segments if isinstance(s, str))
+
+    @property
+    def codes(self) -> np.ndarray | None:
+        """Its first image; None where there is none."""
+        return next((s for s in self.segments if not isinstance(s, str)), None)
 
 
 def check_length(tokens: int, response: int, context: int | None, most: int | None = None) -> None:
@@ -80,25 +99,39 @@ def check_length(tokens: int, response: int, context: int | None, most: int | No
         )
 
 
-def text_response(tokens: Sequence[int], end_id: int, stop: Sequence[str], vocabulary: ImageVocabulary) -> Response:
-    """The text of tokens that were drawn, up to the first of `stop`."""
-    complete = list(tokens[-1:]) == [end_id]
-    text = vocabulary.decode_text(tokens[:-1] if complete else tokens)
-    stops = [text.index(s) for s in stop if s in text]
-    return Response(text=text[: min(stops)], complete=True) if stops else Response(text=text, complete=complete)
+def whole_response(
+    tokens: Sequence[int], request: Request, end_id: int, length: int, vocabulary: ImageVocabulary
+) -> Response:
+    """What the tokens that were drawn for a request make: its texts up to the first of its stop texts, and its images."""
+    ended = list(tokens[-1:]) == [end_id]
+    found, stopped = list[Segment](), False
+    for image, ids in segments(tokens[:-1] if ended else tokens, vocabulary.is_image, length):
+        if image:
+            found.append(vocabulary.decode_codes(ids))
+            continue
+        text = vocabulary.decode_text(ids)
+        cut = before_stop(text, request.sampling.stop)
+        stopped = cut is not None
+        found += [own] if (own := text if cut is None else cut) else []
+    if request.grammar == "text" and not found:
+        found.append("")
+    return Response(tuple(found), ended or stopped or request.grammar == "image")
 
 
 class Backend(Protocol):
-    """Decoding under a grammar: a response is text, or an image of exactly L codes."""
+    """Decoding under a grammar (grammar.py): text, images of exactly L codes, or both in turn."""
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, int]]:
+    def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, int], None, None]:
         """(number of the request, token id), as they are decided; a text's end token is the last of its request.
 
-        Whoever stops listening stops the work.
+        Whoever closes it stops the work.
         """
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
         """A response to each request."""
+
+    def response(self, tokens: Sequence[int], request: Request) -> Response:
+        """What the tokens that were streamed for a request make."""
 
     def check_room(self, tokens: int, response: int, most: int | None = None) -> None:
         """`UserError` where a prompt of so many tokens and its response are longer than the model's context, or than

@@ -1,6 +1,7 @@
 """LlmCxr: load a model folder and use it.
 
-Pixels: images go in as a path, PIL image or array and come out as float32 [S, S] in [-1, 1], bone white.
+Pixels: images go in as a path, a PIL image, an array [S, S] in [-1, 1], or as their codes, whole numbers [L] (`encode`); they
+come out as float32 [S, S] in [-1, 1], bone white.
 Letters: N images, S side in pixels, L = g * g codes of an image.
 """
 
@@ -8,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -28,8 +31,10 @@ from llmcxr.inference.backend import DRAWING, GREEDY, Backend, Sampling
 from llmcxr.inference.consistency import CheckedSentence, check_possible, check_report, labeller_for
 from llmcxr.inference.explanation import Explanation, explanations
 from llmcxr.inference.outside import Outside, outside, statistics
+from llmcxr.inference.streaming import PartialDrawing, filled, rows_of_codes, text_pieces, without_filling
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.inference.vllm_backend import VllmBackend
+from llmcxr.instructions.example import Grammar, Turn
 from llmcxr.instructions.questions import SIDE_ANSWERS, presence_question, side_question
 from llmcxr.instructions.templates import build_template
 from llmcxr.model.calibration import Calibration, load_calibration
@@ -44,11 +49,25 @@ from llmcxr.vocabulary.language_model import load_config, load_language_model, l
 
 BackendName = Literal["transformers", "vllm"]
 ImageLike = str | Path | Image.Image | np.ndarray
+_AT_ONCE = 32  # images in the image tokenizer together
 _REMEMBERED = 1000  # images of which it is known whether they are outside
 
 
+@dataclass(frozen=True)
+class ReadImage:
+    """Codes uint16 [L] of an image, and how unlike the model's training radiographs it is (None: given as codes, or not known)."""
+
+    codes: np.ndarray
+    outside: Outside | None = None
+
+
 class LlmCxr:
-    """One model that reads and writes chest radiographs. For research only."""
+    """One model that reads and writes chest radiographs. For research only.
+
+    What takes one image or text has a form for many, which the engine answers side by side: `reports`, `answers`, `draws`.
+    What answers has a form that streams: `stream_report`, `stream_ask`, `stream_draw`, `stream_chat`; it is of one candidate,
+    and closing it stops the work.
+    """
 
     def __init__(
         self,
@@ -76,6 +95,8 @@ class LlmCxr:
         `precision` is the language model's, auto the one that is faster here. `backend` decodes; vllm chooses its own device, and cannot
         guide (give guidance 1). Raises `UserError` where there is no model, or where image tokenizer and
         model do not belong together.
+
+        >>> model = LlmCxr.from_pretrained("runs/quickstart", device="cpu")
         """
         folder = find_model(name)
         info = load_checked(folder)
@@ -100,7 +121,8 @@ class LlmCxr:
         except UserError as error:
             raise UserError(f"{folder}: {str(error).splitlines()[0]} {remedy(folder)}") from error
         asker = policies.Asker(engine, template, vocabulary, info)
-        return cls(asker, image_tokenizer, load_calibration(folder), read_limits(folder))
+        limits = read_limits(folder) if backend == "transformers" else None  # vLLM gives no likelihoods of all codes
+        return cls(asker, image_tokenizer, load_calibration(folder), limits)
 
     @property
     def info(self) -> ModelInfo:
@@ -133,19 +155,103 @@ class LlmCxr:
             raise UserError(f"an image given as an array is {low:g} everywhere: it shows nothing.")
         return pixels
 
+    def _codes(self, codes: np.ndarray) -> np.ndarray:
+        L, K = self.info.grid**2, self.info.codebook_size
+        if len(codes) != L or codes.min() < 0 or codes.max() >= K:
+            raise UserError(f"codes of an image should be {L} whole numbers from 0 to {K - 1}, are {repr(codes)[:80]}.")
+        return codes.astype(np.uint16)
+
+    def _read(self, image: ImageLike) -> np.ndarray:
+        """Pixels float32 [S, S], or codes uint16 [L] where it is given as codes."""
+        if isinstance(image, np.ndarray) and image.ndim == 1 and image.size and image.dtype.kind in "iu":
+            return self._codes(image)
+        return self._pixels(image)
+
+    def read_each(self, images: Sequence[ImageLike]) -> list[ReadImage | UserError]:
+        """Each image's codes and whether it is outside the model's data, or why it cannot be read, so that one bad file does not
+        stop the others.
+
+        >>> [type(found).__name__ for found in model.read_each(["chest.png", "missing.png"])]
+        ['ReadImage', 'UserError']
+        """
+        return self._read_each(images, self.limits is not None)
+
+    def _read_each(self, images: Sequence[ImageLike], look: bool) -> list[ReadImage | UserError]:
+        result: list[ReadImage | UserError] = []
+        for first in range(0, len(_several(images, "images")), _AT_ONCE):
+            read: list[np.ndarray | UserError] = []
+            for image in images[first : first + _AT_ONCE]:
+                try:
+                    read.append(self._read(image))
+                except UserError as error:
+                    read.append(error)
+            pixels = [one for one in read if isinstance(one, np.ndarray) and one.ndim == 2]
+            codes = self._encoded(np.stack(pixels)) if pixels else np.zeros((0, 0))
+            looks = self._look(pixels, codes) if look else [None] * len(pixels)
+            encoded = iter(map(ReadImage, codes, looks))
+            for one in read:
+                given = isinstance(one, np.ndarray)
+                result.append(one if not given else next(encoded) if one.ndim == 2 else ReadImage(one))
+        return result
+
+    def _look(self, pixels: Sequence[np.ndarray], codes: np.ndarray) -> list[Outside]:
+        """How unlike the training radiographs images with these codes [N, L] are, which is remembered."""
+        keys = [_key(image) for image in pixels]
+        new = [i for i, key in enumerate(keys) if key not in self._looked]
+        if new:
+            if len(self._looked) + len(new) > _REMEMBERED:
+                self._looked = {key: look for key in keys if (look := self._looked.get(key))}
+            chosen = codes[new]
+            found = statistics(self.asker, np.stack([pixels[i] for i in new]), self.decode(chosen), chosen)
+            self._looked |= {keys[i]: outside(own, self.limits) for i, own in zip(new, found, strict=True)}
+        return [self._looked[key] for key in keys]
+
+    def _asked(self, images: Sequence[ImageLike]) -> np.ndarray:
+        """Codes [N, L] of images that are asked about; an `OutsideWarning`, once an image, where answers mean little."""
+        codes = list[np.ndarray]()
+        for image, found in zip(images, self.read_each(images), strict=True):
+            if isinstance(found, UserError):
+                raise found
+            codes.append(found.codes)
+            key = _key(found.codes)
+            if found.outside and found.outside.warned and key not in self._warned:
+                self._warned.add(key)
+                name = f"{image}: " if isinstance(image, str | Path) else ""
+                warnings.warn(f"{name}{found.outside.told()}", OutsideWarning, stacklevel=3)
+        return np.stack(codes) if codes else np.zeros((0, self.info.grid**2), dtype=np.uint16)
+
+    def _encoded(self, pixels: np.ndarray) -> np.ndarray:
+        given = torch.from_numpy(pixels).unsqueeze(1).to(self.image_tokenizer.codebook.device)
+        return self.image_tokenizer.encode(given).flatten(1).cpu().numpy().astype(np.uint16)
+
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
-        """Codes uint16 [N, L]."""
-        pixels = torch.from_numpy(np.stack([self._pixels(image) for image in images])).unsqueeze(1)
-        codes = self.image_tokenizer.encode(pixels.to(self.image_tokenizer.codebook.device))
-        return codes.flatten(1).cpu().numpy().astype(np.uint16)
+        """Codes uint16 [N, L]. `UserError` for the first image that cannot be read.
+
+        >>> codes = model.encode(["chest.png"])
+        >>> codes.shape == (1, model.info.grid**2)
+        True
+        """
+        codes = list[np.ndarray]()
+        for found in self._read_each(images, look=False):
+            if isinstance(found, UserError):
+                raise found
+            codes.append(found.codes)
+        return np.stack(codes) if codes else np.zeros((0, self.info.grid**2), dtype=np.uint16)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Codes [N, L] -> images float32 [N, S, S] in [-1, 1]."""
-        g = self.info.grid
-        grid = torch.from_numpy(np.asarray(codes).astype(np.int64)).reshape(-1, g, g)
-        return self.image_tokenizer.decode(grid.to(self.image_tokenizer.codebook.device)).squeeze(1).cpu().numpy()
+        """Codes [N, L] -> images float32 [N, S, S] in [-1, 1].
 
-    # --- the four tasks
+        >>> model.decode(model.encode(["chest.png"])).shape == (1, model.info.image_size, model.info.image_size)
+        True
+        """
+        g, S = self.info.grid, self.info.image_size
+        grid = torch.from_numpy(np.asarray(codes).astype(np.int64)).reshape(-1, g, g)
+        device = self.image_tokenizer.codebook.device
+        parts = grid.split(_AT_ONCE) if len(grid) else ()
+        images = [self.image_tokenizer.decode(part.to(device)).squeeze(1).cpu().numpy() for part in parts]
+        return np.concatenate(images) if images else np.zeros((0, S, S), dtype=np.float32)
+
+    # --- reports
 
     @overload
     def report(
@@ -159,66 +265,177 @@ class LlmCxr:
         self, image: ImageLike, sampling: Sampling = GREEDY, candidates: int | None = None, check: bool = False
     ) -> str | list[CheckedSentence]:
         """Report of one image; see `policies.reports`. With `check` its sentences, each with what the model itself does not
-        believe of it (`inference/consistency.py`); `UserError` where the model has no calibration."""
+        believe of it (`inference/consistency.py`); `UserError` where the model has no calibration.
+
+        >>> text = model.report("chest.png")
+        """
         calibration = check_possible(self.calibration) if check else None
-        codes = self._codes(image)
-        text = self.reports(codes[None], sampling, candidates)[0]
+        codes = self._asked([image])
+        text = self.reports(list(codes), sampling, candidates)[0]
         if calibration is None:
             return text
         names = self.info.findings
-        return check_report(text, self._finding_probabilities(codes), calibration, labeller_for(names))
+        return check_report(text, self.finding_probabilities(codes[0]), calibration, labeller_for(names))
 
-    def reports(self, codes: np.ndarray, sampling: Sampling = GREEDY, candidates: int | None = None) -> list[str]:
-        """Reports of images given as codes [N, L]; see `policies.reports`."""
-        return policies.reports(self.asker, codes, sampling, candidates)
+    def reports(
+        self, images: Sequence[ImageLike], sampling: Sampling = GREEDY, candidates: int | None = None
+    ) -> list[str]:
+        """Report of each image; see `policies.reports`.
+
+        >>> first, second = model.reports(["chest.png", "other.png"])
+        """
+        return policies.reports(self.asker, self._asked(images), sampling, candidates)
+
+    def stream_report(self, image: ImageLike, sampling: Sampling = GREEDY) -> Iterator[str]:
+        """The report of one candidate, in pieces of whole characters as it is written.
+
+        >>> pieces = list(model.stream_report("chest.png"))
+        >>> "".join(pieces) == model.report("chest.png", candidates=1)
+        True
+        """
+        asked = policies.ask_for_reports(self.asker, self._asked([image]), sampling)
+        negative = asked.negative[0] if asked.negative else None
+        yield from self._stream_text(asked.turns[0], asked.sampling, negative)
+
+    # --- drawings
 
     def draw(self, text: str, sampling: Sampling = DRAWING, candidates: int | None = None) -> np.ndarray:
         """A radiograph for a report: float32 [S, S] in [-1, 1]; see `policies.drawings`.
 
         `UserError` for an empty text, and for one that is longer than those of tuning.
+
+        >>> pixels = model.draw("Large right pleural effusion.", Sampling(temperature=1.0, seed=3))
         """
+        return self.draws([text], sampling, candidates)[0]
+
+    def draws(self, texts: Sequence[str], sampling: Sampling = DRAWING, candidates: int | None = None) -> np.ndarray:
+        """A radiograph for each report: float32 [N, S, S] in [-1, 1]; as `draw`. Of the same text given twice, two.
+
+        >>> model.draws(["Cardiomegaly.", "Cardiomegaly."]).shape == (2, model.info.image_size, model.info.image_size)
+        True
+        """
+        for text in _several(texts, "reports"):
+            self._check_drawing(text)
+        return self.decode(self.draw_codes(texts, sampling, candidates))
+
+    def _check_drawing(self, text: str) -> None:
         self.asker.check(report_to_cxr.TASK.prompt(check_text(text, "the report")), self.info.grid**2)
-        return self.decode(self.draw_codes([text], sampling, candidates))[0]
 
     def draw_codes(
         self, texts: Sequence[str], sampling: Sampling = DRAWING, candidates: int | None = None
     ) -> np.ndarray:
-        """Codes uint16 [N, L] of one drawing for each text; see `policies.drawings`."""
+        """Codes uint16 [N, L] of one drawing for each text; see `policies.drawings`.
+
+        >>> model.draw_codes(["Cardiomegaly."]).shape == (1, model.info.grid**2)
+        True
+        """
         return policies.drawings(self.asker, self.image_tokenizer, texts, sampling, candidates)
+
+    def stream_draw(self, text: str, sampling: Sampling = DRAWING) -> Iterator[PartialDrawing]:
+        """The drawing of one candidate after each row of codes, with a preview that is black where nothing is drawn yet.
+
+        >>> *_, last = model.stream_draw("Cardiomegaly.")
+        >>> bool((last.image == model.draw("Cardiomegaly.", candidates=1)).all())
+        True
+        """
+        self._check_drawing(text)
+        asked = policies.ask_for_drawings(self.asker, [text], sampling)
+        g, grammar = self.info.grid, report_to_cxr.TASK.grammar
+        negative = asked.negative[0] if asked.negative else None
+        with closing(self.asker.stream(asked.turns[0], grammar, asked.sampling, negative)) as tokens:
+            for codes in rows_of_codes(tokens, self.asker.vocabulary, g):
+                image = self.decode(filled(codes))[0]
+                yield PartialDrawing(codes, without_filling(image, len(codes) / g))
+
+    # --- questions
 
     def ask(self, image: ImageLike, question: str, sampling: Sampling = GREEDY) -> str:
         """Answer to a question about one image. `UserError` for an empty question, and one longer than those of
-        tuning."""
+        tuning.
+
+        >>> answer = model.ask("chest.png", "Is there cardiomegaly?")
+        """
+        return self.answers([image], [question], sampling)[0]
+
+    def answers(self, images: Sequence[ImageLike], questions: Sequence[str], sampling: Sampling = GREEDY) -> list[str]:
+        """Answer to question i about image i; as `ask`. An image that is asked about often is read once as codes.
+
+        >>> (codes,) = model.encode(["chest.png"])
+        >>> answers = model.answers([codes, codes], ["Is there cardiomegaly?", "Is there a nodule?"])
+        """
+        for question in _several(questions, "questions"):
+            self._check_question(question)
+        if len(images) != len(questions):
+            raise UserError(f"there should be a question for each image, are {len(questions)} for {len(images)}.")
+        return policies.answers(self.asker, self._asked(images), questions, sampling)
+
+    def _check_question(self, question: str) -> None:
         check_text(question, "the question")
         self.asker.check(cxr_vqa.TASK.prompt(np.zeros(self.info.grid**2, dtype=np.uint16), question))
-        return self.answers(self._codes(image)[None], [question], sampling)[0]
 
-    def answers(self, codes: np.ndarray, questions: Sequence[str], sampling: Sampling = GREEDY) -> list[str]:
-        """Answer to question i about the image with codes [N, L] row i."""
-        turns = [cxr_vqa.TASK.prompt(row, question) for row, question in zip(codes, questions, strict=True)]
-        return self.asker.texts(turns, sampling)
+    def stream_ask(self, image: ImageLike, question: str, sampling: Sampling = GREEDY) -> Iterator[str]:
+        """The answer of `ask`, in pieces of whole characters as it is written.
+
+        >>> "".join(model.stream_ask("chest.png", "Is it normal?")) == model.ask("chest.png", "Is it normal?")
+        True
+        """
+        self._check_question(question)
+        yield from self._stream_text(cxr_vqa.TASK.prompt(self._asked([image])[0], question), sampling)
+
+    # --- language
 
     def chat(self, messages: Sequence[Mapping[str, str]], sampling: Sampling = GREEDY) -> str:
         """Plain chat. `messages` alternate {"role": "user"} and {"role": "assistant"}, beginning and ending with user.
 
         `UserError` for other messages, an empty one, and a conversation that is longer than the model's context.
+
+        >>> answer = model.chat([{"role": "user", "content": "What is a pneumothorax?"}])
         """
-        try:
-            roles, said = [message["role"] for message in messages], [message["content"] for message in messages]
-        except (TypeError, KeyError) as error:
-            raise UserError(
-                'a message should be {"role": "user" or "assistant", "content": text}; '
-                f"given are {repr(messages)[:80]}."
-            ) from error
-        if roles != [("user", "assistant")[i % 2] for i in range(len(roles))] or len(roles) % 2 == 0:
-            raise UserError(f"the roles of messages should alternate user, assistant and end with user; are {roles}.")
-        for role, content in zip(roles, said, strict=True):
-            if role == "user" or not isinstance(content, str):  # an answer of the model's can be empty
-                check_text(content, "the message")
-        return self.asker.texts([language.TASK.prompt(messages)], sampling)[0]
+        return self.asker.texts([_conversation(messages)], sampling)[0]
+
+    def stream_chat(self, messages: Sequence[Mapping[str, str]], sampling: Sampling = GREEDY) -> Iterator[str]:
+        """The answer of `chat`, in pieces of whole characters as it is written.
+
+        >>> messages = [{"role": "user", "content": "Hello"}]
+        >>> "".join(model.stream_chat(messages)) == model.chat(messages)
+        True
+        """
+        yield from self._stream_text(_conversation(messages), sampling)
+
+    def _stream_text(
+        self, turns: policies.Conversation, sampling: Sampling, negative: policies.Conversation | None = None
+    ) -> Iterator[str]:
+        with closing(self.asker.stream(turns, "text", sampling, negative)) as tokens:
+            yield from text_pieces(tokens, self.asker.vocabulary, sampling.stop)
+
+    # --- text and images
+
+    def respond(
+        self, instruction: str, text: str = "", image: ImageLike | None = None, sampling: Sampling = GREEDY
+    ) -> list[str | np.ndarray]:
+        """Response to any instruction, about a `text` or an `image`: texts, and images float32 [S, S] in [-1, 1], in the order
+        and number that the model chooses.
+
+        An image is whole, whatever is drawn. Models learn responses of one kind each, so one that holds both is beyond what
+        they were trained for. `UserError` for an empty instruction, and for text and image at once.
+
+        >>> parts = model.respond("Draw the radiograph of this report.", "Cardiomegaly.")
+        """
+        check_text(instruction, "the instruction")
+        if text and image is not None:
+            raise UserError("an instruction is about a text or about an image; give one of them.")
+        about = check_text(text, "the text") if text else "" if image is None else self._asked([image])[0]
+        grammar: Grammar = "in turn"
+        (response,) = self.asker.responses([(Turn(instruction, about),)], grammar, sampling)
+        return [s if isinstance(s, str) else self.decode(s)[0] for s in response.segments]
+
+    # --- probabilities
 
     def yes_probabilities(self, codes: np.ndarray, questions: Sequence[str]) -> np.ndarray:
-        """p(yes) of yes/no questions about one image with codes [L]: float32 [len(questions)]."""
+        """p(yes) of yes/no questions about one image with codes [L]: float32 [len(questions)].
+
+        >>> p = model.yes_probabilities(model.encode(["chest.png"])[0], ["Is there cardiomegaly?"])
+        """
         prompts = self.asker.prompts([cxr_vqa.TASK.prompt(codes, question) for question in questions])
         return self.asker.backend.answer_probabilities(prompts, ("Yes.", "No."))[:, 0]
 
@@ -229,8 +446,19 @@ class LlmCxr:
 
     def finding_probabilities(self, image: ImageLike) -> dict[str, float]:
         """p of every finding the model was asked about in tuning: p(yes) of "Is there ...?", calibrated where the model has a
-        calibration (`self.calibration`). `UserError` where it was asked about none."""
-        return self._finding_probabilities(self._codes(image))
+        calibration (`self.calibration`). `UserError` where it was asked about none.
+
+        >>> {name: round(p, 2) for name, p in model.finding_probabilities("chest.png").items()}  # doctest: +ELLIPSIS
+        {'mass': 0..., ...}
+        """
+        names = self.info.findings
+        if not names:
+            raise UserError(
+                "this model was asked about no finding in tuning: its data had no label both present and absent."
+            )
+        values = self.yes_probabilities(self._asked([image])[0], [presence_question(name) for name in names])
+        p_yes = dict(zip(names, values.tolist(), strict=True))
+        return p_yes if self.calibration is None else self.calibration.probabilities(p_yes)
 
     def finding_sides(self, image: ImageLike) -> dict[str, dict[str, float]]:
         """p that a finding, if it is there, is on the "left", "right", or "both" sides, for findings whose sides the
@@ -240,16 +468,6 @@ class LlmCxr:
         names = self.calibration.sides
         p = self.calibration.side_probabilities(self.side_answers(self.encode([image])[0], names))
         return {name: dict(zip(SIDE_ANSWERS, row, strict=True)) for name, row in zip(names, p.tolist(), strict=True)}
-
-    def _finding_probabilities(self, codes: np.ndarray) -> dict[str, float]:
-        names = self.info.findings
-        if not names:
-            raise UserError(
-                "this model was asked about no finding in tuning: its data had no label both present and absent."
-            )
-        values = self.yes_probabilities(codes, [presence_question(name) for name in names])
-        p_yes = dict(zip(names, values.tolist(), strict=True))
-        return p_yes if self.calibration is None else self.calibration.probabilities(p_yes)
 
     # --- beyond its answers
 
@@ -264,11 +482,12 @@ class LlmCxr:
         """`explain` of several texts, which share what is read."""
         for text in texts:
             self.asker.check(report_to_cxr.TASK.prompt(check_text(text, "the finding or sentence")), self.info.grid**2)
-        return list(explanations(self.asker, self._codes(image), texts))
+        return list(explanations(self.asker, self._asked([image])[0], texts))
 
     def outside(self, image: ImageLike) -> Outside:
         """How unlike its training radiographs an image is."""
-        return self._look(self._pixels(image))[1]
+        pixels = self._pixels(image)
+        return self._look([pixels], self.encode([pixels]))[0]
 
     def reconstruction(self, image: ImageLike) -> tuple[np.ndarray, np.ndarray]:
         """The image as it is read, and what its codes keep of it: float32 [S, S] each."""
@@ -281,28 +500,29 @@ class LlmCxr:
         codes = self.encode(list(pixels))
         return statistics(self.asker, pixels, self.decode(codes), codes)
 
-    def _look(self, pixels: np.ndarray) -> tuple[np.ndarray, Outside]:
-        """Codes [L] of an image, and how unlike the training radiographs it is, which is remembered."""
-        codes, key = self.encode([pixels]), _key(pixels)
-        if key not in self._looked:
-            if len(self._looked) >= _REMEMBERED:
-                self._looked.clear()
-            found = statistics(self.asker, pixels[None], self.decode(codes), codes)
-            self._looked[key] = outside(found[0], self.limits)
-        return codes[0], self._looked[key]
 
-    def _codes(self, image: ImageLike) -> np.ndarray:
-        """Codes [L] of an image that is asked about; an `OutsideWarning`, once an image, where answers mean little."""
-        pixels = self._pixels(image)
-        if self.limits is None:
-            return self.encode([pixels])[0]
-        codes, look = self._look(pixels)
-        if look.warned and _key(pixels) not in self._warned:
-            self._warned.add(_key(pixels))
-            name = f"{image}: " if isinstance(image, str | Path) else ""
-            warnings.warn(f"{name}{look.told()}", OutsideWarning, stacklevel=3)
-        return codes
+def _several(given: Sequence[Any], what: str) -> Sequence[Any]:
+    """`UserError` where it is one of them instead of several."""
+    if isinstance(given, str | Path | Image.Image):
+        raise UserError(f"{what} should be a list, are {repr(given)[:80]}. Put it in brackets.")
+    return given
 
 
-def _key(pixels: np.ndarray) -> bytes:
-    return hashlib.sha256(pixels.tobytes()).digest()
+def _conversation(messages: Sequence[Mapping[str, str]]) -> policies.Conversation:
+    """The turns of a chat. `UserError` as `LlmCxr.chat` says."""
+    try:
+        roles, said = [message["role"] for message in messages], [message["content"] for message in messages]
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            f'a message should be {{"role": "user" or "assistant", "content": text}}; given are {repr(messages)[:80]}.'
+        ) from error
+    if roles != [("user", "assistant")[i % 2] for i in range(len(roles))] or len(roles) % 2 == 0:
+        raise UserError(f"the roles of messages should alternate user, assistant and end with user; are {roles}.")
+    for role, content in zip(roles, said, strict=True):
+        if role == "user" or not isinstance(content, str):  # an answer of the model's can be empty
+            check_text(content, "the message")
+    return language.TASK.prompt(messages)
+
+
+def _key(values: np.ndarray) -> bytes:
+    return hashlib.sha256(values.tobytes()).digest()

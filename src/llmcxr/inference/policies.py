@@ -6,7 +6,8 @@ Letters: N images or reports, L codes of an image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -60,6 +61,25 @@ class Asker:
         negative: Sequence[Conversation] | None = None,
     ) -> list[Response]:
         """A response to each; `negative` as in `Request`. Of the same conversation given k times, k responses of their own."""
+        return self.backend.generate(self.requests(conversations, grammar, sampling, negative))
+
+    def stream(
+        self, conversation: Conversation, grammar: Grammar, sampling: Sampling, negative: Conversation | None = None
+    ) -> Generator[int, None, None]:
+        """Token ids of the response that `responses` gives, as they are decided. Whoever closes it stops the work."""
+        less = None if negative is None else [negative]
+        with closing(self.backend.stream(self.requests([conversation], grammar, sampling, less))) as tokens:
+            for _, token in tokens:
+                yield token
+
+    def requests(
+        self,
+        conversations: Sequence[Conversation],
+        grammar: Grammar,
+        sampling: Sampling,
+        negative: Sequence[Conversation] | None = None,
+    ) -> list[Request]:
+        """What `responses` asks the backend for."""
         prompts = self.prompts(conversations, grammar)
         less = [None] * len(prompts) if negative is None else self.prompts(negative, grammar)
         times: Counter[tuple[int, ...]] = Counter()
@@ -70,7 +90,7 @@ class Asker:
             # Named, not counted on: seed 1 should have none of the responses of seed 0.
             seed = int(stream(sampling.seed, "responses", k).integers(2**62)) if k else sampling.seed
             requests.append(Request(prompt, grammar, replace(sampling, seed=seed), other))
-        return self.backend.generate(requests)
+        return requests
 
     def texts(
         self,
@@ -120,6 +140,53 @@ def with_sides_asked(asker: Asker, codes: np.ndarray, lists: Sequence[str]) -> l
     return [finding_list(own) if k in changed else lists[k] for k, own in enumerate(found)]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The conversations that a response is asked for by, after all that comes before it."""
+
+    named: Sequence[str | None]  # lists of findings that they name
+    turns: list[Conversation]
+    negative: list[Conversation] | None
+    sampling: Sampling
+
+
+def ask_for_reports(asker: Asker, codes: np.ndarray, sampling: Sampling) -> Asked:
+    """Names the findings of images with codes [N, L], and their sides, where the model does; see `reports`."""
+    task, info = cxr_to_report.TASK, asker.info
+    guidance = info.decoding.report_guidance if sampling.guidance is None else sampling.guidance
+    if guidance != 1 and task.name not in info.findings_first:
+        raise UserError(
+            "this model's reports cannot be guided: it names no findings first (tuning.findings_first). Leave guidance at 1."
+        )
+    sampling = replace(sampling, guidance=guidance)
+    named: Sequence[str | None] = [None] * len(codes)
+    if len(codes) and task.name in info.findings_first:
+        named = lists = asker.texts([task.list_prompt(row) for row in codes], sampling)
+        if info.decoding.ask_sides:
+            named = with_sides_asked(asker, codes, lists)
+    asked = info.asked(task.name)
+    turns = [task.prompt(row, own, **asked) for row, own in zip(codes, named, strict=True)]
+    negative = None if guidance == 1 else [task.prompt(row, NOTHING, **asked) for row in codes]
+    return Asked(named, turns, negative, sampling)
+
+
+def ask_for_drawings(asker: Asker, texts: Sequence[str], sampling: Sampling) -> Asked:
+    """Names the findings that texts state, where the model does; see `drawings`."""
+    task, info = report_to_cxr.TASK, asker.info
+    guidance = info.decoding.drawing_guidance if sampling.guidance is None else sampling.guidance
+    if guidance != 1 and not info.unguided_share:
+        raise UserError(
+            "this model cannot be guided: it has learned no drawing without a report (tuning.unguided_share). Leave guidance out."
+        )
+    named: Sequence[str | None] = [None] * len(texts)
+    if len(texts) and task.name in info.findings_first:
+        named = asker.texts([task.list_prompt(text) for text in texts], GREEDY)
+    asked = info.asked(task.name)
+    turns = [task.prompt(text, own, **asked) for text, own in zip(texts, named, strict=True)]
+    negative = None if guidance == 1 else [task.prompt("", **asked)] * len(texts)
+    return Asked(named, turns, negative, replace(sampling, guidance=guidance))
+
+
 def reports(asker: Asker, codes: np.ndarray, sampling: Sampling, candidates: int | None = None) -> list[str]:
     """Reports of images given as codes [N, L].
 
@@ -129,36 +196,29 @@ def reports(asker: Asker, codes: np.ndarray, sampling: Sampling, candidates: int
     that one is kept from which the model itself would most likely read the findings that it named. Both ours. `UserError`
     for either with a model that names no findings first.
     """
-    task, info = cxr_to_report.TASK, asker.info
-    guidance = info.decoding.report_guidance if sampling.guidance is None else sampling.guidance
+    info = asker.info
     candidates = info.decoding.report_candidates if candidates is None else candidates
-    _check_candidates(candidates, (task.name, report_to_cxr.TASK.name), info)
-    if guidance != 1 and task.name not in info.findings_first:
-        raise UserError(
-            "this model's reports cannot be guided: it names no findings first (tuning.findings_first). Leave guidance at 1."
-        )
-    if not len(codes):
+    _check_candidates(candidates, (cxr_to_report.TASK.name, report_to_cxr.TASK.name), info)
+    asked = ask_for_reports(asker, codes, sampling)
+    if not asked.turns:
         return []
-    sampling = replace(sampling, guidance=guidance)
-    named: Sequence[str | None] = [None] * len(codes)
-    if task.name in info.findings_first:
-        named = lists = asker.texts([task.list_prompt(row) for row in codes], sampling)
-        if info.decoding.ask_sides:
-            named = with_sides_asked(asker, codes, lists)
-    asked = info.asked(task.name)
-    turns = [task.prompt(row, own, **asked) for row, own in zip(codes, named, strict=True)]
-    negative = None if guidance == 1 else [task.prompt(row, NOTHING, **asked) for row in codes]
-    texts = asker.texts(turns, sampling, negative)
+    texts = asker.texts(asked.turns, asked.sampling, asked.negative)
     if candidates == 1:
         return texts
-    freely = replace(CANDIDATE, max_new_tokens=sampling.max_new_tokens, seed=sampling.seed + 1, guidance=guidance)
-    texts += [
-        r.text
-        for r in asker.responses(turns * (candidates - 1), "text", freely, negative and negative * (candidates - 1))
-    ]
+    sampling, more = asked.sampling, candidates - 1
+    freely = replace(
+        CANDIDATE, max_new_tokens=sampling.max_new_tokens, seed=sampling.seed + 1, guidance=sampling.guidance
+    )
+    texts += asker.texts(asked.turns * more, freely, asked.negative and asked.negative * more)
     questions = [report_to_cxr.TASK.list_prompt(text) for text in texts]
-    answers = [str(own) for own in named] * candidates
+    answers = [str(own) for own in asked.named] * candidates
     return best(texts, asker.log_likelihoods(questions, answers), candidates)
+
+
+def answers(asker: Asker, codes: np.ndarray, questions: Sequence[str], sampling: Sampling) -> list[str]:
+    """Answer to question i about the image with codes [N, L] row i."""
+    turns = [cxr_vqa.TASK.prompt(row, question) for row, question in zip(codes, questions, strict=True)]
+    return asker.texts(turns, sampling)
 
 
 def drawings(
@@ -171,27 +231,18 @@ def drawings(
     most likely sees the findings that the text states, and no others. `UserError` for guidance that the model has not
     learned, and for candidates of a model that names no findings first, or whose image tokenizer has no such network.
     """
-    task, info = report_to_cxr.TASK, asker.info
-    guidance = info.decoding.drawing_guidance if sampling.guidance is None else sampling.guidance
+    info = asker.info
     candidates = info.decoding.drawing_candidates if candidates is None else candidates
-    _check_candidates(candidates, (task.name,), info)
-    if guidance != 1 and not info.unguided_share:
-        raise UserError(
-            "this model cannot be guided: it has learned no drawing without a report (tuning.unguided_share). Leave guidance out."
-        )
-    if not texts:
+    _check_candidates(candidates, (report_to_cxr.TASK.name,), info)
+    asked = ask_for_drawings(asker, texts, sampling)
+    if not asked.turns:
         return np.zeros((0, info.grid**2), dtype=np.uint16)
-    named: Sequence[str | None] = [None] * len(texts)
-    if task.name in info.findings_first:
-        named = asker.texts([task.list_prompt(text) for text in texts], GREEDY)
-    asked = info.asked(task.name)
-    turns = [task.prompt(text, own, **asked) for text, own in zip(texts, named, strict=True)]
-    negative = None if guidance == 1 else [task.prompt("", **asked)] * len(texts)
-    guided = replace(sampling, guidance=guidance)
-    drawn = asker.responses(turns * candidates, task.grammar, guided, negative and negative * candidates)
+    negative = asked.negative and asked.negative * candidates
+    drawn = asker.responses(asked.turns * candidates, report_to_cxr.TASK.grammar, asked.sampling, negative)
     codes = [response.codes for response in drawn if response.codes is not None]
     if candidates > 1:
-        codes = best(codes, clinical_likelihoods(codec, codes, [str(own) for own in named] * candidates), candidates)
+        stated = [str(own) for own in asked.named] * candidates
+        codes = best(codes, clinical_likelihoods(codec, codes, stated), candidates)
     return np.stack(codes)
 
 

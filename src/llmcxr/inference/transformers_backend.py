@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -24,11 +24,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from llmcxr.foundation.randomness import stream
-from llmcxr.inference.backend import Backend, Prompt, Request, Response, check_length, text_response
+from llmcxr.inference.backend import Backend, Prompt, Request, Response, check_length, whole_response
 from llmcxr.inference.drawing import draw_tokens, is_greedy, penalised
+from llmcxr.inference.grammar import Next, Progress, before_stop, segments
 from llmcxr.inference.llama import STRIDE, Llama, check_int8, is_stock_llama, state_of
 from llmcxr.inference.slots import SlotCache, use_grouped_attention
-from llmcxr.instructions.example import Grammar
 from llmcxr.instructions.rendering import encode_free, response_end
 from llmcxr.instructions.templates import Template
 from llmcxr.vocabulary.head import project
@@ -47,7 +47,7 @@ class _Open:
     request: Request
     rows: list[int]  # of the cache: the prompt's, and the negative prompt's
     random: np.random.Generator
-    most: int  # tokens of the response
+    progress: Progress
     tokens: list[int] = field(default_factory=list)
 
 
@@ -112,6 +112,8 @@ class TransformersBackend(Backend):
         self._text = torch.ones(V, dtype=torch.bool)
         self._text[vocabulary.never_in_text(V, self.end_id)] = False
         self._text = self._text.to(self.device)
+        self._either = self._text.clone()
+        self._either[vocabulary.first_id : vocabulary.first_id + vocabulary.size] = True
 
     # --- reading
 
@@ -180,14 +182,12 @@ class TransformersBackend(Backend):
         """`UserError` where a prompt and its response have more tokens than the context, or than `most`."""
         check_length(tokens, response, self.context, most)
 
-    def _most(self, request: Request) -> int:
-        """Tokens of a response: of text at most what the context leaves. `UserError` where it leaves no room."""
+    def _progress(self, request: Request) -> Progress:
+        """Of a response that has not begun: at most what the context leaves. `UserError` where it leaves no room."""
         longest = max(len(request.prompt), len(request.negative or ()))
-        least, most = 1, request.sampling.max_new_tokens
-        if request.grammar == "image":
-            least = most = self.image_length
-        self.check_room(longest, least)
-        return most if self.context is None else min(most, self.context - longest)
+        self.check_room(longest, self.image_length if request.grammar == "image" else 1)
+        room = None if self.context is None else self.context - longest
+        return Progress(request.grammar, self.image_length, request.sampling.max_new_tokens, room)
 
     def _open(self, waiting: Sequence[tuple[int, Request]], cache: SlotCache) -> tuple[list[_Open], Tensor]:
         """Read the prompts of requests into the cache: (requests, hidden states [R, d] of their new rows, in order)."""
@@ -212,7 +212,7 @@ class TransformersBackend(Backend):
             row += len(rows)
             digest = hashlib.sha256(np.array(request.prompt, dtype=np.int64).tobytes()).hexdigest()
             random = stream(request.sampling.seed, "response", digest)
-            opened.append(_Open(number, request, rows, random, self._most(request)))
+            opened.append(_Open(number, request, rows, random, self._progress(request)))
         return opened, torch.cat(states)
 
     def _mask(self, seen: Tensor | None, places: Tensor, positions: int) -> Any:
@@ -235,55 +235,62 @@ class TransformersBackend(Backend):
             seen, near = (torch.zeros_like(m, dtype=self.model.dtype).masked_fill(~m, low) for m in (seen, near))
         return {kind: seen if kind == "full_attention" else near for kind in kinds} if len(kinds) > 1 else near
 
-    def _logits(self, hidden: Tensor, opened: Sequence[_Open], grammar: Grammar) -> Tensor:
-        """Of the tokens that can come to each request [n, K] of an image, [n, V] of text, from all rows' states [R, d]."""
+    def _logits(self, hidden: Tensor, opened: Sequence[_Open], kind: Next) -> Tensor:
+        """Of the tokens that can come to each request [n, K] of an image, else [n, V], from all rows' states [R, d]."""
         first = self.vocabulary.first_id
-        table = (first, first + self.vocabulary.size) if grammar == "image" else (0, None)
+        table = (first, first + self.vocabulary.size) if kind == "image" else (0, None)
         guided = [i for i, one in enumerate(opened) if len(one.rows) == 2]
         rows = [one.rows[0] for one in opened] + [opened[i].rows[1] for i in guided]
         both = self._project(hidden[rows], *table)
         logits, less = both[: len(opened)], both[len(opened) :]
-        if grammar == "text":
-            logits = logits.masked_fill(~self._text, -torch.inf)
-        for i, one in enumerate(opened):
-            if grammar == "text" and one.request.sampling.repetition_penalty != 1 and one.tokens:
-                logits[i] = penalised(logits[i], one.tokens, one.request.sampling.repetition_penalty)
-        if not guided:
-            return logits
-        told = logits[guided]
-        strength = torch.tensor([opened[i].request.sampling.guidance for i in guided], device=self.device)[:, None]
-        led = less + strength * (told - less)
-        if grammar == "text":
-            led = led.masked_fill(told < told.amax(-1, keepdim=True) + math.log(PLAUSIBLE), -torch.inf)
-        return logits.index_copy(0, torch.tensor(guided, device=self.device), led)
+        if kind != "image":
+            logits = logits.masked_fill(~(self._text if kind == "text" else self._either), -torch.inf)
+        if guided:
+            told = logits[guided]
+            strength = torch.tensor([opened[i].request.sampling.guidance for i in guided], device=self.device)[:, None]
+            led = less + strength * (told - less)
+            if kind != "image":
+                led = led.masked_fill(told < told.amax(-1, keepdim=True) + math.log(PLAUSIBLE), -torch.inf)
+            logits = logits.index_copy(0, torch.tensor(guided, device=self.device), led)
+        if kind != "image":
+            for i, one in enumerate(opened):
+                penalty = one.request.sampling.repetition_penalty
+                if penalty != 1 and (written := self._written(one)):
+                    logits[i] = penalised(logits[i], written, penalty)
+        return logits
+
+    def _written(self, one: _Open) -> list[int]:
+        """Tokens of its texts."""
+        return [token for token in one.tokens if not self.vocabulary.is_image(token)]
 
     def _draw(self, hidden: Tensor, opened: Sequence[_Open]) -> None:
         """Give each request its next token."""
-        for grammar in ("text", "image"):
-            those = [one for one in opened if one.request.grammar == grammar]
-            if those:
-                samplings = [one.request.sampling for one in those]
-                numbers = [
-                    0.0 if is_greedy(s) else one.random.random() for s, one in zip(samplings, those, strict=True)
-                ]
-                drawn = draw_tokens(self._logits(hidden, those, grammar), samplings, numbers).tolist()
-                first = self.vocabulary.first_id if grammar == "image" else 0
-                for one, token in zip(those, drawn, strict=True):
-                    one.tokens.append(first + token)
+        next_of = [one.progress.next for one in opened]
+        for kind in dict.fromkeys(next_of):
+            those = [one for one, own in zip(opened, next_of, strict=True) if own == kind]
+            samplings = [one.request.sampling for one in those]
+            numbers = [0.0 if is_greedy(s) else one.random.random() for s, one in zip(samplings, those, strict=True)]
+            drawn = draw_tokens(self._logits(hidden, those, kind), samplings, numbers).tolist()
+            first = self.vocabulary.first_id if kind == "image" else 0
+            for one, token in zip(those, drawn, strict=True):
+                one.tokens.append(first + token)
+                one.progress.take(self.vocabulary.is_image(first + token), first + token == self.end_id)
 
     def _ends(self, one: _Open) -> bool:
-        if len(one.tokens) == one.most:
-            return True
-        if one.request.grammar == "image":
-            return False
         stop = one.request.sampling.stop
-        return one.tokens[-1] == self.end_id or any(s in self.vocabulary.decode_text(one.tokens) for s in stop)
+        if one.progress.ended or not stop:
+            return one.progress.ended
+        image, last = list(self._segments(one.tokens))[-1]
+        return not image and before_stop(self.vocabulary.decode_text(last), stop) is not None
+
+    def _segments(self, tokens: Sequence[int]) -> Iterator[tuple[bool, list[int]]]:
+        return segments(tokens, self.vocabulary.is_image, self.image_length)
 
     @torch.inference_mode()
-    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, int]]:
+    def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, int], None, None]:
         """See `Backend`. A text ends at the latest where the model's context does; `UserError` where a prompt leaves no room."""
         for request in requests:
-            self._most(request)
+            self._progress(request)
         waiting = deque(enumerate(requests))
         self._fast()
         cache, opened = SlotCache(self.device, 1 if self._llama is None else STRIDE), list[_Open]()
@@ -314,12 +321,11 @@ class TransformersBackend(Backend):
         tokens: list[list[int]] = [[] for _ in requests]
         for number, token in self.stream(requests):
             tokens[number].append(token)
-        return [self._response(row, request) for row, request in zip(tokens, requests, strict=True)]
+        return [self.response(row, request) for row, request in zip(tokens, requests, strict=True)]
 
-    def _response(self, tokens: list[int], request: Request) -> Response:
-        if request.grammar == "image":
-            return Response(codes=self.vocabulary.decode_codes(tokens))
-        return text_response(tokens, self.end_id, request.sampling.stop, self.vocabulary)
+    def response(self, tokens: Sequence[int], request: Request) -> Response:
+        """See `Backend`."""
+        return whole_response(tokens, request, self.end_id, self.image_length, self.vocabulary)
 
     # --- likelihoods
 

@@ -9,7 +9,7 @@ Shapes: B requests, L codes of an image.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from importlib.metadata import entry_points
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.optional import require
 from llmcxr.foundation.randomness import stream
-from llmcxr.inference.backend import Backend, Prompt, Request, Response, check_length, text_response
+from llmcxr.inference.backend import Backend, Prompt, Request, Response, check_length, whole_response
 from llmcxr.inference.drawing import is_greedy
 from llmcxr.instructions.rendering import encode_free, response_end
 from llmcxr.instructions.templates import Template
@@ -70,6 +70,10 @@ class VllmBackend(Backend):
     def _parameters(self, request: Request) -> Any:
         """vLLM's words for how to respond. `UserError` for what it cannot do."""
         own, image = request.sampling, request.grammar == "image"
+        if request.grammar == "in turn":
+            raise UserError(
+                'vLLM responds with text or an image, not with both in turn. Load with backend="transformers".'
+            )
         if request.negative is not None:
             raise UserError(
                 'vLLM cannot guide a response by a second prompt. Set guidance to 1 (Sampling(guidance=1)), or load with backend="transformers".'
@@ -104,7 +108,7 @@ class VllmBackend(Backend):
         given = [self.vllm.TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
         return self.engine.generate(given, list(parameters), use_tqdm=False) if given else []
 
-    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, int]]:
+    def stream(self, requests: Sequence[Request]) -> Generator[tuple[int, int], None, None]:
         """See `Backend`; one request after another, when all are finished."""
         parameters = [self._parameters(request) for request in requests]  # what is wrong is said before anything is run
         for number, result in enumerate(self._run([request.prompt for request in requests], parameters)):
@@ -115,13 +119,15 @@ class VllmBackend(Backend):
         tokens: list[list[int]] = [[] for _ in requests]
         for number, token in self.stream(requests):
             tokens[number].append(token)
-        responses = []
-        for row, request in zip(tokens, requests, strict=True):
-            if request.grammar == "image":
-                responses.append(Response(codes=self.vocabulary.decode_codes(row)))
-            else:
-                responses.append(text_response(row, self.end_id, request.sampling.stop, self.vocabulary))
-        return responses
+        return [self.response(row, request) for row, request in zip(tokens, requests, strict=True)]
+
+    def response(self, tokens: Sequence[int], request: Request) -> Response:
+        """See `Backend`."""
+        return whole_response(tokens, request, self.end_id, self.image_length, self.vocabulary)
+
+    def code_log_probabilities(self, prompts: Sequence[Prompt], codes: np.ndarray) -> np.ndarray:
+        """`UserError`: vLLM gives likelihoods of few tokens at each place."""
+        raise UserError('vLLM does not give the likelihood of every code. Load with backend="transformers" for this.')
 
     def log_likelihoods(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         """See `Backend`."""

@@ -9,7 +9,8 @@ import numpy as np
 
 # Text, or an image as codes uint16 [L], row by row from the top left.
 Content = str | np.ndarray
-Grammar = Literal["text", "image"]  # what a response is: text, or an image of exactly L codes
+# What a response is: text, an image of exactly L codes, or both in turn, any number of each.
+Grammar = Literal["text", "image", "in turn"]
 Cut = Literal["input", "response"]  # the first turn's input, or the last turn's response
 
 

@@ -120,4 +120,5 @@ class ImageVocabulary:
         ids = list(ids)
         if any(self.is_image(i) for i in ids):
             raise ValueError("image tokens in a text response")
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        # Without cleaning up, which would take spaces out that were written, and could change a word that was whole.
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
