@@ -101,6 +101,7 @@ OVERRIDES = argument(
     help="settings that replace the file's; `llmcxr settings` lists them",
 )
 RUN = argument("folder", type=path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
+IMAGE = argument("image", type=path, help="PNG, JPEG or DICOM")
 SEED = argument("--seed", type=int, default=0, help="of what is drawn by chance (default: %(default)s)")
 MODEL = (
     argument(

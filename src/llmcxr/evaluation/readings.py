@@ -68,7 +68,7 @@ def read_images(
             part = todo[first : first + _AT_ONCE]
             codes = model.codes([s.image_id for s in part])
             written = Sampling(max_new_tokens=MOST_TOKENS)
-            texts = [""] * len(part) if candidates == 0 else own.reports(codes, written, candidates)
+            texts = [""] * len(part) if candidates == 0 else own.reports(list(codes), written, candidates)
             for study, row, text in zip(part, codes, texts, strict=True):
                 p_yes = own.yes_probabilities(row, [presence_question(name) for name in names]).astype(float).tolist()
                 there = {known.spelling(f.name): None for f in study.truth if f.name in known}

@@ -190,8 +190,10 @@ class LlmCxr:
             looks = self._look(pixels, codes) if look else [None] * len(pixels)
             encoded = iter(map(ReadImage, codes, looks))
             for one in read:
-                given = isinstance(one, np.ndarray)
-                result.append(one if not given else next(encoded) if one.ndim == 2 else ReadImage(one))
+                if isinstance(one, UserError):
+                    result.append(one)
+                else:
+                    result.append(next(encoded) if one.ndim == 2 else ReadImage(one))
         return result
 
     def _look(self, pixels: Sequence[np.ndarray], codes: np.ndarray) -> list[Outside]:
