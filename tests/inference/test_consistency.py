@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import pytest
 from test_policies import CODES, asker, codec
 
@@ -80,29 +79,23 @@ def test_the_labeller_is_the_one_that_knows_the_findings():
     assert "Lung Opacity" in labeller_for(["Lung Opacity", "Enlarged Cardiomediastinum"]).findings
 
 
-class Seen(LlmCxr):
-    """A toy whose image is always the same."""
-
-    def encode(self, images):
-        return np.repeat(CODES[:1], len(images), 0)
-
-
 def test_a_model_checks_its_own_report(monkeypatch):
     names = ("Mass", "Nodule")
     shifted = dict.fromkeys(names, FindingMap(1.0, -30.0, 5, 50))  # nothing is believed
     calibration = dataclasses.replace(OWN, findings=shifted, sides=names[:1], doubt_stated=0.5)
-    raw, model = (Seen(asker(), codec(), own) for own in (None, calibration))
-    p = raw.finding_probabilities("x.png")
-    assert model.finding_probabilities("x.png") == calibration.probabilities(p) != p
-    monkeypatch.setattr(Seen, "reports", lambda *_: ["There is a nodule. The heart is normal."])
+    raw, model = (LlmCxr(asker(), codec(), own) for own in (None, calibration))
+    image = CODES[0]
+    p = raw.finding_probabilities(image)
+    assert model.finding_probabilities(image) == calibration.probabilities(p) != p
+    monkeypatch.setattr(LlmCxr, "reports", lambda *_: ["There is a nodule. The heart is normal."])
     limit = Sampling(max_new_tokens=6)
-    assert model.report("x.png", limit) == "There is a nodule. The heart is normal."
-    first, second = model.report("x.png", limit, check=True)
+    assert model.report(image, limit) == "There is a nodule. The heart is normal."
+    first, second = model.report(image, limit, check=True)
     assert first.doubts[0].finding == "Nodule" and first.doubts[0].p < 1e-6
     assert second == CheckedSentence("The heart is normal.")
     with pytest.raises(UserError, match="no calibration"):
-        raw.report("x.png", limit, check=True)
-    assert raw.finding_sides("x.png") == {} and list(model.finding_sides("x.png")) == ["Mass"]
-    sides = model.finding_sides("x.png")["Mass"]
+        raw.report(image, limit, check=True)
+    assert raw.finding_sides(image) == {} and list(model.finding_sides(image)) == ["Mass"]
+    sides = model.finding_sides(image)["Mass"]
     assert list(sides) == ["left", "right", "both"] and sum(sides.values()) == pytest.approx(1)
     assert list(sides.values()) == pytest.approx(raw.side_answers(CODES[0], ["Mass"])[0].tolist(), abs=1e-5)

@@ -39,7 +39,7 @@ def limits(low: float, high: float) -> OutsideLimits:
 
 
 def model(own: OutsideLimits | None) -> LlmCxr:
-    return LlmCxr(asker(), Encoding(), own)  # type: ignore[arg-type]
+    return LlmCxr(asker(), Encoding(), limits=own)  # type: ignore[arg-type]
 
 
 def test_statistics_are_what_is_lost_and_how_likely_the_codes_are():
