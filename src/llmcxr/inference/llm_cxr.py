@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from llmcxr.vocabulary.growing import table_of
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_language_model, load_text_tokenizer
 
+LoadedPrecision = Precision | Literal["int8"]
 ImageLike = str | Path | Image.Image | np.ndarray
 
 
@@ -45,20 +47,22 @@ class LlmCxr:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = DEFAULT_MODEL, device: str = "auto", precision: Precision = "auto"
+        cls, name: str | Path = DEFAULT_MODEL, device: str = "auto", precision: LoadedPrecision = "auto"
     ) -> LlmCxr:
         """Load a model: a shipped one by name, a run's folder, its model/ folder, a packed model, or a hub repository.
 
-        `precision` is the language model's, auto the one that is faster here. Raises `UserError` where there is no model, or where image tokenizer and
-        model do not belong together.
+        `precision` is the language model's, auto the faster of float32 and bfloat16 here; int8 computes the layers of a Llama in 8 bits on
+        CPUs, which is faster still and loses a little (docs/generation.md). Raises `UserError` where there is no model, or where image
+        tokenizer and model do not belong together.
         """
         folder = find_model(name)
         info = load_checked(folder)
         place = pick_device(device)
-        precision = checked(Precision, precision, "precision")
+        precision = checked(LoadedPrecision, precision, "precision")
         image_tokenizer = ImageTokenizer.from_pretrained(folder / "image_tokenizer").to(place)
         check_image_tokenizer(folder, info, image_tokenizer)
-        dtype = devices.precision(place, "generating") if precision == "auto" else getattr(torch, precision)
+        rest = devices.precision(place, "generating")  # with int8 of what is not a layer
+        dtype = rest if precision in ("auto", "int8") else getattr(torch, precision)
         try:
             text_tokenizer = load_text_tokenizer(str(folder.resolve()))
             model = load_language_model(str(folder.resolve()), dtype).to(place)  # type: ignore[arg-type]
@@ -70,7 +74,7 @@ class LlmCxr:
                 f"{folder}: its tokenizer has more tokens than its language model has rows ({rows}). {remedy(folder)}"
             )
         template = build_template(info.template, text_tokenizer, info.system_prompt)
-        backend = TransformersBackend(model, vocabulary, template, info.grid**2)
+        backend = TransformersBackend(model, vocabulary, template, info.grid**2, int8=precision == "int8")
         return cls(policies.Asker(backend, template, vocabulary, info), image_tokenizer)
 
     @property
