@@ -19,35 +19,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.inference.slots import SlotCache
 
 _PACKED_AT_MOST = 2 * 2**30  # bytes of weights that are kept twice, as the model has them and as the kernels want them
+_BLOCK = 64  # positions by which attention over prompts is padded
 _USUAL_ROWS = 16  # for which the layout is made; other numbers of rows are as fast
 
-STRIDE = 64  # positions: attention is a product, whose kernel is made for its shape
 Attention = Callable[
     [int, Tensor, Tensor, Tensor], Tensor
 ]  # layer, queries [n, H, T, D], keys, values -> [n, T, H * D]
 
 
 def is_stock_llama(model: PreTrainedModel) -> bool:
-    """Whether the forward below is this model's: the class itself, plain layers (no adapters), torch's attention."""
+    """Whether the forward below is this model's: the class itself, of plain layers (no adapters) that nobody listens to."""
     if type(model) is not LlamaForCausalLM or model.config.hidden_act != "silu":
         return False
-    head = model.lm_head
-    if type(head) is not nn.Linear or head.bias is not None or parametrize.is_parametrized(head):
-        return False
-    for layer in model.model.layers:
-        own: Any = layer
-        plain = (*_linears(own), own.input_layernorm, own.post_attention_layernorm)
-        if not all(type(m) in (nn.Linear, LlamaRMSNorm) and not parametrize.is_parametrized(m) for m in plain):
+    inner: Any = model.model
+    parts: list[nn.Module] = [model, inner, inner.embed_tokens, inner.norm, model.lm_head]
+    for layer in inner.layers:
+        plain = (*_linears(layer), layer.input_layernorm, layer.post_attention_layernorm)
+        if any(type(m) not in (nn.Linear, LlamaRMSNorm) or getattr(m, "bias", None) is not None for m in plain):
             return False
-        if type(own.mlp) is not LlamaMLP or any(m.bias is not None for m in _linears(own)):
-            return False
-    return True
+        parts += [layer, layer.self_attn, layer.mlp, *plain]
+    watched = any(m._forward_hooks or m._forward_pre_hooks or parametrize.is_parametrized(m) for m in parts)
+    return type(model.lm_head) is nn.Linear and model.lm_head.bias is None and not watched
 
 
 def _linears(layer: Any) -> list[nn.Linear]:
@@ -90,11 +88,14 @@ class _Packed(_Plain):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _USUAL_ROWS))
+        self.long = weight.shape[1] > 1024
 
     def __call__(self, x: Tensor, then: str = "none") -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, then, [], "")
 
     def added_to(self, rest: Tensor, x: Tensor) -> Tensor:
+        if self.long and len(x) == 1:  # the kernel for one row sums long rows in another order than that for many
+            return self.added_to(rest.expand(2, -1).contiguous(), x.expand(2, -1).contiguous())[:1]
         return torch.ops.mkldnn._linear_pointwise.binary(x, rest, self.weight, None, "add")
 
     def multiplied_by(self, factor: Tensor, x: Tensor) -> Tensor:
@@ -180,30 +181,34 @@ class Llama:
 
     def read(self, ids: Tensor, first: int, cache: DynamicCache) -> Tensor:
         """States [n, T, d] of tokens [n, T] that follow `first` ones in the cache, which takes theirs."""
-        T = ids.shape[1]
-        places = torch.arange(first, first + T, device=ids.device)[None]
-        seen = torch.ones(T, first + T, dtype=torch.bool, device=ids.device).tril(first) if first else None
+        n, T = ids.shape
+        places = torch.arange(first, first + T, device=ids.device)
+        # In whole blocks, always with a mask: then no number depends on how long the longest prompt is.
+        spare = -(first + T) % _BLOCK
+        seen = torch.arange(first + T + spare, device=ids.device) <= places[:, None]
+        hidden = torch.zeros(seen.shape, dtype=self.model.dtype, device=ids.device).masked_fill_(~seen, -torch.inf)
+        group = self.heads // self.key_heads
 
         def attend(i: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            keys, values = cache.update(keys, values, i)
-            result = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=seen, is_causal=seen is None, enable_gqa=True
-            )
-            return result.transpose(1, 2).reshape(len(ids), T, -1)
+            both = (F.pad(t, (0, 0, 0, spare)) for t in cache.update(keys, values, i))
+            keys, values = (t.repeat_interleave(group, 1) for t in both)
+            return F.scaled_dot_product_attention(queries, keys, values, hidden).transpose(1, 2).reshape(n, T, -1)
 
-        return self._forward(ids, places, attend)
+        return self._forward(ids, places[None], attend)
 
-    def step(self, ids: Tensor, places: Tensor, seen: Tensor, cache: SlotCache) -> Tensor:
-        """States [R, d] of one new token a row [R, 1] at places [R, 1]; `seen` bool [R, 1, 1, positions] of the cache."""
+    def step(self, ids: Tensor, places: Tensor, seen: Tensor | None, cache: SlotCache) -> Tensor:
+        """States [R, d] of one new token a row [R, 1] at places [R, 1]; `seen` bool [R, 1, 1, positions] of the cache, None: all."""
         R, G, D = len(ids), self.key_heads, self.width
-        hidden = torch.zeros_like(seen, dtype=self.model.dtype).masked_fill_(~seen, -torch.inf)
+        hidden = (
+            None if seen is None else torch.zeros_like(seen, dtype=self.model.dtype).masked_fill_(~seen, -torch.inf)
+        )
 
         def attend(i: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             keys, values = cache.update(keys, values, i)
             # The query heads of a key head are so many rows of one product. For one token a row this is several times as
             # fast as torch's attention on CPUs.
             weights = (queries.reshape(R, G, -1, D) * D**-0.5) @ keys.mT
-            return weights.add_(hidden).softmax(-1) @ values
+            return (weights if hidden is None else weights.add_(hidden)).softmax(-1) @ values
 
         return self._forward(ids, places, attend)[:, 0]
 

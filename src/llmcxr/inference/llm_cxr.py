@@ -48,6 +48,7 @@ from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_config, load_language_model, load_text_tokenizer
 
 BackendName = Literal["transformers", "vllm"]
+LoadedPrecision = Precision | Literal["int8"]
 ImageLike = str | Path | Image.Image | np.ndarray
 _AT_ONCE = 32  # images in the image tokenizer together
 _REMEMBERED = 1000  # images of which it is known whether they are outside
@@ -87,24 +88,26 @@ class LlmCxr:
         cls,
         name: str | Path = DEFAULT_MODEL,
         device: str = "auto",
-        precision: Precision = "auto",
+        precision: LoadedPrecision = "auto",
         backend: BackendName = "transformers",
     ) -> LlmCxr:
         """Load a model: a shipped one by name, a run's folder, its model/ folder, a packed model, or a hub repository.
 
-        `precision` is the language model's, auto the one that is faster here. `backend` decodes; vllm chooses its own device, and cannot
-        guide (give guidance 1). Raises `UserError` where there is no model, or where image tokenizer and
-        model do not belong together.
+        `precision` is the language model's, auto the faster of float32 and bfloat16 here; int8 computes the layers of a Llama in 8 bits on
+        CPUs, which is faster still and loses a little (docs/generation.md). `backend` decodes; vllm chooses its own device and has no int8, and
+        cannot guide (give guidance 1). Raises `UserError` where there is no model, or where image tokenizer and model do not belong together.
 
         >>> model = LlmCxr.from_pretrained("runs/quickstart", device="cpu")
         """
         folder = find_model(name)
         info = load_checked(folder)
         place = pick_device(device)
-        precision = checked(Precision, precision, "precision")
+        precision = checked(LoadedPrecision, precision, "precision")
         image_tokenizer = ImageTokenizer.from_pretrained(folder / "image_tokenizer").to(place)
         check_image_tokenizer(folder, info, image_tokenizer)
         checked(BackendName, backend, "backend")
+        if (backend, precision) == ("vllm", "int8"):
+            raise UserError('precision int8 is of backend="transformers". Leave one of the two out.')
         path = folder.resolve()
         try:
             text_tokenizer, rows = load_text_tokenizer(str(path)), load_config(str(path)).vocab_size
@@ -115,9 +118,10 @@ class LlmCxr:
             if backend == "vllm":
                 engine: Backend = VllmBackend(path, vocabulary, template, length, precision)
             else:
-                dtype = devices.precision(place, "generating") if precision == "auto" else getattr(torch, precision)
+                faster = devices.precision(place, "generating")  # with int8 of what is not a layer
+                dtype = faster if precision in ("auto", "int8") else getattr(torch, precision)
                 model = load_language_model(str(path), dtype).to(place)  # type: ignore[arg-type]
-                engine = TransformersBackend(model, vocabulary, template, length)
+                engine = TransformersBackend(model, vocabulary, template, length, int8=precision == "int8")
         except UserError as error:
             raise UserError(f"{folder}: {str(error).splitlines()[0]} {remedy(folder)}") from error
         asker = policies.Asker(engine, template, vocabulary, info)

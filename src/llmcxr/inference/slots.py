@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "llmcxr_decoding"
-_BLOCK = 128  # positions by which the memory grows
+_BLOCK = 64  # positions by which the memory grows
 
 
 def _attention(
@@ -54,13 +54,20 @@ def use_grouped_attention(model: PreTrainedModel) -> None:
         model.set_attn_implementation(NAME)
 
 
+def _resized(old: Tensor, rows: int, positions: int) -> Tensor:
+    new = old.new_zeros(rows, old.shape[1], positions, old.shape[3])
+    kept = min(positions, old.shape[2])
+    new[: len(old), :, :kept] = old[:, :, :kept]
+    return new
+
+
 class SlotCache(Cache):
     """A cache of rows of different lengths, to which each step adds one token a row. Rows come and go."""
 
-    def __init__(self, device: torch.device, stride: int = 1) -> None:
-        """Positions are shown in multiples of `stride`: kernels are made for each number of them."""
+    def __init__(self, device: torch.device, exact: bool = False) -> None:
+        """`exact`: what a step is shown is all that is reserved, so that it lies in one piece, in few different shapes."""
         super().__init__(layers=[])
-        self.stride = stride
+        self.exact = exact
         self.keys: list[Tensor] = []  # of each layer [rows reserved, G, positions reserved, D]
         self.values: list[Tensor] = []
         self.lengths = torch.zeros(0, dtype=torch.long, device=device)  # [R]
@@ -74,9 +81,7 @@ class SlotCache(Cache):
         for tensors in (self.keys, self.values):
             for i, old in enumerate(tensors):
                 if old.shape[0] < rows or old.shape[2] < positions:
-                    shape = max(old.shape[0], rows), old.shape[1], max(old.shape[2], positions), old.shape[3]
-                    tensors[i] = old.new_zeros(shape)
-                    tensors[i][: old.shape[0], :, : old.shape[2]] = old
+                    tensors[i] = _resized(old, max(old.shape[0], rows), max(old.shape[2], positions))
 
     def admit(self, read: DynamicCache, sources: Tensor, lengths: Tensor, most: int) -> None:
         """Add rows: new row i is row `sources[i]` of what was `read`, of `lengths[i]` tokens. `most` rows will be needed."""
@@ -113,9 +118,12 @@ class SlotCache(Cache):
     def begin_step(self) -> tuple[Tensor, Tensor | None]:
         """Make room for one token a row: (positions [R, 1], mask of what is seen bool [R, 1, 1, T] or None for all)."""
         longest = int(self.lengths.max())
-        self._end = -(-(longest + 1) // self.stride) * self.stride
-        if self.keys[0].shape[2] < self._end:
-            self._reserve(0, self.keys[0].shape[2] + _BLOCK)
+        needed = -(-(longest + 1) // _BLOCK) * _BLOCK
+        if self.exact and self.keys[0].shape[2] != needed:  # also where a long row has gone
+            for tensors in (self.keys, self.values):
+                tensors[:] = [_resized(old, len(old), needed) for old in tensors]
+        self._reserve(0, needed)
+        self._end = needed if self.exact else longest + 1
         self._rows = torch.arange(len(self), device=self.lengths.device)
         seen = torch.arange(self._end, device=self.lengths.device) <= self.lengths[:, None]
         all_seen = self._end == longest + 1 and bool((self.lengths == longest).all())

@@ -27,7 +27,7 @@ from llmcxr.foundation.randomness import stream
 from llmcxr.inference.backend import Backend, Prompt, Request, Response, check_length, whole_response
 from llmcxr.inference.drawing import draw_tokens, is_greedy, penalised
 from llmcxr.inference.grammar import Next, Progress, before_stop, segments
-from llmcxr.inference.llama import STRIDE, Llama, check_int8, is_stock_llama, state_of
+from llmcxr.inference.llama import Llama, check_int8, is_stock_llama, state_of
 from llmcxr.inference.slots import SlotCache, use_grouped_attention
 from llmcxr.instructions.rendering import encode_free, response_end
 from llmcxr.instructions.templates import Template
@@ -293,7 +293,7 @@ class TransformersBackend(Backend):
             self._progress(request)
         waiting = deque(enumerate(requests))
         self._fast()
-        cache, opened = SlotCache(self.device, 1 if self._llama is None else STRIDE), list[_Open]()
+        cache, opened = SlotCache(self.device, exact=self._llama is not None), list[_Open]()
         hidden = torch.zeros(0, 0)
         while waiting or opened:
             if waiting and len(cache) <= ROWS * 3 // 4:  # a few at once, since reading one by one is slow
