@@ -2,8 +2,8 @@
 
     python benchmarks/consistency.py runs/calibration [--images 150] [--candidates 4]
 
-On a run as for calibration.py. Thresholds are chosen on its validation patients, numbers are of its test patients, by what is drawn
-in each radiograph. Reports are the first candidate (a fourth of the time of the best of four) unless said otherwise.
+On a run as for calibration.py, whose model has a calibration (`llmcxr calibrate`): thresholds are of its validation patients, numbers of
+the test patients here, by what is drawn in each radiograph. Reports are the first candidate (a fourth of the time of the best of four) unless said otherwise.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 
 from llmcxr.evaluation import calibration as fitting
 from llmcxr.foundation.settings import load_settings
-from llmcxr.inference.consistency import labeller_for
+from llmcxr.inference.consistency import check_possible, labeller_for
 from llmcxr.metrics.scores import bootstrap_interval
+from llmcxr.model.calibration import load_calibration
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
 from llmcxr.stages.calibration import READINGS, readings_of
@@ -41,24 +42,21 @@ def table(rows: list[tuple[int, bool, bool]], what: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--images", type=int, default=150, help="of each split, at most")
+    parser.add_argument("--images", type=int, default=150, help="test images, at most")
     parser.add_argument("--candidates", type=int, default=1, help="of which each report is the best")
     arguments = parser.parse_args()
     folder = arguments.run.resolve()
     place = [f"runs={folder.parent}", f"name={folder.name}"]
     context = Run(load_settings(Recipe, folder / "recipe.yaml", place)).context
     findings, labeller = context.info.findings, labeller_for(context.info.findings)
-    kept = {split: folder / READINGS.format(split) for split in ("validate", "test")}
-    seen = readings_of(context, "validate", arguments.images, kept=kept["validate"])
-    if arguments.candidates != 1:
-        kept["test"] = folder / READINGS.format(f"test-{arguments.candidates}")
-    readings, studies = readings_of(context, "test", arguments.images, arguments.candidates, kept["test"])
-    own = fitting.fit_calibration(*seen, findings, labeller, context.recipe.source.kind)
+    own = check_possible(load_calibration(context.given or folder / "model"))
+    kept = folder / READINGS.format("test" if arguments.candidates == 1 else f"test-{arguments.candidates}")
+    readings, studies = readings_of(context, "test", arguments.images, arguments.candidates, kept)
     p, labels = fitting.matrices(readings, studies, findings)
     p = np.stack([f(p[:, i]) for i, f in enumerate(own.findings.values())], 1)
     claims = fitting.judged_claims([r.report for r in readings], p, labels, findings, labeller)
     print(
-        f"thresholds of {len(seen[0])} validation images: stated below {own.doubt_stated}, denied above {own.doubt_denied}"
+        f"thresholds of {own.fitted_on.images} validation images: stated below {own.doubt_stated}, denied above {own.doubt_denied}"
     )
     print(
         f"\n{len(studies)} test images\n\n| | n | wrong | marked | precision of the marks | recall | wrong of the others |"

@@ -45,6 +45,12 @@ def test_a_model_that_reads_what_is_there():
     assert summary["report"]["micro_f1"] == summary["report"]["reference_micro_f1"] == 1
     assert summary["report"]["side_accuracy"] == 1 and summary["report"]["side_n"] == 12
     assert summary["vqa"]["auroc"] == summary["vqa"]["auroc_high"] == summary["image"]["auroc"] == 1
+    # Its p(yes) is the truth; its calibration moves both ends by 0.05.
+    assert summary["vqa"]["calibration_error_raw"] == summary["vqa"]["brier_raw"] == 0
+    assert summary["vqa"]["calibration_error"] == 0.05 and summary["vqa"]["brier"] == 0.0025
+    assert summary["vqa"]["brier_constant"] == 0.25  # half of the training images have a nodule
+    bins = {name: {tuple(b[:2]) for b in found} for name, found in summary["vqa"]["reliability"].items()}
+    assert bins == {"raw": {(0, 0), (1, 1)}, "calibrated": {(0.05, 0), (0.95, 1)}}
     assert summary["vqa"]["auroc_n"] == summary["image"]["n"] == summary["image_tokenizer"]["n"] == 24
     assert summary["image"]["valid"] == 1 and summary["image"]["ms_ssim_n"] == 24
     assert summary["image_tokenizer"]["l1"] == 0 and summary["image_tokenizer"]["codebook_use"] == 0.5
@@ -58,6 +64,15 @@ def test_a_model_that_reads_what_is_there():
         "unknown_labels": "left_out",
         "uncertain_labels": "left_out",
     }
+
+
+def test_a_model_without_calibration_is_said_to_have_none(monkeypatch):
+    monkeypatch.setattr(ToyModel, "calibrated", lambda self, p_yes: None)
+    cases = make_cases([1] * 6 + [0] * 6)
+    summary = summarise(answered(cases), cases)
+    assert summary["not_measured"]["vqa.calibration_error"].startswith("the model has no calibration")
+    assert summary["vqa"]["brier"] == summary["vqa"]["calibration_error_raw"] == 0
+    assert list(summary["vqa"]["reliability"]) == ["raw"]
 
 
 def test_drawings_are_held_to_their_patient_and_to_what_was_asked():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from llmcxr.foundation.assets import SHIPPED_MODELS
 from llmcxr.foundation.errors import UserError
@@ -22,6 +25,7 @@ from llmcxr.model.calibration import (
 )
 from llmcxr.model.find import find_model
 from llmcxr.model.folder import load_info
+from llmcxr.model.packed import pack
 from llmcxr.model.sums import SUMS, check_sums, write_sums
 
 OWN = Calibration(
@@ -94,6 +98,22 @@ def test_sums_follow_and_hide_no_damage(tmp_path):
     with pytest.raises(UserError, match="adapters.safetensors is damaged"):
         save_calibration(tmp_path, OWN)
     assert load_calibration(tmp_path) == dataclasses.replace(OWN, doubt_stated=0.3)
+
+
+def test_packing_takes_it_along(tmp_path):
+    run, shipped = tmp_path / "run", SHIPPED_MODELS / "phantom"
+    for name in ("image_tokenizer", "judge"):
+        shutil.copytree(shipped / name, run / name)
+    (run / "model").mkdir()
+    shutil.copy(shipped / "llmcxr.json", run / "model")
+    (run / "stage1").mkdir()
+    save_file({"a.lora_A.default.weight": torch.zeros(2, 3)}, run / "stage1" / "weights.safetensors")
+    pack(run, "stage1", "lora", tmp_path / "without", "card")
+    assert load_calibration(tmp_path / "without") is None
+    save_calibration(run / "model", OWN)
+    pack(run, "stage1", "lora", tmp_path / "packed", "card")
+    assert load_calibration(tmp_path / "packed") == OWN
+    check_sums(tmp_path / "packed")
 
 
 def test_the_shipped_model_has_one():

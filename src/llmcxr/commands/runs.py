@@ -180,7 +180,7 @@ def _choose_decoding(arguments: argparse.Namespace) -> None:
     "folder (a run that trains does so by itself)",
     RUN,
     OVERRIDES,
-    argument("--images", type=count, default=150, help="validation images, at most (default: %(default)s)"),
+    argument("--images", type=count, help="validation images, at most (default: as many as a run takes by itself)"),
     argument(
         "--into",
         type=path,

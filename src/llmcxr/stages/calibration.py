@@ -64,8 +64,8 @@ def calibrate(context: Context, folder: Path, images: int = IMAGES, kept: Path |
     return calibration
 
 
-def calibrate_run(context: Context, into: Path | None, images: int) -> str:
-    """The command: calibrate the model that a run made, or the one it measures, which stands `into` a folder. What to say of it.
+def calibrate_run(context: Context, into: Path | None, images: int | None = None) -> str:
+    """The command: calibrate the model that a run made, into its folder, or the one that it measures, `into` another. What to say.
 
     `UserError` where it is not said into which folder, and where that holds another model.
     """
@@ -78,5 +78,5 @@ def calibrate_run(context: Context, into: Path | None, images: int) -> str:
     own, there = replace(context.info, image_tokenizer=""), replace(load_checked(folder), image_tokenizer="")
     if own != there:
         raise UserError(f"{folder} holds another model than the one that the run {context.folder.name} is of.")
-    calibration = calibrate(context, folder, images, context.folder / READINGS.format("validate"))
+    calibration = calibrate(context, folder, images or IMAGES, context.folder / READINGS.format("validate"))
     return f"{told(calibration)}\n{folder / CALIBRATION}"
