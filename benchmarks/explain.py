@@ -2,7 +2,7 @@
 
     llmcxr prepare demo name=unseen source.phantom.train=200 source.phantom.validate=300 source.phantom.test=200 source.phantom.seed=5
     python benchmarks/explain.py runs/unseen                        # 50 pairs of image and finding a split
-    python benchmarks/explain.py runs/unseen --pairs 10 --variants "any 2"    # a small one
+    python benchmarks/explain.py runs/unseen --pairs 10 --variants "any 4"    # a small one
     python benchmarks/explain.py runs/unseen --minutes 4            # as far as it comes; the same again goes on
 
 Every pair is a finding that the image shows. Variants (what replaces a patch, codes along its side) and, for every map, how much of
@@ -39,7 +39,7 @@ from llmcxr.studies.study import Study, read_manifest
 from llmcxr.tasks import cxr_vqa, report_to_cxr
 from llmcxr.vocabulary.head import project
 
-VARIANTS = ("any 2", "normal 2", "place 2", "any 1", "any 3")  # what a patch is replaced by, codes along its side
+VARIANTS = ("any 4", "normal 4", "place 4", "any 3", "any 2")  # what a patch is replaced by, codes along its side
 GRADIENTS = ("gradient", "integrated gradients")
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4)  # of the image that can count as a map's region
 CHANCE = 50  # random maps a pair
