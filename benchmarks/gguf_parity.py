@@ -1,6 +1,6 @@
 """Whether llama.cpp answers as we do: greedy tokens of text and images from a model's GGUF against those of this package.
 
-    python benchmarks/gguf_parity.py phantom --prompts 50 -o parity.json     # about 5 minutes on two cores
+    python benchmarks/gguf_parity.py phantom --prompts 50 -o parity.json     # about 5 minutes on two cores; goes on where it stopped
     python benchmarks/gguf_parity.py phantom --prompts 6 --tokens 16         # a quick look
 
 Half of the prompts ask for a drawing, the others are questions about those drawings. Ours are in float32. llama.cpp (the package
@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import json
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
@@ -21,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gguf import GGUFReader
 
 from llmcxr import LlmCxr
 from llmcxr.formats.gguf import WEIGHTS, Weights, export_gguf
-from llmcxr.foundation.artifacts import write_json
+from llmcxr.foundation.artifacts import read_json, write_json
 from llmcxr.foundation.optional import require
 from llmcxr.inference.backend import GREEDY, Request
 from llmcxr.instructions.rendering import response_end
@@ -51,7 +51,9 @@ class LlamaCpp:
         params.model.path = str(file)
         params.n_ctx, params.n_parallel, params.warmup, params.n_gpu_layers = context, 1, False, 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-        params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32  # keys and values: weights are compared, not these
+        params.cache_type_k = params.cache_type_v = (
+            llama.ggml_type.GGML_TYPE_F32
+        )  # keys and values: weights are compared, not these
         params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.verbosity = -1
         self.server = llama.Server(params)
@@ -139,27 +141,50 @@ def compare(own: Sequence[int], other: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(own, other, strict=False)))
 
 
-def measure(model: LlmCxr, name: str, requests: Sequence[Request], weights: Weights, scratch: Path) -> dict[str, Any]:
-    """How many of the requests llama.cpp answers with the very same tokens."""
-    file = scratch / f"{weights}.gguf"
-    export_gguf(name, file, weights)
-    own, llama, started = ours(model, requests), LlamaCpp(file), time.perf_counter()
-    rows = []
-    for request, mine, other in zip(requests, own, theirs(model, llama, requests), strict=True):
-        rows.append(
-            {"grammar": request.grammar, "tokens": len(mine), "same": compare(mine, other), "equal": mine == other}
-        )
-    seconds = time.perf_counter() - started
+def margin(model: LlmCxr, prompt: Sequence[int], own: Sequence[int], other: Sequence[int]) -> float | None:
+    """By how much (logits) ours preferred its first token that differs: a tie of rounding is near 0. None where none differs."""
+    same = compare(own, other)
+    if own == other or same >= min(len(own), len(other)):
+        return None
+    backend: Any = model.asker.backend
+    with torch.inference_mode():
+        logits = backend.model(torch.tensor([[*prompt, *own[:same]]])).logits[0, -1]
+    return round(float(logits[own[same]] - logits[other[same]]), 5)
+
+
+def measure(
+    model: LlmCxr, name: str, requests: Sequence[Request], weights: Weights, known: Sequence[dict[str, Any]] = ()
+) -> Iterator[dict[str, Any]]:
+    """How llama.cpp answers each request after those that are `known`, beside ours; first what the file says of its sizes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / f"{weights}.gguf"
+        export_gguf(name, file, weights)
+        yield {
+            "megabytes": round(file.stat().st_size / 1e6),
+            **sizes(file),
+            "tokenizer": len(model.asker.vocabulary.tokenizer),
+        }
+        left = requests[len(known) :]
+        llama = LlamaCpp(file)
+        for request, mine, other in zip(left, ours(model, left), theirs(model, llama, left), strict=True):
+            yield {
+                "grammar": request.grammar,
+                "tokens": len(mine),
+                "same": compare(mine, other),
+                "equal": mine == other,
+                "margin": margin(model, request.prompt, mine, other),
+            }
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Shares of rows and tokens that are equal."""
     kinds = {kind: [row for row in rows if row["grammar"] == kind] for kind in ("text", "image")}
+    margins = [row["margin"] for row in rows if row["margin"] is not None]
     return {
-        "megabytes": round(file.stat().st_size / 1e6),
-        **sizes(file),
-        "tokenizer": len(model.asker.vocabulary.tokenizer),
-        "equal": sum(row["equal"] for row in rows) / len(rows),
+        "equal": round(sum(row["equal"] for row in rows) / len(rows), 3),
         **{f"equal {kind}": f"{sum(row['equal'] for row in of)} of {len(of)}" for kind, of in kinds.items()},
-        "tokens before the first that differs": sum(row["same"] for row in rows) / sum(row["tokens"] for row in rows),
-        "tokens a second": round(sum(row["tokens"] for row in rows) / seconds, 1),
-        "prompts": rows,
+        "tokens before the first that differs": round(sum(r["same"] for r in rows) / sum(r["tokens"] for r in rows), 4),
+        "largest margin where they part": max(margins, default=0.0),
     }
 
 
@@ -168,15 +193,26 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=64, help="most of a text")
-    parser.add_argument("-o", "--output", type=Path, default=Path("gguf_parity.json"))
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("gguf_parity.json"), help="what is there already is not asked again"
+    )
     arguments = parser.parse_args()
+    what = {"model": arguments.model, "prompts": arguments.prompts, "tokens": arguments.tokens}
+    result: dict[str, Any] = read_json(arguments.output) if arguments.output.exists() else {}
+    if {key: result.get(key) for key in what} != what:
+        result = dict(what)
     model = LlmCxr.from_pretrained(arguments.model, "cpu", "float32")
-    requests, result = requests_of(model, arguments.prompts, arguments.tokens), dict[str, Any]()
-    with tempfile.TemporaryDirectory() as scratch:
-        for weights in WEIGHTS:
-            result[weights] = measure(model, arguments.model, requests, weights, Path(scratch))
-            print(weights, {k: v for k, v in result[weights].items() if k != "prompts"}, flush=True)
-            write_json(arguments.output, result)
+    requests = requests_of(model, arguments.prompts, arguments.tokens)
+    for weights in WEIGHTS:
+        own = result.setdefault(weights, {"rows": []})
+        if len(own["rows"]) < len(requests):
+            for found in measure(model, arguments.model, requests, weights, own["rows"]):
+                if "grammar" in found:
+                    own["rows"].append(found)
+                else:
+                    own["file"] = found
+                write_json(arguments.output, result)
+        print(weights, own["file"], summary(own["rows"]), flush=True)
 
 
 if __name__ == "__main__":

@@ -73,10 +73,13 @@ def test_llama_cpp_gives_our_tokens(tmp_path, tied):
     folder = make_model(tmp_path, tied=tied)
     model = LlmCxr.from_pretrained(folder, "cpu", "float32")
     requests = parity.requests_of(model, 8, 12)
-    found = parity.measure(model, str(folder), requests, "f16", tmp_path)
-    assert found["vocab_size"] == found["tokens"] == found["rows"] == found["tokenizer"] + SPARE
-    assert {row["tokens"] for row in found["prompts"] if row["grammar"] == "image"} == {model.info.grid**2}
+    file, *rows = parity.measure(model, str(folder), requests, "f16")
+    assert file["vocab_size"] == file["tokens"] == file["rows"] == file["tokenizer"] + SPARE
+    assert {row["tokens"] for row in rows if row["grammar"] == "image"} == {model.info.grid**2}
+    found = parity.summary(rows)
     assert found["equal"] >= 0.75 and found["tokens before the first that differs"] > 0.9
+    assert abs(found["largest margin where they part"]) < 0.05
+    export_gguf(folder, tmp_path / "f16.gguf")
     llama = parity.LlamaCpp(tmp_path / "f16.gguf", threads=1)
     for text in ("Is there a pleural effusion?", "x<VQ0001>\n\n<|im_end|>  12.5 mm é", " a\tb"):
         assert llama.tokenized(text) == model.asker.vocabulary.encode_text(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import tomllib
 from pathlib import Path
 
@@ -140,3 +141,16 @@ def test_the_entry_point_is_the_class(monkeypatch):
 def test_ranges():
     assert ranges_without([0, 3, 4, 9], 10) == [[1, 3], [5, 9]]
     assert ranges_without([], 4) == [[0, 4]] and ranges_without([0, 1], 2) == []
+
+
+def test_the_stand_in_has_vllms_own_signatures():
+    vllm = pytest.importorskip("vllm", reason="vLLM (extra vllm) is not installed: it needs a GPU")
+    from vllm.v1.sample.logits_processor import AdapterLogitsProcessor, BatchUpdate
+
+    for own, real in ((vllm_stand_in.AdapterLogitsProcessor, AdapterLogitsProcessor), (vllm_stand_in.LLM, vllm.LLM)):
+        for name in ("__init__", "update_state", "apply", "generate"):
+            if hasattr(own, name):
+                parameters = inspect.signature(getattr(real, name)).parameters
+                assert set(inspect.signature(getattr(own, name)).parameters) <= set(parameters)
+    for own, real in ((vllm_stand_in.SamplingParams, vllm.SamplingParams), (vllm_stand_in.BatchUpdate, BatchUpdate)):
+        assert set(inspect.signature(own).parameters) <= set(inspect.signature(real).parameters)

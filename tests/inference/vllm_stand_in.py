@@ -60,21 +60,31 @@ class RequestOutput:
     outputs: list[CompletionOutput]
 
 
+@dataclass(frozen=True)
+class BatchUpdate:
+    batch_size: int
+    removed: list[int]
+    added: list[tuple[int, SamplingParams, list[int], list[int]]]
+    moved: list[tuple[int, int, str]]
+
+
 class AdapterLogitsProcessor:
     """As vLLM's: what a request needs, by its place in the batch."""
 
     def __init__(self, vllm_config, device, is_pin_memory):
         self.req_info: dict[int, Any] = {}
 
-    def update_state(self, removed, added, moved):
-        for place, params, output in added:
+    def update_state(self, batch_update):
+        if batch_update is None:
+            return
+        for place, params, _, output in batch_update.added:
             own = self.new_req_logits_processor(params)
             self.req_info.pop(place, None)
             if own is not None:
                 self.req_info[place] = partial(own, output)
-        for place in removed:
+        for place in batch_update.removed:
             self.req_info.pop(place, None)
-        for a, b in moved:
+        for a, b, _ in batch_update.moved:
             entry = self.req_info.pop(a, None)
             self.req_info.pop(b, None)
             if entry is not None:
@@ -122,8 +132,8 @@ class LLM:
             added = []
             while waiting and len(batch) < AT_ONCE:
                 batch.append(waiting.pop(0))
-                added.append((len(batch) - 1, batch[-1].params, batch[-1].output))
-            self.processor.update_state([], added, [])
+                added.append((len(batch) - 1, batch[-1].params, batch[-1].prompt, batch[-1].output))
+            self.processor.update_state(BatchUpdate(len(batch), [], added, []) if added else None)
             raw = torch.stack([self._logits(one.prompt + one.output)[-1] for one in batch])
             logits = self.processor.apply(raw.clone())
             for place, one in enumerate(batch):
@@ -134,9 +144,11 @@ class LLM:
                     last = batch.pop()
                     if place < len(batch):
                         batch[place] = last
-                        self.processor.update_state([], [], [(len(batch), place)])
+                        self.processor.update_state(
+                            BatchUpdate(len(batch), [], [], [(len(batch), place, "UNIDIRECTIONAL")])
+                        )
                     else:
-                        self.processor.update_state([place], [], [])
+                        self.processor.update_state(BatchUpdate(len(batch), [place], [], []))
         return [done[number] for number in sorted(done)]
 
     def _step(self, one: _Running, raw: torch.Tensor, logits: torch.Tensor) -> None:

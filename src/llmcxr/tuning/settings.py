@@ -127,7 +127,9 @@ class TuningSettings(Settings):
     alignment: AlignmentSettings = setting(
         AlignmentSettings(), "before the stages: findings learned by the first layers (needs labels)"
     )
-    template: TemplateName = setting("paper", "'paper' (Instruction, Input, Response) or 'chat' (the model's own)")
+    template: TemplateName = setting(
+        "paper", "'paper' (Instruction, Input, Response), 'chat' (the model's own) or 'llm-cxr' (the published model's)"
+    )
     system_prompt: str | None = setting(None, "of the chat template; null keeps the model's default")
     image_softmax: ImageSoftmax = setting(
         "image_rows", "softmax inside an image: image_rows, or all_rows as in the paper"
