@@ -85,6 +85,7 @@ class Recipe(Settings):
             "model",
             "judge",
             "evaluation",
+            "encoded",
         )
         for i, name in enumerate(names := [s.name for s in self.tuning.stages]):  # each is a folder that is removed
             if not re.fullmatch(r"\w[\w-]{0,99}", name):
