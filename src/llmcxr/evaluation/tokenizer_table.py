@@ -98,7 +98,7 @@ def measure_tokenizer(
             "l1": float(np.mean(sums.l1)),
             "psnr": float(np.mean(sums.psnr)),
             "ms_ssim": float(np.mean(sums.ms_ssim)),
-            "octaves": (sum(sums.power) / sum(original_power)).tolist(),
+            "octaves": (np.sum(sums.power, 0) / np.sum(original_power, 0)).tolist(),
         }
         if clinical is not None:
             result[name]["fd"] = frechet_distance(np.concatenate(original_features), np.concatenate(sums.features))

@@ -11,6 +11,7 @@ from llmcxr.foundation.errors import UserError
 EXTRAS = {
     "bitsandbytes": "qlora",
     "lpips": "paper",
+    "tensorboard": "tensorboard",
     "torchxrayvision": "paper",
 }  # package -> extra
 

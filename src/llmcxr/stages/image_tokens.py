@@ -16,6 +16,7 @@ from llmcxr.image_tokens.losses import lpips_package
 from llmcxr.image_tokens.settings import ImageTokenizerSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import train_image_tokenizer
+from llmcxr.image_tokens.watching import tensorboard
 from llmcxr.sources.registry import read_studies
 from llmcxr.stages.context import Context, start_files
 from llmcxr.studies.study import Study, sided_labels
@@ -96,13 +97,16 @@ def image_tokenizer_stage(context: Context) -> Stage:
         begin = context.start.image_tokenizer if context.start else settings.start
         start = None if begin is None else ImageTokenizer.from_pretrained(begin)
         _, images = context.of_split("train")
-        train_image_tokenizer(own, features, images, context.recipe.seed, folder, context.processes, start)
+        _, shown = context.of_split("validate")
+        train_image_tokenizer(own, features, images, context.recipe.seed, folder, context.processes, start, shown=shown)
 
     def check() -> None:
         if settings.given is not None:
             ImageTokenizer.from_pretrained(settings.given)
         if settings.pretrained is None and settings.perceptual != "clinical":
             lpips_package(settings.perceptual)
+        if settings.pretrained is None and settings.pictures_every:
+            tensorboard()
 
     given = (Path(settings.given),) if settings.given and Path(settings.given).is_dir() else ()
     return Stage(
