@@ -126,7 +126,7 @@ def table_text(measured: dict[str, Any], evaluator: str) -> str:
         ("MS-SSIM", [f"{measured[n]['ms_ssim']:.3f}" for n in names]),
     ]
     for k in range(len(octaves)):
-        what = f"power kept, Nyquist/{2**k} to Nyquist/{2 ** (k + 1)}"
+        what = f"power kept, Nyquist{f'/{2**k}' if k else ''} to Nyquist/{2 ** (k + 1)}"
         rows.append((what, [f"{measured[n]['octaves'][k]:.2f}" for n in names]))
     if "fd" in measured["tokenizer"]:
         rows.append((f"Fréchet distance, {evaluator}", [f"{measured[n]['fd']:.2f}" for n in names]))

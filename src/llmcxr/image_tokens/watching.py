@@ -6,6 +6,7 @@ Shapes: n images shown, S side in pixels.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from llmcxr.studies.radiographs import to_uint8
 _SHOWN = 8
 
 
-def tensorboard():
+def tensorboard() -> Any:
     """The package's writer. `UserError` where it cannot be had."""
     require("tensorboard", "image_tokenizer.pictures_every", "image_tokenizer.pictures_every=0")
     from torch.utils.tensorboard import SummaryWriter
@@ -33,7 +34,7 @@ class Watching:
     def __init__(self, folder: Path, images: Images) -> None:
         """`images` uint8 [N, S, S], of which the first few are shown."""
         self.folder, self.images = folder / "logs", images[np.arange(min(_SHOWN, len(images)))]
-        self.writer = None
+        self.writer: Any = None
 
     def write(self, step: int, tokenizer: ImageTokenizer, terms: dict[str, float], device: torch.device) -> None:
         """The running means of the losses, and a grid: originals above, reconstructions by the weights of this step below."""
