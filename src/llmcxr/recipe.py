@@ -90,6 +90,7 @@ class Recipe(Settings):
             "model",
             "judge",
             "evaluation",
+            "encoded",
         )
         for i, name in enumerate(names := [s.name for s in self.tuning.stages]):  # each is a folder that is removed
             if not re.fullmatch(r"\w[\w-]{0,99}", name):
@@ -98,10 +99,8 @@ class Recipe(Settings):
                 faults.append(f"tuning.stages[{i}].name: {name!r} is the name of something else in the run's folder")
             elif name.casefold() in [n.casefold() for n in names[:i]] and name not in names[:i]:
                 faults.append(f"tuning.stages[{i}].name: {name!r} is on some disks the same as another stage's")
-        if self.start is not None and self.image_tokenizer.given is not None:
-            faults.append(
-                "start: it has an image tokenizer of its own; leave out image_tokenizer.pretrained and image_tokenizer.start"
-            )
+        if self.start is not None and self.image_tokenizer.start is not None:
+            faults.append("image_tokenizer.start: `start` has an image tokenizer to train on from; set one of the two")
         return faults if self.image_tokenizer.given else faults + self.sizes_at_fault()
 
     def sizes_at_fault(self) -> list[str]:

@@ -112,7 +112,13 @@ def test_the_command(codec, files, tmp_path, capsys):
         f"name: ours\nruns: {tmp_path / 'runs'}\ndevice: cpu\nsource: {{kind: table, table: {{path: {tmp_path / 'table.csv'}}}}}\n"
     )
     assert main(["encode", str(recipe), f"image_tokenizer.pretrained={tmp_path / 'tokenizer'}"]) == 0
-    assert "18 images" in (said := capsys.readouterr().out) and "2 files that could not be read" in said
+    assert "18 images" in (said := capsys.readouterr().out) and "2 files unreadable" in said
     check(tmp_path / "runs" / "ours" / "encoded", codec, files)
+    assert (
+        main(["prepare", str(recipe), f"image_tokenizer.pretrained={tmp_path / 'tokenizer'}"]) == 0
+    )  # a run in the same folder
+    assert main(["encode", str(recipe), f"image_tokenizer.pretrained={tmp_path / 'tokenizer'}"]) == 0
+    check(tmp_path / "runs" / "ours" / "encoded", codec, files)
+    capsys.readouterr()
     assert main(["encode", str(recipe), "name=other"]) == 2
     assert "does not exist" in capsys.readouterr().err

@@ -117,6 +117,24 @@ def test_what_is_kept_is_the_moving_average(images, tmp_path, monkeypatch):
     assert not torch.allclose(kept, seen[-1])
 
 
+def test_watching_shows_validation_images_and_changes_nothing(images, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    short = dataclasses.replace(SETTINGS, steps=4, adversarial_weight=0.0, clinical_weight=0.0)
+    watched = dataclasses.replace(short, pictures_every=2)
+    plain, seen = (
+        train_image_tokenizer(s, None, images, 0, tmp_path / str(s.pictures_every), ONE, shown=images[:3])
+        for s in (short, watched)
+    )
+    torch.testing.assert_close(seen.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    assert not (tmp_path / "0" / "logs").exists()
+    events = EventAccumulator(str(tmp_path / "2" / "logs"))
+    events.Reload()
+    grids = events.Images("validation")
+    assert [g.step for g in grids] == [2, 4] and (grids[0].width, grids[0].height) == (3 * 32, 2 * 32)
+    assert [e.step for e in events.Scalars("image_tokenizer/l1")] == [2, 4]
+
+
 def test_the_clinical_weight_matters(images, tmp_path):
     short = dataclasses.replace(SETTINGS, steps=3, adversarial_weight=0.0, clinical_weight=1.0)
     one = train_image_tokenizer(short, features(), images, 0, tmp_path / "1", ONE)

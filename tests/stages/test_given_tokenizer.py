@@ -66,7 +66,7 @@ def test_training_goes_on_from_it(given, tmp_path):
 def test_what_does_not_go_with_it_is_said(given, tmp_path):
     with pytest.raises(UserError, match=r"start: nothing is trained where `pretrained` is given"):
         recipe(tmp_path, pretrained=str(given), start=str(given))
-    with pytest.raises(UserError, match=r"start: it has an image tokenizer of its own"):
+    with pytest.raises(UserError, match=r"image_tokenizer.start: `start` has an image tokenizer"):
         build_settings(
             Recipe, {"start": "phantom", "image_tokenizer": {"start": str(given)}, "tuning": {"method": "lora"}}
         )

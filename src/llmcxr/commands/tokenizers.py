@@ -85,27 +85,14 @@ def _evaluate_tokenizer(arguments: argparse.Namespace) -> None:
 )
 def _encode(arguments: argparse.Namespace) -> None:
     from llmcxr.foundation.settings import load_settings
-    from llmcxr.pipeline import Run
+    from llmcxr.foundation.workflow import Workflow
     from llmcxr.recipe import Recipe
     from llmcxr.recipes import find_recipe
+    from llmcxr.stages.context import Context
+    from llmcxr.stages.image_tokens import encode_stage
 
-    context = (run := Run(load_settings(Recipe, find_recipe(arguments.recipe), arguments.overrides))).context
-
-    from llmcxr.image_tokens.encoding import encode_files
-    from llmcxr.image_tokens.tokenizer import ImageTokenizer
-    from llmcxr.sources.registry import read_studies
-
-    codec = ImageTokenizer.from_pretrained(run.recipe.image_tokenizer.pretrained or context.folder / "image_tokenizer")
-    context.source.check()
-    with run.workflow.alone():
-        studies = read_studies(context.source, run.recipe.source, context.folder, codec.image_size).studies
-        folder, ids = context.folder / "encoded", [s.image_id for s in studies]
-        paths = [context.folder / s.image_path for s in studies]  # an absolute path stays as it is
-        encoded, unreadable = encode_files(
-            codec.to(context.device), ids, paths, folder, context.processes, context.geometry
-        )
+    context = Context(load_settings(Recipe, find_recipe(arguments.recipe), arguments.overrides))
+    Workflow(context.folder, [encode_stage(context)], context.processes).run()
     if context.processes.main:
-        print(f"{folder / 'codes.parquet'}: {encoded:,} images")
-        if unreadable:
-            print(f"{folder / 'unreadable.json'}: {unreadable:,} files that could not be read, and why")
+        print(context.folder / "encoded" / "codes.parquet")
     context.processes.close()

@@ -36,7 +36,7 @@ class _Sums:
         self.l1: list[float] = []
         self.psnr: list[float] = []
         self.ms_ssim: list[float] = []
-        self.power: np.ndarray | float = 0.0
+        self.power: list[np.ndarray] = []
         self.features: list[np.ndarray] = []
 
     def add(self, original: np.ndarray, again: np.ndarray) -> None:
@@ -44,7 +44,7 @@ class _Sums:
         self.l1 += np.abs(original - again).mean((1, 2)).tolist()
         self.psnr += [psnr(a, b) for a, b in zip(original, again, strict=True)]
         self.ms_ssim += [ms_ssim(a, b) for a, b in zip(original, again, strict=True)]
-        self.power = self.power + power_by_octave(again)
+        self.power.append(power_by_octave(again))
 
 
 def block_averages(images: torch.Tensor, grid: int) -> torch.Tensor:
@@ -62,17 +62,20 @@ def measure_tokenizer(
     L1 (share of the range), PSNR (dB) and MS-SSIM are means over images; `octaves` is the power of all reconstructions over that of
     all originals, from the finest octave on (below 1 blur, above speckle); `fd` the Fréchet distance of `clinical`'s 1024 features.
     """
-    ways, original_power, original_features = {"tokenizer": _Sums(), BLOCKS: _Sums()}, 0.0, list[np.ndarray]()
+    ways, original_power, original_features = (
+        {"tokenizer": _Sums(), BLOCKS: _Sums()},
+        list[np.ndarray](),
+        list[np.ndarray](),
+    )
     counts = np.zeros(len(codec.codebook), int)
 
     def take(batch: np.ndarray) -> None:
-        nonlocal original_power
         x = batch_of(batch, np.arange(len(batch)), device)
         codes = codec.encode(x)
         counts[:] += np.bincount(codes.flatten().cpu().numpy(), minlength=len(counts))
         painted = {"tokenizer": codec.decode(codes), BLOCKS: block_averages(x, codec.grid)}
         original = batch.astype(np.float64) / 255
-        original_power = original_power + power_by_octave(original)
+        original_power.append(power_by_octave(original))
         if clinical is not None:
             original_features.append(clinical.feature_maps(x)[1].float().cpu().numpy())
         for name, y in painted.items():
@@ -95,7 +98,7 @@ def measure_tokenizer(
             "l1": float(np.mean(sums.l1)),
             "psnr": float(np.mean(sums.psnr)),
             "ms_ssim": float(np.mean(sums.ms_ssim)),
-            "octaves": (sums.power / original_power).tolist(),
+            "octaves": (np.sum(sums.power, 0) / np.sum(original_power, 0)).tolist(),
         }
         if clinical is not None:
             result[name]["fd"] = frechet_distance(np.concatenate(original_features), np.concatenate(sums.features))
@@ -123,7 +126,7 @@ def table_text(measured: dict[str, Any], evaluator: str) -> str:
         ("MS-SSIM", [f"{measured[n]['ms_ssim']:.3f}" for n in names]),
     ]
     for k in range(len(octaves)):
-        what = f"power kept, Nyquist/{2**k} to Nyquist/{2 ** (k + 1)}"
+        what = f"power kept, Nyquist{f'/{2**k}' if k else ''} to Nyquist/{2 ** (k + 1)}"
         rows.append((what, [f"{measured[n]['octaves'][k]:.2f}" for n in names]))
     if "fd" in measured["tokenizer"]:
         rows.append((f"Fréchet distance, {evaluator}", [f"{measured[n]['fd']:.2f}" for n in names]))

@@ -147,7 +147,7 @@ def load_foreign(path: Path) -> Any:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         kinds = {name: _Ignored if name.startswith("numpy.") else _IgnoredMapping for name in names}
         # A class for each: some trainers use classes as keys.
-        stand_ins = [(type(name, (kind,), {}), name) for name, kind in kinds.items()]
+        stand_ins: list[Any] = [(type(name, (kind,), {}), name) for name, kind in kinds.items()]
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler and zip reader raise many kinds

@@ -12,6 +12,7 @@ EXTRAS = {
     "bitsandbytes": "qlora",
     "lpips": "paper",
     "openai": "chat",
+    "tensorboard": "tensorboard",
     "torchxrayvision": "paper",
     "vllm": "vllm",
     "xllamacpp": "gguf",

@@ -11,6 +11,7 @@ from llmcxr.foundation.settings import (
     Count,
     LearningRate,
     NameOrPath,
+    Number,
     Range,
     Settings,
     Share,
@@ -143,6 +144,9 @@ class ImageTokenizerSettings(Settings):
     )
     commitment_weight: Weight = setting(
         0.25, "pull of the encoder towards its code vectors; 1 is what taming's code does, by its known slip"
+    )
+    pictures_every: Number = setting(
+        0, "steps between grids of validation images in TensorBoard (image_tokenizer/logs), with the losses; 0: none"
     )
     weights_average: ShareBelowAll = setting(
         0.0,

@@ -30,6 +30,7 @@ from llmcxr.image_tokens.losses import (
 )
 from llmcxr.image_tokens.settings import ImageTokenizerSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
+from llmcxr.image_tokens.watching import Watching
 from llmcxr.studies.pixel_store import Images
 
 if TYPE_CHECKING:
@@ -100,10 +101,13 @@ class _Training(loop.Training):
         folder: Path,
         processes: Processes,
         start: ImageTokenizer | None = None,
+        shown: Images | None = None,
     ) -> None:
         super().__init__("image tokenizer", settings.steps, processes)
         self.settings, self.images, self.features = settings, images, features
         self.seed, self.folder, self.device = seed, folder, processes.device
+        watched = processes.main and settings.pictures_every > 0 and shown is not None
+        self.watching = Watching(folder, shown) if watched and shown is not None else None
         self.rows = min(settings.batch_size, len(images))
         self.part = loop.share_of(self.rows, processes)
         torch.manual_seed(seed)
@@ -217,6 +221,11 @@ class _Training(loop.Training):
         for own, saved in zip(self.averaged, state["averaged"], strict=True):
             own.copy_(saved)
 
+    def after_step(self, terms: dict[str, float]) -> None:
+        super().after_step(terms)
+        if self.watching and self.at.step % self.settings.pictures_every == 0:
+            self.watching.write(self.at.step, self.tokenizer, self.at.sums, self.device)
+
     def finish(self) -> None:
         with torch.no_grad():
             for own, average in zip(self.trained, self.averaged or self.trained, strict=True):
@@ -238,17 +247,18 @@ def train_image_tokenizer(
     processes: Processes,
     start: ImageTokenizer | None = None,
     save_minutes: float = loop.SAVE_MINUTES,
+    shown: Images | None = None,
 ) -> ImageTokenizer:
     """Train on uint8 images [N, S, S] and save into `folder` (with curves.json); resumes from its last checkpoint.
 
     Training goes on from the weights of `start`, where there is one; the clinical network is `features` in any case (None: codes are
     learned from pixels, and LPIPS where it is asked for). All
-    processes call. `UserError` where the images have another size, or the loss is not finite.
+    processes call. Of `shown`, uint8 [N, S, S], some are drawn into TensorBoard where the settings ask for it. `UserError` where the images have another size, or the loss is not finite.
     """
     S = settings.architecture.image_size
     if images.shape[1:] != (S, S):
         raise processes.fault(f"image_tokenizer.architecture.image_size is {S}, but the images are {images.shape[1:]}.")
-    loop.run(_Training(settings, features, images, seed, folder, processes, start), folder, save_minutes)
+    loop.run(_Training(settings, features, images, seed, folder, processes, start, shown), folder, save_minutes)
     return ImageTokenizer.from_pretrained(folder).to(processes.device)
 
 

@@ -73,18 +73,29 @@ class _Double(nn.Module):
 
 
 class _Level(nn.Module):
-    """Residual blocks of one resolution, each followed by attention where `attends`."""
+    """Residual blocks of one resolution, each followed by attention where `attends`, and the way to the next."""
 
-    def __init__(self, inputs: int, width: int, blocks: int, attends: bool) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        blocks: int,
+        attends: bool,
+        downsample: nn.Module | None = None,
+        upsample: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.block = nn.ModuleList(ResidualBlock(inputs if i == 0 else width, width) for i in range(blocks))
         self.attn = nn.ModuleList(Attention(width) for _ in range(blocks if attends else 0))
+        self.downsample, self.upsample = downsample, upsample
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
             x = block(x)
             if self.attn:
                 x = self.attn[i](x)
+        for onward in (self.downsample, self.upsample):
+            x = x if onward is None else onward(x)
         return x
 
 
@@ -116,11 +127,9 @@ class Encoder(nn.Module):
         self.conv_in = _conv(a.image_channels, width)
         self.down = nn.ModuleList()
         for i, side in enumerate(_sides(a)):
-            level = _Level(width, a.channels[i], a.blocks, side in a.attention)
-            width = a.channels[i]
-            if i < len(a.channels) - 1:
-                level.downsample = _Halve(width)
-            self.down.append(level)
+            inputs, width = width, a.channels[i]
+            halve = _Halve(width) if i < len(a.channels) - 1 else None
+            self.down.append(_Level(inputs, width, a.blocks, side in a.attention, downsample=halve))
         self.mid = _Middle(width)
         self.norm_out, self.conv_out = _norm(width), _conv(width, a.z_channels)
 
@@ -128,8 +137,6 @@ class Encoder(nn.Module):
         h = self.conv_in(images.expand(-1, self.image_channels, -1, -1))
         for level in self.down:
             h = level(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
@@ -142,11 +149,9 @@ class _Painter(nn.Module):
         self.conv_in, self.mid = _conv(a.z_channels, width), _Middle(width)
         levels = []
         for i, side in reversed(list(enumerate(_sides(a)))):
-            level = _Level(width, a.channels[i], a.blocks + 1, side in a.attention)
-            width = a.channels[i]
-            if i > 0:
-                level.upsample = _Double(width)
-            levels.append(level)
+            inputs, width = width, a.channels[i]
+            double = _Double(width) if i > 0 else None
+            levels.append(_Level(inputs, width, a.blocks + 1, side in a.attention, upsample=double))
         self.up = nn.ModuleList(reversed(levels))  # taming counts from the finest
         self.norm_out, self.conv_out = _norm(width), _conv(width, a.image_channels)
 
@@ -154,8 +159,6 @@ class _Painter(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 

@@ -101,7 +101,7 @@ def save_model(
         model.save_pretrained(temporary)
         vocabulary.tokenizer.save_pretrained(temporary)
         shutil.copytree(
-            image_tokenizer, temporary / "image_tokenizer", ignore=shutil.ignore_patterns("curves.json", ".*")
+            image_tokenizer, temporary / "image_tokenizer", ignore=shutil.ignore_patterns("curves.json", "logs", ".*")
         )
         if judge is not None:
             shutil.copytree(judge, temporary / "judge")

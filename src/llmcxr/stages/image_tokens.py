@@ -11,12 +11,15 @@ from llmcxr.foundation.workflow import Stage
 from llmcxr.image_tokens.classifier import train_classifier
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, xrv_package
 from llmcxr.image_tokens.codes import encode_images, write_codes
+from llmcxr.image_tokens.encoding import encode_files
 from llmcxr.image_tokens.losses import lpips_package
 from llmcxr.image_tokens.settings import ImageTokenizerSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import train_image_tokenizer
+from llmcxr.image_tokens.watching import tensorboard
+from llmcxr.sources.registry import read_studies
 from llmcxr.stages.context import Context, start_files
-from llmcxr.studies.study import sided_labels
+from llmcxr.studies.study import Study, sided_labels
 
 
 def clinical_features_stage(context: Context) -> Stage:
@@ -94,13 +97,16 @@ def image_tokenizer_stage(context: Context) -> Stage:
         begin = context.start.image_tokenizer if context.start else settings.start
         start = None if begin is None else ImageTokenizer.from_pretrained(begin)
         _, images = context.of_split("train")
-        train_image_tokenizer(own, features, images, context.recipe.seed, folder, context.processes, start)
+        _, shown = context.of_split("validate")
+        train_image_tokenizer(own, features, images, context.recipe.seed, folder, context.processes, start, shown=shown)
 
     def check() -> None:
         if settings.given is not None:
             ImageTokenizer.from_pretrained(settings.given)
         if settings.pretrained is None and settings.perceptual != "clinical":
             lpips_package(settings.perceptual)
+        if settings.pretrained is None and settings.pictures_every:
+            tensorboard()
 
     given = (Path(settings.given),) if settings.given and Path(settings.given).is_dir() else ()
     return Stage(
@@ -133,4 +139,40 @@ def codes_stage(context: Context) -> Stage:
         after=("image_tokenizer",) if given is None else ("studies",),
         outputs=("codes",),
         reads=() if given is None else (given, given / "image_tokenizer"),
+    )
+
+
+def encode_stage(context: Context) -> Stage:
+    """`llmcxr encode`, a stage of no run: every file of the source to codes, by a tokenizer that is there."""
+    settings, folder, source = context.recipe.image_tokenizer, context.folder, context.source
+    name = settings.pretrained or folder / "image_tokenizer"
+
+    def run() -> None:
+        codec, found = ImageTokenizer.from_pretrained(name), list[Study]()
+
+        def read() -> None:
+            found.extend(read_studies(source, context.recipe.source, folder, codec.image_size).studies)
+
+        context.processes.on_main(read)  # before the others: a source may draw its images
+        if not context.processes.main:
+            read()
+        ids, paths = [s.image_id for s in found], [folder / s.image_path for s in found]  # an absolute path stays
+        codec.to(context.device)
+        encoded, unreadable = encode_files(codec, ids, paths, folder / "encoded", context.processes, context.geometry)
+        if context.processes.main:
+            print(f"    {encoded:,} images encoded, {unreadable:,} files unreadable (encoded/unreadable.json)")
+
+    def check() -> None:
+        source.check()
+        ImageTokenizer.from_pretrained(name)
+
+    return Stage(
+        "encoded",
+        "every file of the source written as image tokens",
+        run,
+        settings=(source.fingerprint(), context.recipe.source.cohort, context.geometry, str(name)),
+        outputs=("encoded",),
+        reads=(Path(name),) if Path(name).is_dir() else (),
+        check=check,
+        everywhere=True,
     )
