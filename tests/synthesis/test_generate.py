@@ -213,7 +213,7 @@ def test_with_llama_cpp(recipe, tmp_path, capsys):
     ask = "Write two short questions about the chest radiograph, and their answers."
     example = {"question": "Is there an effusion?", "answer": "Yes.", "type": "presence", "evidence": "Small effusion."}
     examples = [{"report": "Small effusion.", "pairs": [example]}]
-    short = {"name": "short-1", "instructions": ask, "examples": examples, "max_tokens": 112}
+    short = {"name": "short-1", "instructions": ask, "examples": examples, "max_tokens": 80}
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(short))
     arguments = [*recipe, f"vqa.prompt={tmp_path / 'short.yaml'}", "vqa.only_positive=false"]
     arguments += ["source.phantom.train=6"]
