@@ -93,11 +93,12 @@ def task_items() -> dict[Any, Any]:
     """Items of the four tasks: reports of Indiana University with their tags' findings, and synthetic codes [256]."""
     from llmcxr.foundation.assets import fetch
     from llmcxr.foundation.randomness import stream
-    from llmcxr.instructions.questions import questions_of
+    from llmcxr.labelling.registry import build_labeller
     from llmcxr.sources.phantom.reports import read_reports
     from llmcxr.sources.phantom.source import usable_reports
     from llmcxr.studies.report_sections import report_text
     from llmcxr.studies.study import Study
+    from llmcxr.synthesis.gather import MEASURED, gather
     from llmcxr.tasks.cxr_to_report import CxrToReportItems
     from llmcxr.tasks.cxr_vqa import CxrVqaItems
     from llmcxr.tasks.findings_first import ImageReport
@@ -118,11 +119,12 @@ def task_items() -> dict[Any, Any]:
         for s in studies
         if (text := report_text(s, "findings_and_impression"))
     ]
+    questions = gather(studies, MEASURED, build_labeller("rules"), 0)
     return {
         "language": LanguageItems(load_instructions(SHIPPED)),
         "report_to_cxr": ReportToCxrItems(pairs),
         "cxr_to_report": CxrToReportItems(pairs),
-        "cxr_vqa": CxrVqaItems(questions_of(studies, 0), codes, 4, StageSettings().conversations),
+        "cxr_vqa": CxrVqaItems(questions, codes, 4, StageSettings().conversations),
     }
 
 

@@ -224,6 +224,9 @@ def test_vqa_by_hand():
         "side": 2,
     }
     assert scored["balanced_accuracy"] == pytest.approx((1 + 2 / 3) / 2) and scored["balanced_n"] == 4
+    assert scored["by_type"] == {"presence": 0.75, "location": 0.5}
+    assert scored["count_by_type"] == {"presence": 4, "location": 2}
+    assert scored["token_f1"] == scored["majority_token_f1"] == 0.5 and scored["token_f1_n"] == 2
 
 
 # --- what is said of scores

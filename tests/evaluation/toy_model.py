@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from llmcxr.instructions.questions import questions_of
 from llmcxr.labelling.rules import RuleLabeller
 from llmcxr.studies.findings import Finding, LabelSet
 from llmcxr.studies.study import Study, known_findings
+from llmcxr.synthesis.gather import MEASURED, gather
 from llmcxr.tasks.measurement import Cases
 
 SIZE, LENGTH = 192, 4
@@ -66,7 +66,9 @@ def make_cases(there, texts=None, name="nodule", train=4, **changes) -> Cases:
     def study(k, label, text, split):
         truth = (Finding(name, "left"),) if label == 1 else ()
         labels = {} if label is None else {name: int(label)}
-        return Study(f"{split}{k}", f"{split}-p{k}", "s", "i.png", split, "PA", 0, "", text, labels, truth)
+        return Study(
+            f"{split}{k}", f"{split}-p{k}", "s", "i.png", split, "PA", 0, "", text, labels, truth, "m" * bool(labels)
+        )
 
     texts = texts or ["There is a left nodule." if label else "The lungs are clear." for label in there]
     test = [study(k, label, text, "test") for k, (label, text) in enumerate(zip(there, texts, strict=True))]
@@ -81,7 +83,7 @@ def make_cases(there, texts=None, name="nodule", train=4, **changes) -> Cases:
         RuleLabeller(),
         "impression",
         lambda ids: np.stack([images[i] for i in ids]),
-        questions_of(test, 0) + questions_of(learned, 0),
+        gather(test, MEASURED, RuleLabeller(), 0) + gather(learned, MEASURED, RuleLabeller(), 0),
         COUNTS,
         bootstrap=20,
     )

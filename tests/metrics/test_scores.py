@@ -18,6 +18,7 @@ from llmcxr.metrics.scores import (
     most_common_report,
     normalize_answer,
     shuffled,
+    token_f1,
 )
 
 
@@ -179,3 +180,18 @@ def test_balanced_accuracy_by_hand():
     reference = np.array(["yes", "yes", "no", "left"])
     assert balanced_accuracy(reference, np.array([True, False, True, False])) == 0.75
     assert np.isnan(balanced_accuracy(reference[:2], np.array([True, False])))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "f1"),
+    [
+        ("The left lower lobe.", "left lower lobe", 1.0),
+        ("Left lobe", "left lower lobe", 0.8),
+        ("left left", "left", 2 / 3),  # each word as often as both have it
+        ("right", "left", 0.0),
+        ("", "left", 0.0),
+        ("", "The", 1.0),
+    ],
+)
+def test_token_f1_by_hand(answer, reference, f1):
+    assert token_f1(answer, reference) == pytest.approx(f1) == token_f1(reference, answer)

@@ -174,6 +174,15 @@ def normalize_answer(answer: str, yes_no: bool) -> str:
     return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
+def token_f1(answer: str, reference: str) -> float:
+    """F1 of the words that two answers share, each as often as both have it, after `normalize_answer` (SQuAD; Rajpurkar
+    et al., EMNLP 2016). Two empty answers are the same."""
+    own, wanted = (Counter(normalize_answer(text, False).split()) for text in (answer, reference))
+    if not own or not wanted:
+        return float(own == wanted)
+    return 2 * (own & wanted).total() / (own.total() + wanted.total())
+
+
 def commonest(keys: Sequence[str], answers: Sequence[str]) -> dict[str, str]:
     """The commonest answer to each key; ties go to the first in the alphabet."""
     counts: dict[str, Counter[str]] = {}

@@ -150,6 +150,9 @@ def _facts(context: Context, summary: Mapping[str, Any], tuning: str) -> dict[st
         "Questions, right by kind": ", ".join(
             f"{k} {v:.2f}" for k, v in summary.get("vqa", {}).get("by_kind", {}).items()
         ),
+        "Questions, right by type (the paper's)": ", ".join(
+            f"{k} {v:.2f}" for k, v in summary.get("vqa", {}).get("by_type", {}).items()
+        ),
         "Minutes": ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items() if value),
         "Machine": f"{context.device.type}, {core_count()} cores, {platform.machine()}, "
         f"{str(precision(context.device, 'generating')).removeprefix('torch.')}",

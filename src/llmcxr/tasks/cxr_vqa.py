@@ -32,10 +32,11 @@ from llmcxr.tasks.measurement import (
 # The conversations, and the kinds of their questions. Their shares are a setting of each tuning stage.
 CONVERSATIONS: dict[str, tuple[Kind, ...]] = {
     "list": ("list",),
-    "presence": ("presence", "side", "severity", "type"),
-    "detail": ("side", "severity", "type"),  # of findings that are there: the question says so
+    "presence": ("presence", "side", "location", "severity", "type", "device"),
+    "detail": ("side", "location", "severity", "type", "device"),  # of findings that are there: the question says so
     "normal": ("normal",),
     "count": ("count",),
+    "open": ("open",),
 }
 
 
@@ -101,6 +102,13 @@ TASK = CxrVqa()
 
 # ----------------------------------------------------------------------------------------------------- how it is measured
 
+# The types that the paper tells apart, and the kinds of each (a place is a location, a device a type of finding).
+PAPER_TYPES: dict[str, tuple[Kind, ...]] = {
+    "presence": ("presence",),
+    "location": ("side", "location"),
+    "size or severity": ("severity",),
+    "type": ("type", "device"),
+}
 YES_NO: frozenset[str] = frozenset({"presence", "normal"})  # kinds whose answer is yes or no
 PROBABILITIES = "probabilities"  # kind of the predictions of p(yes)
 _MOST_TOKENS = 32
@@ -135,6 +143,17 @@ class VqaMeasurement(Measurement):
             interval=("vqa.balanced_accuracy_low", "vqa.balanced_accuracy_high"),
             count="vqa.balanced_n",
             needs="yes, or no, is the answer to no question that was asked",
+        ),
+        Score(
+            "Free answers, token F1",
+            "vqa.token_f1",
+            "vqa.majority_token_f1",
+            "the commonest training answer",
+            1.0,
+            "all answers right",
+            "Words that answer and reference share, of questions that yes or no do not answer; a mean over questions.",
+            count="vqa.token_f1_n",
+            needs="yes or no answers all questions that were asked",
         ),
         Score(
             "Questions, AUROC of p(yes)",
@@ -185,13 +204,16 @@ class VqaMeasurement(Measurement):
 
     def _answers(self, answers: Sequence[Prediction], cases: Cases) -> dict[str, Any]:
         if not answers:
-            return dict.fromkeys(("accuracy", "balanced_accuracy"), NotMeasured(_NO_QUESTION)) | {"n": 0}
+            missing = NotMeasured(_NO_QUESTION)
+            return dict.fromkeys(("accuracy", "balanced_accuracy", "token_f1"), missing) | {"n": 0}
         right, kinds = vqa_right(answers), np.array([p.kind for p in answers])
         reference = np.array([scores.normalize_answer(p.reference, p.kind in YES_NO) for p in answers])
         patients = np.array([p.patient_id for p in answers])
         train_ids = {s.image_id for s in cases.train}
         majority = majority_answers(answers, [q for q in cases.questions if q.image_id in train_ids])
         yes_no = np.flatnonzero(np.isin(kinds, list(YES_NO)))
+        free = [(p, guess) for p, guess in zip(answers, majority, strict=True) if p.kind not in YES_NO]
+        of_type = {name: np.isin(kinds, own) for name, own in PAPER_TYPES.items()}
         low, high = cases.interval(lambda r: float(right[r].mean()), patients.tolist())
         balanced_low, balanced_high = cases.interval(
             lambda r: scores.balanced_accuracy(reference[yes_no[r]], right[yes_no[r]]), patients[yes_no].tolist()
@@ -207,6 +229,11 @@ class VqaMeasurement(Measurement):
             "majority_accuracy": float((np.array(majority) == reference).mean()),
             "by_kind": {str(k): float(right[kinds == k].mean()) for k in np.unique(kinds)},
             "count_by_kind": {str(k): int((kinds == k).sum()) for k in np.unique(kinds)},
+            "by_type": {name: float(right[own].mean()) for name, own in of_type.items() if own.any()},
+            "count_by_type": {name: int(own.sum()) for name, own in of_type.items() if own.any()},
+            "token_f1": scores.mean([scores.token_f1(p.response, p.reference) for p, _ in free]),
+            "majority_token_f1": scores.mean([scores.token_f1(guess, p.reference) for p, guess in free]),
+            "token_f1_n": len(free),
             "n": len(answers),
         }
 

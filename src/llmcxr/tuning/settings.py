@@ -48,7 +48,7 @@ class StageSettings(Settings):
         "weights of the tasks (paper: 0.2 language, 0.8 images)",
     )
     conversations: dict[str, Weight] = setting(
-        {"list": 0.4, "presence": 0.5, "normal": 0.05, "count": 0.05},
+        {"list": 0.4, "presence": 0.5, "normal": 0.05, "count": 0.05, "open": 0.2},
         "shares of the conversations of cxr_vqa; the list of findings says most in the fewest tokens",
     )
     learning_rate: LearningRate = setting(
