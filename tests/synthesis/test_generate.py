@@ -234,5 +234,6 @@ def _check_transport(server: Front, folder: Path) -> None:
     assert server.most > 1 and summary["spent"]["tokens_out"] > 0
     assert summary["pairs"] > 0 and summary["kept"] + sum(summary["rejected"].values()) == summary["pairs"]
     answers = [json.loads(line) for line in (folder / "chat" / "vqa.jsonl").read_text().splitlines()]
-    kept = [a["text"] for a in answers if not a["text"].startswith("Sure!")]
-    assert kept and all('"pairs"' in text.split("[")[0] for text in kept)  # llama.cpp follows the schema
+    # llama.cpp follows the schema, and gives no text at all where tokens ran out within it.
+    kept = [a["text"] for a in answers if a["text"] and not a["text"].startswith("Sure!")]
+    assert kept and all('"pairs"' in text.split("[")[0] for text in kept)
