@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llmcxr.foundation.workflow import Stage, Workflow
 from llmcxr.recipe import Recipe
-from llmcxr.stages import data, evaluation, image_tokens, tuning
+from llmcxr.stages import data, evaluation, image_tokens, synthesis, tuning
 from llmcxr.stages.context import Context
 
 
@@ -16,6 +16,7 @@ def stages(context: Context) -> list[Stage]:
         return [
             data.studies_stage(context),
             image_tokens.codes_stage(context),
+            *synthesis.synthesis_stage(context),
             data.vqa_stage(context),
             evaluation.judge_stage(context),
             evaluation.evaluation_stage(context),
@@ -25,6 +26,7 @@ def stages(context: Context) -> list[Stage]:
         image_tokens.clinical_features_stage(context),
         image_tokens.image_tokenizer_stage(context),
         image_tokens.codes_stage(context),
+        *synthesis.synthesis_stage(context),
         data.vqa_stage(context),
         *tuning.alignment_stage(context),
         *tuning.replay_stage(context),

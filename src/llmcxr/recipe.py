@@ -13,7 +13,7 @@ from llmcxr.image_tokens.settings import ClinicalFeatureSettings, ImageTokenizer
 from llmcxr.labelling.registry import LabellerName
 from llmcxr.sources.registry import SourceSettings
 from llmcxr.studies.prior_references import PriorReferences
-from llmcxr.synthesis.settings import VqaSettings
+from llmcxr.synthesis.settings import ChatSettings, VqaSettings
 from llmcxr.tuning.settings import TuningSettings
 
 
@@ -53,8 +53,10 @@ class Recipe(Settings):
     chexbert: Path | None = setting(None, "folder with chexbert.pth and vocab.txt, for labeller: chexbert")
     prior_references: PriorReferences = setting(
         "keep",
-        "sentences of reports that refer to earlier studies, which no reader of one image knows: keep or drop them",
+        "sentences of reports that refer to earlier studies, which no reader of one image knows: keep them, drop them, or let the "
+        "chat LLM (`chat`) rewrite them; what does not pass its checks is dropped",
     )
+    chat: ChatSettings = setting(ChatSettings(), "the chat LLM that writes questions and rewrites sentences")
     vqa: VqaSettings = setting(VqaSettings(), "questions about images")
     clinical_features: ClinicalFeatureSettings = setting(
         ClinicalFeatureSettings(), "network of the clinical feature loss"
@@ -85,6 +87,7 @@ class Recipe(Settings):
             "clinical_features",
             "image_tokenizer",
             "codes",
+            "synthesis",
             "vqa",
             "alignment",
             "replay",

@@ -33,7 +33,12 @@ if TYPE_CHECKING:  # torch: the names of stages are read without it
     from llmcxr.foundation.processes import Processes
 
 RECORDS = ".stages"  # folder of the records, inside the run's
-RESERVED = ("owner", "images", "masks")  # names of no stage: what else lies in a run's folder or among its records
+RESERVED = (
+    "owner",
+    "images",
+    "masks",
+    "chat",
+)  # names of no stage: what else lies in a run's folder or among its records
 _LITTER = ("Thumbs.db", "desktop.ini")
 
 

@@ -15,12 +15,14 @@ from llmcxr.pages.data import write_data_page
 from llmcxr.sources.base import Tally
 from llmcxr.sources.registry import read_studies
 from llmcxr.stages.context import Context
+from llmcxr.stages.synthesis import chat_client, rewriter, synthesis_stage, synthetic_pairs
 from llmcxr.studies import image_notes
 from llmcxr.studies.cohort import check_splits, count_of, find_copies, into_one_split, select_cohort
 from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.prior_references import edit_prior_references
 from llmcxr.studies.study import SPLITS, Collection, Study, write_manifest
 from llmcxr.synthesis.gather import MEASURED, gather
+from llmcxr.synthesis.prompts import rewriting_prompt
 
 PAGE = "data.html"
 _SUMMARY = {"studies", "patients", "rules", "left_out", "noted", "examples", "without_effect", "images", "copies"}
@@ -30,14 +32,21 @@ _SHOWN = 8  # reasons that are printed; all are in studies.json
 def studies_stage(context: Context) -> Stage:
     """Source -> manifest.parquet, pixels.npy, images.parquet, studies.json, data.html."""
     source, folder = context.source, context.folder
+    rewriting = context.recipe.prior_references == "rewrite"
+
+    def check() -> None:
+        source.check()
+        if rewriting:
+            chat_client(context).check()
 
     def run() -> None:
         settings, labels = context.recipe.source, folder / "labels.partial.jsonl"
         chosen = read_studies(source, settings, folder, context.image_size)
         found = label_studies(chosen.studies, context.labeller, labels)
-        found, references = edit_prior_references(
-            found, context.recipe.prior_references
-        )  # labels are of the whole text
+        rewrite = rewriter(context)  # labels are of the whole text
+        found, references = edit_prior_references(found, context.recipe.prior_references, rewrite)
+        if rewrite is not None:
+            references.rewriting = rewrite.counts
         check_splits(found)
         without = settings.implausible == "leave_out"
         pixels = folder / "pixels.npy"
@@ -70,7 +79,9 @@ def studies_stage(context: Context) -> Stage:
             source.fingerprint(),
             context.image_size,
             context.recipe.labeller,
-            context.recipe.prior_references,
+            (context.recipe.prior_references, context.recipe.chat.model, rewriting_prompt().version)
+            if rewriting
+            else context.recipe.prior_references,
             context.recipe.source.cohort,
             context.recipe.source.copies,
             context.geometry,
@@ -78,7 +89,7 @@ def studies_stage(context: Context) -> Stage:
         ),
         reads=context.labeller_files,
         outputs=("manifest.parquet", "pixels.npy", "images.parquet", "studies.json", PAGE),
-        check=source.check,
+        check=check,
     )
 
 
@@ -192,13 +203,14 @@ def vqa_stage(context: Context) -> Stage:
     """Questions with known answers -> vqa.jsonl."""
 
     def run() -> str | None:
-        if not context.findings:
+        synthetic = synthetic_pairs(context)
+        if not context.findings and not synthetic:
             return "no finding is known both present and absent"
         questions = []
         for split in SPLITS:
             part = [s for s in context.studies if s.split == split]
             origins = context.recipe.vqa.origins if split == "train" else MEASURED
-            questions += gather(part, origins, context.labeller, context.recipe.seed)
+            questions += gather(part, origins, context.labeller, context.recipe.seed, synthetic)
         write_questions(context.folder / "vqa.jsonl", questions)
         print(f"    {len(questions)} questions")
         return None
@@ -208,6 +220,6 @@ def vqa_stage(context: Context) -> Stage:
         "questions about the images, with answers",
         run,
         settings=(context.recipe.seed, context.recipe.vqa.origins),
-        after=("studies",),
+        after=("studies", *(stage.name for stage in synthesis_stage(context))),
         outputs=("vqa.jsonl",),
     )

@@ -23,9 +23,8 @@ from llmcxr.studies.report_cleaning import clean_text
 from llmcxr.studies.sentences import sentences
 from llmcxr.studies.study import Study
 
-PriorReferences = Literal["keep", "drop"]
-# What a policy does: texts of sections that hold references to as many new texts. One that asks a model to rewrite is
-# one more of these.
+PriorReferences = Literal["keep", "drop", "rewrite"]
+# What a policy does: texts of sections that hold references to as many new texts.
 ReportEdit = Callable[[Sequence[str]], list[str]]
 
 _STUDY = (
@@ -148,21 +147,29 @@ class PriorCounts:
     emptied: int = 0  # of which nothing is left
     cues: Counter[str] = dataclasses.field(default_factory=Counter)  # sentences by their first cue
     examples: list[str] = dataclasses.field(default_factory=list)  # the first few sentences
+    rewriting: Counter[str] = dataclasses.field(default_factory=Counter)  # sentences by what rewriting made of them
 
     def as_json(self) -> dict[str, Any]:
         """For `studies.json`."""
-        return dataclasses.asdict(self) | {"cues": dict(self.cues.most_common(20))}
+        return dataclasses.asdict(self) | {
+            "cues": dict(self.cues.most_common(20)),
+            "rewriting": dict(self.rewriting.most_common()),
+        }
 
     def said(self, policy: PriorReferences) -> str:
         """One line for the log."""
         emptied = f", which leaves {self.emptied:,} reports empty" if self.emptied else ""
-        done = f"dropped{emptied}" if policy == "drop" else "kept (prior_references)"
+        made = ", ".join(f"{count:,} {what}" for what, count in self.rewriting.most_common())
+        done = {"keep": "kept (prior_references)", "drop": f"dropped{emptied}", "rewrite": f"{made}{emptied}"}[policy]
         return f"{self.sentences:,} sentences of {self.reports:,} reports refer to earlier studies: {done}"
 
 
-def edit_prior_references(studies: Sequence[Study], policy: PriorReferences) -> tuple[list[Study], PriorCounts]:
+def edit_prior_references(
+    studies: Sequence[Study], policy: PriorReferences, rewrite: ReportEdit | None = None
+) -> tuple[list[Study], PriorCounts]:
     """The studies with their reports by the policy, in their order, and counts of references (under any policy).
 
+    `rewrite` is what the policy of that name does (synthesis/rewriting.py).
     Images of one study share their report, which is counted once. Labels stay as they are. A study whose report is
     emptied stays, without text: the cohort leaves it out for that.
     """
@@ -174,7 +181,9 @@ def edit_prior_references(studies: Sequence[Study], policy: PriorReferences) -> 
     with_references = [text for text, references in found.items() if references]
     edited = {text: text for text in found}
     if policy != "keep":
-        edited |= zip(with_references, _EDITS[policy](with_references), strict=True)
+        edit = _EDITS.get(policy, rewrite)
+        assert edit is not None, policy
+        edited |= zip(with_references, edit(with_references), strict=True)
     result = []
     for study in studies:
         own = (study.findings_text, study.impression_text)

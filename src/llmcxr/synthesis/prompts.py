@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import Count, checked
 from llmcxr.foundation.yaml_text import parse_yaml, read_yaml
+from llmcxr.synthesis.pairs import TYPES
 
 Message = dict[str, str]  # {"role": "user" or "assistant", "content": "..."}
 
@@ -27,9 +29,11 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-TYPES = ("presence", "location", "severity", "type", "device", "normal", "count", "open")
-_PAIR = _object({n: {"type": "string"} for n in ("question", "answer")} | {"type": {"type": "string", "enum": list(TYPES)}}
-                | {"evidence": {"type": "string"}})
+_PAIR = _object(
+    {n: {"type": "string"} for n in ("question", "answer")}
+    | {"type": {"type": "string", "enum": list(TYPES)}}
+    | {"evidence": {"type": "string"}}
+)
 PAIRS_SCHEMA = _object({"pairs": {"type": "array", "items": _PAIR, "maxItems": 8}})
 TEXT_SCHEMA = _object({"text": {"type": "string"}})
 
@@ -115,6 +119,7 @@ def _prompt(
         value, origin = read_yaml(path), str(path)
     try:
         name, instructions, examples = value["name"], value["instructions"], value.get("examples") or []
+        longest = value.get("max_tokens", max_tokens)
         before = tuple((str(example[subject]).strip(), answer(example)) for example in examples)
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(
@@ -123,4 +128,5 @@ def _prompt(
         ) from error
     if not all(isinstance(text, str) and text.strip() for text in (name, instructions)):
         raise UserError(f"{origin} is no prompt: its name and instructions should be text. See docs/vqa.md.")
-    return ChatPrompt(name, before, instructions.strip(), subject.capitalize(), schema, max_tokens)
+    longest = checked(Count, longest, f"{origin}: max_tokens")
+    return ChatPrompt(name, before, instructions.strip(), subject.capitalize(), schema, longest)
