@@ -209,6 +209,14 @@ def test_the_budget_is_never_passed_and_a_greater_one_goes_on(budget, tmp_path):
         assert len(server.bodies) == 31  # each once, and the one that failed twice
 
 
+def test_what_was_sent_in_vain_counts_in_later_sessions_too(tmp_path):
+    with front(lambda number, body: failure(500) if number < 4 else GOOD) as server:
+        for requests_ in (3, 6, 6, 40):
+            _, store = ask(server.url, tmp_path / "a.jsonl", 20, budget=BudgetSettings(requests=requests_))
+            assert len(server.bodies) == store.spent.requests <= requests_
+        assert len(store) == 20 and len(server.bodies) == 24
+
+
 def test_money_needs_prices():
     with pytest.raises(SettingsError, match="needs prices"):
         ChatSettings(budget=BudgetSettings(money=3))

@@ -213,7 +213,7 @@ def test_with_llama_cpp(recipe, tmp_path, capsys):
     ask = "Write two short questions about the chest radiograph, and their answers."
     example = {"question": "Is there an effusion?", "answer": "Yes.", "type": "presence", "evidence": "Small effusion."}
     examples = [{"report": "Small effusion.", "pairs": [example]}]
-    short = {"name": "short-1", "instructions": ask, "examples": examples, "max_tokens": 112}
+    short = {"name": "short-1", "instructions": ask, "examples": examples, "max_tokens": 80}
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(short))
     arguments = [*recipe, f"vqa.prompt={tmp_path / 'short.yaml'}", "vqa.only_positive=false"]
     arguments += ["source.phantom.train=6"]
@@ -234,5 +234,6 @@ def _check_transport(server: Front, folder: Path) -> None:
     assert server.most > 1 and summary["spent"]["tokens_out"] > 0
     assert summary["pairs"] > 0 and summary["kept"] + sum(summary["rejected"].values()) == summary["pairs"]
     answers = [json.loads(line) for line in (folder / "chat" / "vqa.jsonl").read_text().splitlines()]
-    kept = [a["text"] for a in answers if not a["text"].startswith("Sure!")]
-    assert kept and all('"pairs"' in text.split("[")[0] for text in kept)  # llama.cpp follows the schema
+    # llama.cpp follows the schema, and gives no text at all where tokens ran out within it.
+    kept = [a["text"] for a in answers if a["text"] and not a["text"].startswith("Sure!")]
+    assert kept and all('"pairs"' in text.split("[")[0] for text in kept)

@@ -175,22 +175,31 @@ class _Asking:
             request = next(self.requests, None)
             if request is None:
                 return
-            begin, attempt, done = time.monotonic(), 0, False
-            while not done:
-                size = self._size(request)
-                if not await self._reserved(size):
-                    return
-                attempt += 1
+            await self._until_answered(server, request)
+
+    async def _until_answered(self, server: Server, request: ChatRequest) -> None:
+        """Ask until there is an answer, or no room in the budget. What was sent in vain counts all the same."""
+        begin, reserved, sent = time.monotonic(), 0, 0
+        try:
+            while await self._reserved(size := self._size(request)):
+                reserved += 1
                 try:
                     await self.pace.turn(sum(size))
                     if self.stop:  # it was not sent
                         return
-                    self._keep(request, await self._answer(server, request, attempt, begin))
-                    done = True
+                    sent += 1
+                    answer = await self._answer(server, request, sent, begin)
+                    sent = 0  # it is counted with the answer
+                    self._keep(request, answer)
+                    return
                 except BusyError as error:
-                    await self._later(error, attempt)
-                finally:  # what was sent in vain stays reserved until it is counted with the answer
-                    await self._release(size, attempt if done else 0)
+                    await self._later(error, sent)
+                finally:
+                    await self._release(0, *size)
+        finally:
+            if sent:
+                self.store.add(self._failure(server, request, sent, begin, "work stopped before it was answered"))
+            self.budget.release(reserved, 0, 0)
 
     async def _answer(self, server: Server, request: ChatRequest, attempt: int, begin: float) -> Answer:
         """The answer to an attempt, or the failure that the last one ends with. `BusyError` where to try again."""
@@ -199,8 +208,11 @@ class _Asking:
         except (RefusedError, BusyError) as error:
             if isinstance(error, BusyError) and attempt < ATTEMPTS:
                 raise
-            model, seconds = server.settings.model, round(time.monotonic() - begin, 3)
-            return Answer(request.key(model), model, request.prompt, "", "", (0, 0), attempt, seconds, str(error))
+            return self._failure(server, request, attempt, begin, str(error))
+
+    def _failure(self, server: Server, request: ChatRequest, attempts: int, begin: float, error: str) -> Answer:
+        model, seconds = server.settings.model, round(time.monotonic() - begin, 3)
+        return Answer(request.key(model), model, request.prompt, "", "", (0, 0), attempts, seconds, error)
 
     async def _later(self, error: BusyError, attempt: int) -> None:
         seconds = pause(attempt, error.headers)
@@ -222,9 +234,9 @@ class _Asking:
             self.open += 1
             return True
 
-    async def _release(self, size: tuple[int, int], requests: int) -> None:
+    async def _release(self, requests: int, tokens_in: int, tokens_out: int) -> None:
         async with self.freed:
-            self.budget.release(requests, *size)
+            self.budget.release(requests, tokens_in, tokens_out)
             self.open -= 1
             self.freed.notify_all()
 

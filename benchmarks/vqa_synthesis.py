@@ -1,0 +1,190 @@
+"""What asking a chat LLM about many reports costs beside the LLM: a simulated server on loopback answers at once, and each
+part runs in a fresh process, whose time and peak memory are printed.
+
+    python benchmarks/vqa_synthesis.py                       # 200,000 reports of invented text: half an hour to an hour
+    python benchmarks/vqa_synthesis.py --reports 2000        # a minute
+
+Parts: `bare` is the official client alone, eight requests at once; `ask` is ours, which also keeps, paces and counts;
+`restart` opens what is answered and finds nothing to ask; `write` parses, checks and writes all pairs. What there is of a run that was
+stopped is gone on with (`--folder`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PARTS = ("bare", "ask", "restart", "write")
+BARE = 5_000  # requests of `bare`, at most
+SAID = [
+    ("There is a small {side} pleural effusion.", "Is there a pleural effusion?", "Yes.", "presence"),
+    ("There is no pneumothorax.", "Is there a pneumothorax?", "No.", "presence"),
+    ("The heart is {size} enlarged.", "Is the heart enlarged?", "Yes.", "presence"),
+    ("Right jugular catheter ends in the superior vena cava.", "Where does the catheter end?", "In the superior vena cava.", "device"),
+    ("Opacity in the {side} lower lobe, likely atelectasis.", "On which side is the opacity?", "{Side}.", "location"),
+    ("No focal consolidation.", "Is there consolidation?", "No.", "presence"),
+]  # fmt: skip
+
+
+def report(number: int) -> tuple[str, list[dict[str, str]]]:
+    """An invented report, unlike all others, and five pairs: what the simulated LLM says of it."""
+    rng = random.Random(number)
+    side, size = rng.choice(["left", "right"]), rng.choice(["mildly", "moderately"])
+    words = {"side": side, "size": size, "Side": side.capitalize()}
+    said = [tuple(part.format(**words) for part in one) for one in rng.sample(SAID, 5)]
+    text = " ".join(sentence for sentence, *_ in said) + f" Old granuloma of {number / 10:.1f} mm."
+    names = ("evidence", "question", "answer", "type")
+    return text, [dict(zip(names, one, strict=True)) for one in said]
+
+
+# --- the simulated server
+
+
+async def _serve() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+                body = json.loads(await reader.readexactly(length))
+                number = round(float(body["messages"][-1]["content"].split()[-2]) * 10)
+                text = json.dumps({"pairs": report(number)[1]})
+                message = {"role": "assistant", "content": text}
+                usage = {"prompt_tokens": 900, "completion_tokens": 200, "total_tokens": 1100}
+                value = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "usage": usage,
+                         "choices": [{"index": 0, "finish_reason": "stop", "message": message}]}  # fmt: skip
+                content = json.dumps(value).encode()
+                told = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+                writer.write(told.encode() + content)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+# --- the parts, each in a process of its own
+
+
+def _studies(count: int) -> list[Any]:
+    from llmcxr.studies.study import Study
+
+    return [Study(f"i{k}", f"p{k}", f"s{k}", "", "train", findings_text=report(k)[0]) for k in range(count)]
+
+
+def _measured(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    begin, before = time.monotonic(), time.process_time()
+    result = work()
+    seconds, cpu = time.monotonic() - begin, time.process_time() - before
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "peak_mb": round(peak)} | result
+
+
+def _bare(url: str, count: int) -> dict[str, Any]:
+    """The official client alone, of as many workers."""
+    import openai
+
+    from llmcxr.synthesis.prompts import vqa_prompt
+
+    prompt, count = vqa_prompt(), min(count, BARE)
+
+    async def run() -> None:
+        client = openai.AsyncOpenAI(
+            base_url=url, api_key="none", http_client=openai.DefaultAsyncHttpxClient(trust_env=False)
+        )
+        numbers = iter(range(count))
+
+        async def work() -> None:
+            for number in numbers:
+                messages = list(prompt.request(report(number)[0]).messages)
+                schema = {"name": "vqa-1", "schema": prompt.schema, "strict": True}
+                await client.chat.completions.create(
+                    model="m", messages=messages, response_format={"type": "json_schema", "json_schema": schema},
+                    seed=0, temperature=0.0, max_tokens=prompt.max_tokens,
+                )  # fmt: skip
+
+        await asyncio.gather(*(work() for _ in range(8)))
+
+    asyncio.run(run())
+    return {"requests": count}
+
+
+def part(name: str, url: str, count: int, folder: Path) -> dict[str, Any]:
+    """Run one part here."""
+    if name == "bare":
+        return _measured(lambda: _bare(url, count))
+    from llmcxr.synthesis.client import ChatClient
+    from llmcxr.synthesis.generate import reports_to_ask, requests_of, write_all
+    from llmcxr.synthesis.prompts import vqa_prompt
+    from llmcxr.synthesis.settings import ChatSettings
+    from llmcxr.synthesis.store import AnswerStore
+
+    prompt, reports = vqa_prompt(), reports_to_ask(_studies(count), only_positive=False)
+
+    def ask() -> dict[str, Any]:
+        with AnswerStore(folder / "vqa.jsonl") as store:
+            client = ChatClient(ChatSettings(base_url=url, model="m"))
+            progress = client.answer_all(requests_of(prompt, reports), store, len(reports), name)
+        size = (folder / "vqa.jsonl").stat().st_size / 1e6
+        return {"requests": progress.answered, "before": progress.before, "file_mb": round(size)}
+
+    def write() -> dict[str, Any]:
+        with AnswerStore(folder / "vqa.jsonl") as store:
+            counts = write_all(folder / "synthesis", reports, prompt, "m", store)
+        return {"pairs": counts.pairs, "kept": counts.kept, "rejected": dict(counts.rejected)}
+
+    return _measured(write if name == "write" else ask)
+
+
+def main() -> None:
+    """Start the server and each part, and print what they took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reports", type=int, default=200_000)
+    parser.add_argument("--folder", type=Path, help="for answers and pairs (default: a temporary one)")
+    parser.add_argument("--json", type=Path, default=Path("vqa_synthesis.json"), help="results")
+    parser.add_argument("--part", choices=(*PARTS, "serve"), help=argparse.SUPPRESS)
+    parser.add_argument("--url", default="", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part == "serve":
+        asyncio.run(_serve())
+        return
+    if arguments.part:
+        print(json.dumps(part(arguments.part, arguments.url, arguments.reports, arguments.folder)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, __file__, "--reports", str(arguments.reports), "--folder", str(folder)]
+        server = subprocess.Popen([*command, "--part", "serve"], stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
+            results = {}
+            for name in PARTS:
+                done = subprocess.run([*command, "--part", name, "--url", url], stdout=subprocess.PIPE, check=True)
+                results[name] = json.loads(done.stdout)
+                print(name, results[name], flush=True)
+                arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+        finally:
+            server.kill()
+    bare, ask, write = results["bare"], results["ask"], results["write"]
+    for what in ("seconds", "cpu_seconds"):
+        own = [1000 * r[what] / max(1, r["requests"]) for r in (bare, ask)]
+        print(f"{what}: {own[0]:.2f} ms a request by the client alone, {own[1]:.2f} by ours: {own[1] - own[0]:+.2f}")
+    print(f"pairs a CPU second: {write['pairs'] / write['cpu_seconds']:,.0f}")
+
+
+if __name__ == "__main__":
+    main()
