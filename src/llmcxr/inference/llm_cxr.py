@@ -175,8 +175,9 @@ class LlmCxr:
         g, S = self.info.grid, self.info.image_size
         grid = torch.from_numpy(np.asarray(codes).astype(np.int64)).reshape(-1, g, g)
         device = self.image_tokenizer.codebook.device
-        parts = [self.image_tokenizer.decode(part.to(device)).squeeze(1).cpu().numpy() for part in grid.split(_AT_ONCE)]
-        return np.concatenate(parts) if len(grid) else np.zeros((0, S, S), dtype=np.float32)
+        parts = grid.split(_AT_ONCE) if len(grid) else ()
+        images = [self.image_tokenizer.decode(part.to(device)).squeeze(1).cpu().numpy() for part in parts]
+        return np.concatenate(images) if images else np.zeros((0, S, S), dtype=np.float32)
 
     # --- reports
 
