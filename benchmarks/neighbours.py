@@ -20,6 +20,8 @@ from pathlib import Path
 WAYS: dict[str, dict[str, str]] = {
     "as llmcxr sets it": {},
     "spinning (the library's default)": {"GOMP_SPINCOUNT": "300000"},
+    "spinning for a moment, then sleeping": {"GOMP_SPINCOUNT": "1000"},
+    "spinning for ten times as long": {"GOMP_SPINCOUNT": "10000"},
     "sleeping at once": {"OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
