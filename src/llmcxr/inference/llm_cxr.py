@@ -206,6 +206,10 @@ class LlmCxr:
     def finding_probabilities(self, image: ImageLike) -> dict[str, float]:
         """p of every finding the model was asked about in tuning: p(yes) of "Is there ...?", calibrated where the model has a
         calibration (`self.calibration`). `UserError` where it was asked about none."""
+        if not self.info.findings:
+            raise UserError(
+                "this model was asked about no finding in tuning: its data had no label both present and absent."
+            )
         return self._finding_probabilities(self.encode([image])[0])
 
     def finding_sides(self, image: ImageLike) -> dict[str, dict[str, float]]:
@@ -218,11 +222,8 @@ class LlmCxr:
         return {name: dict(zip(SIDE_ANSWERS, row, strict=True)) for name, row in zip(names, p.tolist(), strict=True)}
 
     def _finding_probabilities(self, codes: np.ndarray) -> dict[str, float]:
+        """The same of one image with codes [L]."""
         names = self.info.findings
-        if not names:
-            raise UserError(
-                "this model was asked about no finding in tuning: its data had no label both present and absent."
-            )
         values = self.yes_probabilities(codes, [presence_question(name) for name in names])
         p_yes = dict(zip(names, values.tolist(), strict=True))
         return p_yes if self.calibration is None else self.calibration.probabilities(p_yes)
