@@ -73,14 +73,16 @@ class LlmCxr:
             if rows < vocabulary.first_id + vocabulary.size:
                 raise UserError(f"its tokenizer has more tokens than its language model has rows ({rows}).")
             template, length = build_template(info.template, text_tokenizer, info.system_prompt), info.grid**2
-            if backend == "vllm":
-                engine: Backend = VllmBackend(path, vocabulary, template, length, precision)
-            else:
+            if backend == "transformers":
                 dtype = devices.precision(place, "generating") if precision == "auto" else getattr(torch, precision)
                 model = load_language_model(str(path), dtype).to(place)  # type: ignore[arg-type]
-                engine = TransformersBackend(model, vocabulary, template, length)
         except UserError as error:
             raise UserError(f"{folder}: {str(error).splitlines()[0]} {remedy(folder)}") from error
+        engine: Backend
+        if backend == "transformers":
+            engine = TransformersBackend(model, vocabulary, template, length)
+        else:
+            engine = VllmBackend(path, vocabulary, template, length, precision)
         return cls(policies.Asker(engine, template, vocabulary, info), image_tokenizer)
 
     @property
