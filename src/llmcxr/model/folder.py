@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import nn
@@ -57,7 +57,7 @@ class ModelInfo(Settings):
     drawing_instruction: str | None = None  # and for a drawing
     format: Annotated[int, Range(FORMAT, FORMAT)] = FORMAT
 
-    def asked(self, task: str) -> dict[str, str]:
+    def asked(self, task: str) -> dict[str, Any]:
         """What the prompt of a task takes beside its contents: the instruction, where the model has one of its own."""
         own = {"cxr_to_report": self.report_instruction, "report_to_cxr": self.drawing_instruction}.get(task)
         return {} if own is None else {"instruction": own}
