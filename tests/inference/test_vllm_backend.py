@@ -117,8 +117,9 @@ def test_what_vllm_cannot_do_is_an_error(both):
 
 
 def test_without_vllm_and_without_the_entry_point(folder, monkeypatch):
-    with pytest.raises(UserError, match=r"llmcxr\[vllm\]"):
+    with pytest.raises(UserError, match=r"llmcxr\[vllm\]") as caught:
         LlmCxr.from_pretrained(folder, "cpu", backend="vllm")
+    assert "fetch the model again" not in str(caught.value)
     vllm_stand_in.install(monkeypatch)
     monkeypatch.setattr("llmcxr.inference.vllm_backend.entry_points", lambda group: ())
     with pytest.raises(UserError, match="logits processor"):

@@ -115,15 +115,17 @@ class LlmCxr:
             if rows < vocabulary.first_id + vocabulary.size:
                 raise UserError(f"its tokenizer has more tokens than its language model has rows ({rows}).")
             template, length = build_template(info.template, text_tokenizer, info.system_prompt), info.grid**2
-            if backend == "vllm":
-                engine: Backend = VllmBackend(path, vocabulary, template, length, precision)
-            else:
+            if backend == "transformers":
                 faster = devices.precision(place, "generating")  # with int8 of what is not a layer
                 dtype = faster if precision in ("auto", "int8") else getattr(torch, precision)
                 model = load_language_model(str(path), dtype).to(place)  # type: ignore[arg-type]
-                engine = TransformersBackend(model, vocabulary, template, length, int8=precision == "int8")
         except UserError as error:
             raise UserError(f"{folder}: {str(error).splitlines()[0]} {remedy(folder)}") from error
+        engine: Backend
+        if backend == "transformers":
+            engine = TransformersBackend(model, vocabulary, template, length, int8=precision == "int8")
+        else:
+            engine = VllmBackend(path, vocabulary, template, length, precision)
         asker = policies.Asker(engine, template, vocabulary, info)
         limits = read_limits(folder) if backend == "transformers" else None  # vLLM gives no likelihoods of all codes
         return cls(asker, image_tokenizer, load_calibration(folder), limits)
