@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ def sample_questions(folder: Path, studies: Sequence[Study], labeller: Labeller)
     chosen = {image: text for image, text in texts.items() if text[1]}
     by_llm = (folder / KEPT).is_dir()
     counts, shown = Counter[str](), dict[str, list[QaPair]]()
+    pairs: Iterator[QaPair]
     if by_llm:
         parts = [read_pairs(folder / name) for name in (KEPT, REJECTED) if (folder / name).is_dir()]
         pairs = (pair for part in parts for pair in part)
