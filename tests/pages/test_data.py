@@ -9,9 +9,12 @@ import pytest
 from test_results import HOSTILE, Reader
 from toy_data import toy_studies, write_toy_page
 
+from llmcxr.labelling.registry import build_labeller
 from llmcxr.pages.data import label_rows, report_lengths, write_data_page
+from llmcxr.pages.questions import QuestionSamples, sample_questions
 from llmcxr.studies import image_notes
 from llmcxr.studies.study import Study
+from llmcxr.synthesis.pairs import QaPair, write_pairs
 
 
 def read(path) -> Reader:
@@ -51,6 +54,8 @@ def test_everything_stands_on_it(tmp_path):
         "mass 1",
         "2 times (50 %)",
         "3 sentences of 2",
+        "rejected: not in the image3",
+        "made from reports by a chat LLM",
     ):
         assert part in page.text, part
     assert "30% lost: a.png" in page.text.replace("30 %", "30%")
@@ -78,7 +83,34 @@ def test_nothing_has_to_be_there(count, tmp_path):
     nothing["copies"] = dict.fromkeys(("groups", "images", "across patients", "across splits", "patients moved"), 0)
     nothing["copies"]["examples"] = []
     pixels = np.zeros((count, 8, 8), np.uint8)
-    write_data_page(tmp_path / "data.html", "t", "", True, tmp_path, studies, pixels, [], nothing, [])
+    write_data_page(
+        tmp_path / "data.html",
+        "t",
+        "",
+        True,
+        tmp_path,
+        studies,
+        pixels,
+        [],
+        nothing,
+        [],
+        QuestionSamples([], [], False),
+    )
     text = read(tmp_path / "data.html").text
     for said in ("Nothing was left out", "No image has a label", "There are no reports", "No two images are the same"):
         assert said in text
+
+
+def test_samples_are_of_the_llm_where_there_are_some_else_of_rules(tmp_path):
+    study = Study("a", "p", "s", "a.png", "train", impression_text="Left pneumothorax.", labels={"pneumothorax": 1})
+    hidden = Study("b", "q", "t", "b.png", "test", impression_text="Left pneumothorax.", labels={"pneumothorax": 1})
+    rules = sample_questions(tmp_path, [hidden, study], build_labeller("rules"))
+    assert [s.image_id for s, _, _ in rules.studies] == ["a"] and rules.counts == [] and not rules.by_llm
+    assert "Left pneumothorax." in {p.evidence for p in rules.studies[0][2]}
+    kept = QaPair("a", "s", "Is there a pneumothorax?", "Yes.", "presence", "llm", verdict="entailed")
+    gone = QaPair("a", "s", "Why?", "Trauma.", "open", "llm", verdict="rejected", reason="not in the image")
+    write_pairs(tmp_path / "kept" / "part-0.parquet", [kept, kept])
+    write_pairs(tmp_path / "rejected" / "part-0.parquet", [gone])
+    found = sample_questions(tmp_path, [hidden, study], build_labeller("rules"))
+    assert found.counts == [("entailed", 2), ("rejected: not in the image", 1)] and found.by_llm
+    assert found.studies == [(study, "Left pneumothorax.", [kept, kept, gone])]

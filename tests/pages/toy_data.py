@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from llmcxr.pages.data import write_data_page
+from llmcxr.pages.questions import QuestionSamples
 from llmcxr.studies import image_notes
 from llmcxr.studies.image_notes import ImageNote
 from llmcxr.studies.study import Study
+from llmcxr.synthesis.pairs import QaPair
 
 S = 16
 
@@ -52,4 +54,11 @@ def write_toy_page(path: Path, word: str = "mass", simulated: bool = False) -> N
         "copies": {"groups": 1, "images": 2, "across patients": 0, "across splits": 0, "patients moved": 0}
         | {"examples": [["a", "b"]]},
     }
-    write_data_page(path, word, word, simulated, path.parent, studies, pixels, notes, summary, [f"remark {word}"])
+    pairs = [
+        QaPair("a", "sa", f"Is there {word}?", "Yes.", "presence", "llm", word, word, "entailed"),
+        QaPair("a", "sa", f"Why {word}?", word, "open", "llm", "", "", "rejected", "not in the image"),
+    ]
+    questions = QuestionSamples([("entailed", 7), ("rejected: not in the image", 3)], [(studies[0], word, pairs)], True)
+    write_data_page(
+        path, word, word, simulated, path.parent, studies, pixels, notes, summary, [f"remark {word}"], questions
+    )

@@ -15,6 +15,7 @@ import numpy as np
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
 from llmcxr.pages.pictures import Picture, page_environment
+from llmcxr.pages.questions import QuestionSamples
 from llmcxr.studies.image_notes import ImageNote
 from llmcxr.studies.pixel_store import Images
 from llmcxr.studies.radiographs import network_square, read_radiograph, to_uint8
@@ -159,11 +160,12 @@ def write_data_page(
     notes: Sequence[ImageNote],
     summary: Mapping[str, Any],
     remarks: Sequence[str],
+    questions: QuestionSamples,
 ) -> None:
     """Write the page, atomically.
 
     `about` says what the data are and under which terms; image paths are below `folder`; `summary` is what
-    `studies.json` holds; `remarks` are what the data cannot give.
+    `studies.json` holds; `remarks` are what the data cannot give; `questions` were made from reports.
     """
     pictures, labels = _Pictures(folder, studies, pixels), label_rows(studies)
     worst = sorted((note for note in notes if note.lost > 0.1), key=lambda note: -note.lost)[:_ODD]
@@ -191,6 +193,8 @@ def write_data_page(
             lengths=report_lengths(studies),
             references=summary["prior_references"],
             examples=_examples(studies, [row["name"] for row in labels[:_FINDINGS]], pictures),
+            questions=questions,
+            asked=[(pictures.kept(study.image_id), text, pairs) for study, text, pairs in questions.studies],
             odd=_odd(notes, pictures),
             copies=summary["copies"],
             copied=_copies(studies, summary["copies"]["examples"], pictures),

@@ -12,9 +12,11 @@ from llmcxr.foundation.workflow import Stage
 from llmcxr.instructions.questions import write_questions
 from llmcxr.labelling.registry import label_studies
 from llmcxr.pages.data import write_data_page
+from llmcxr.pages.questions import sample_questions
 from llmcxr.sources.base import Tally
 from llmcxr.sources.registry import read_studies
 from llmcxr.stages.context import Context
+from llmcxr.stages.synthesis import FOLDER as SYNTHESIS
 from llmcxr.stages.synthesis import chat_client, rewriter, synthesis_stage, synthetic_pairs
 from llmcxr.studies import image_notes
 from llmcxr.studies.cohort import check_splits, count_of, find_copies, into_one_split, select_cohort
@@ -169,6 +171,7 @@ def write_page(context: Context) -> None:
         image_notes.read_notes(folder / "images.parquet"),
         summary,
         notes(context),
+        sample_questions(folder / SYNTHESIS, context.studies, context.labeller),
     )
 
 
