@@ -105,6 +105,15 @@ _NORMAL_ASKED = re.compile(
 _WHAT_DEVICE = re.compile(
     r"\b(?:what|which) (?:\w+ ){0,3}(?:devices?|tubes?|lines?|catheters?|hardware|apparatus)\b|\bdevices?\b"
 )
+_WHERE = re.compile(
+    r"\bwhere\b|\b(?:which|what) (?:\w+ )?(?:sides?|lungs?|lobes?|zones?|parts?|hemithora\w+|locations?|regions?|areas?"
+    r"|bas[ei]s?|(?:hemi)?diaphragms?)\b|\blocat\w+|\b(?:left|right)(?: side)? or (?:on )?(?:the )?(?:left|right)\b"
+    r"|\bone side or both\b"
+)
+_HOW_SEVERE = re.compile(
+    r"\bhow (?:large|big|small|severe|extensive|marked|wide|enlarged)\b|\b(?:size|severity|degree|extent)\b"
+    r"|\b(?:mild|small|moderate)\b.*\bor (?:severe|large|moderate)\b"
+)
 _STOP = frozenset(
     re.findall(
         r"\w+",
@@ -190,13 +199,9 @@ def type_of(question: str, answer: str, told: PairType) -> PairType:
         return "normal"
     if polar:
         return "presence"
-    if re.search(
-        r"\bwhere\b|\b(?:which|what) (?:\w+ )?(?:side|lung|lobe|zone|part|hemithorax|location|region|area)\b"
-        r"|\blocat\w+|\bleft or (?:the )?right\b|\bright or (?:the )?left\b",
-        question,
-    ):
+    if _WHERE.search(question):
         return "location"
-    if re.search(r"\bhow (?:large|big|severe|extensive|marked)\b|\b(?:size|severity|degree|extent)\b", question):
+    if _HOW_SEVERE.search(question):
         return "severity"
     if _WHAT_DEVICE.search(question):
         return "device"

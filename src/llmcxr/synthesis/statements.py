@@ -75,6 +75,7 @@ _PATTERNS = {
     for group, words in _WORDS.items()
 }
 _PAUSE = re.compile(r",|;|\b(?:and|or|with)\b")
+_BOTH = re.compile(r"\b(?:left|right)(?:-sided)?(?: \w+)? and (?:an? )?(?:\w+ )?(?:left|right)\b")
 _REACH = 90  # characters
 PLACE = re.compile(
     r"\b(?:(?:left|right|both|bilateral) )?(?:(?:upper|lower|mid(?:dle)?)[ -](?:and (?:upper|lower|mid(?:dle)?)[ -])?"
@@ -150,7 +151,9 @@ def _said(sentence: str) -> tuple[Statement, ...]:
     lower = sentence.lower()
     clusters = _clusters(mentions)
     own: list[dict[str, set[str]]] = [{} for _ in clusters]
-    breaks = [match.start() for match in cues.BREAK.finditer(lower)]
+    # "moderate left and small right effusions" are two, though "and small" opens a statement elsewhere
+    pairs = [m.span() for m in _BOTH.finditer(lower) if not any(m.start() < c[0].start < m.end() for c in clusters)]
+    breaks = [b for b in (m.start() for m in cues.BREAK.finditer(lower)) if not any(a < b < z for a, z in pairs)]
     devices = [c for c, cluster in enumerate(clusters) if any(m.finding == DEVICE for m in cluster)]
     for group in _WORDS:
         targets = devices if group == "kinds" else range(len(clusters))
@@ -161,11 +164,16 @@ def _said(sentence: str) -> tuple[Statement, ...]:
         for match in pattern.finditer(lower):
             if (at := _nearest(lower, *match.span(), clusters, range(len(clusters)), breaks)) is not None:
                 own[at].setdefault(group, set()).add(match[0])
+    for start, end in pairs:
+        if (at := _nearest(lower, start, end, clusters, range(len(clusters)), breaks)) is not None:
+            own[at]["sides"] = {"both"}
     return tuple(_statement(m, own[c], sentence) for c, cluster in enumerate(clusters) for m in cluster)
 
 
 def _statement(mention: Mention, words: dict[str, set[str]], sentence: str) -> Statement:
-    read = {mention.side} - {""} if mention.finding in terms.SIDED else words.get("sides", set())
+    read = words.get("sides", set[str]())
+    if mention.finding in terms.SIDED and read != {"both"}:
+        read = {mention.side} - {""}  # the labeller's
     places = sorted(words.get("place", ()))
     return Statement(
         mention.finding,

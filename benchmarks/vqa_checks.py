@@ -1,0 +1,119 @@
+"""How well and how fast are questions from reports checked, and what can be answered without the image?
+
+    python benchmarks/vqa_checks.py                    # tables for docs/vqa.md: invented reports, speed, control
+    python benchmarks/vqa_checks.py --reports 300      # fewer of the 3,955 Indiana reports (fetched) for speed and control
+    python benchmarks/vqa_checks.py --mistakes         # and the pairs judged wrongly, of the half that may be read
+
+Quality is counted on tests/synthesis/cases/reports.jsonl: 60 invented reports, half of which are not read while checks
+are mended. Speed: pairs that rules made of the Indiana reports, half of them turned wrong, each report and pair read once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections import Counter
+from itertools import compress
+from pathlib import Path
+
+from llmcxr.foundation.assets import fetch
+from llmcxr.labelling.registry import build_labeller
+from llmcxr.sources.phantom.reports import read_reports
+from llmcxr.studies.report_sections import report_text
+from llmcxr.studies.study import Study
+from llmcxr.synthesis.balance import balanced
+from llmcxr.synthesis.checks import REASONS, check_pairs
+from llmcxr.synthesis.control import answered_blind
+from llmcxr.synthesis.pairs import QaPair
+from llmcxr.synthesis.rules import rule_pairs
+
+CASES = Path(__file__).parents[1] / "tests" / "synthesis" / "cases" / "reports.jsonl"
+WRONG = {"Yes.": "No.", "No.": "Yes.", "Left.": "Right.", "Right.": "Left.", "Mild.": "Severe.", "Severe.": "Mild."}
+
+
+def quality(half: str, mistakes: bool) -> None:
+    """Print the table of precision and recall per reason, and of good pairs kept."""
+    wanted, found, both = Counter[str](), Counter[str](), Counter[str]()
+    unknown = 0
+    for line in CASES.open(encoding="utf-8"):
+        case = json.loads(line)
+        for told in case["pairs"] if case["half"] == half else ():
+            pair = QaPair("i", "s", told["question"], told["answer"], told["type"], "llm")
+            checked = check_pairs(case["report"], [pair])[0]
+            got = checked.reason or "good"
+            wanted[told["expected"]] += 1
+            found[got] += 1
+            both[got] += got == told["expected"]
+            unknown += got == "good" and checked.verdict == "unknown"
+            if mistakes and half == "tuning" and got != told["expected"]:
+                print(f"{told['expected']} -> {got}: {told['question']} {told['answer']} | {case['report']}")
+    print(f"\nInvented reports, the half called {half!r} ({unknown} of the kept pairs are marked unknown)\n")
+    print("| reason | pairs | precision | recall |\n| --- | --- | --- | --- |")
+    for name in ("good", *REASONS):
+        if wanted[name]:
+            precision = f"{both[name] / found[name]:.3f}" if found[name] else "-"
+            what = "(kept)" if name == "good" else name
+            print(f"| {what} | {wanted[name]} | {precision} | {both[name] / wanted[name]:.3f} |")
+
+
+def indiana(count: int) -> list[tuple[str, list[QaPair]]]:
+    """(report, pairs by rules) of the first Indiana reports."""
+    labeller, result = build_labeller("rules"), []
+    for r in read_reports(fetch("indiana-reports") / "NLMCXR_reports.tgz")[:count]:
+        study = Study(r.uid, r.uid, r.uid, "", "train", findings_text=r.findings, impression_text=r.impression)
+        if report := report_text(study, "findings_and_impression"):
+            result.append((report, rule_pairs(study, labeller.read(report).states)))
+    return result
+
+
+def speed(made: list[tuple[str, list[QaPair]]]) -> None:
+    """Print pairs checked a second on one core, from nothing remembered."""
+    from llmcxr.synthesis import statements
+
+    statements._said.cache_clear()
+    statements._LABELLER._remembered.cache_clear()
+    turned = [
+        (r, [dataclasses.replace(p, answer=WRONG.get(p.answer, p.answer)) if k % 2 else p for k, p in enumerate(pairs)])
+        for r, pairs in made
+    ]
+    verdicts, start = Counter[str](), time.process_time()
+    for report, pairs in turned:
+        verdicts.update(pair.reason or pair.verdict for pair in check_pairs(report, pairs))
+    seconds = time.process_time() - start
+    print(f"\n{verdicts.total():,} pairs of {len(made):,} Indiana reports: {verdicts.total() / seconds:,.0f} a second")
+    print(f"(one core); {dict(verdicts.most_common())}")
+
+
+def control(made: list[tuple[str, list[QaPair]]]) -> None:
+    """Print what is answered blind before and after balance."""
+    pairs = [pair for _, own in made for pair in own]
+    taken = list(compress(pairs, balanced(pairs, 0)))
+    before, after = answered_blind(pairs, 0), answered_blind(taken, 0)
+    print(
+        "\nAnswered right without the image, of pairs by rules: from the question's words (by the commonest answer)\n"
+    )
+    print("| type | pairs | all | pairs | balanced |\n| --- | --- | --- | --- | --- |")
+    for name, b in before.items():
+        row = [name, f"{b.pairs:,}", f"{b.by_question:.3f} ({b.by_majority:.3f})"]
+        if a := after.get(name):
+            row += [f"{a.pairs:,}", f"{a.by_question:.3f} ({a.by_majority:.3f})"]
+        print(f"| {' | '.join(row)} |")
+
+
+def main() -> None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reports", type=int, default=4000, help="Indiana reports for speed and control")
+    parser.add_argument("--mistakes", action="store_true", help="print the pairs judged wrongly, of the tuning half")
+    options = parser.parse_args()
+    for half in ("tuning", "held out"):
+        quality(half, options.mistakes)
+    made = indiana(options.reports)
+    speed(made)
+    control(made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Checks on the invented reports, by hand on what they cannot show, and never an error for what a model wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmcxr.synthesis.checks import REASONS, check_pairs
+from llmcxr.synthesis.pairs import TYPES, QaPair
+from llmcxr.synthesis.statements import statements_of
+
+CASES = [json.loads(line) for line in (Path(__file__).parent / "cases" / "reports.jsonl").open()]
+REPORT = "Small right pleural effusion. Possible left lower lobe opacity. No pneumothorax. Pacemaker on the left."
+
+
+def pair(question: str, answer: str, kind="presence", evidence="") -> QaPair:
+    return QaPair("i", "s", question, answer, kind, "llm", evidence)
+
+
+def verdict(question: str, answer: str, report: str = REPORT, labels=None) -> str:
+    checked = check_pairs(report, [pair(question, answer)], labels)[0]
+    return checked.reason or checked.verdict
+
+
+@pytest.mark.parametrize("half", ["tuning", "held out"])
+def test_good_pairs_stay_and_wrong_ones_go(half):
+    cases, counts = [case for case in CASES if case["half"] == half], Counter[tuple[str, bool]]()
+    for case in cases:
+        for told in case["pairs"]:
+            checked = check_pairs(case["report"], [pair(told["question"], told["answer"], told["type"])])[0]
+            group = told["expected"] if told["expected"] in ("good", "contradicted") else "unanswerable"
+            right = checked.kept if group == "good" else checked.reason == told["expected"]
+            counts[group, right] += 1
+    assert len(cases) == 30
+    for group, least in (("good", 0.95), ("contradicted", 0.95), ("unanswerable", 0.9)):
+        assert counts[group, True] >= least * (counts[group, True] + counts[group, False]), (group, counts)
+
+
+def test_types_are_read_from_the_words():
+    told = [(case["report"], p) for case in CASES for p in case["pairs"] if p["expected"] == "good"]
+    wrong = [
+        p for report, p in told if check_pairs(report, [pair(p["question"], p["answer"], "open")])[0].type != p["type"]
+    ]
+    assert len(wrong) <= 0.05 * len(told), wrong
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "expected"),
+    [
+        ("Is there an effusion?", "Yes, on the left.", "contradicted"),
+        ("Is there an effusion?", "Yes, on the right.", "entailed"),
+        ("Is there a left effusion?", "No.", "entailed"),
+        ("Is there a large effusion?", "Yes.", "contradicted"),
+        ("Is there an opacity?", "Yes.", "unknown"),  # the report is not sure
+        ("Is there scoliosis?", "Yes.", "unknown"),  # it says nothing of it
+        ("Which device is seen?", "A pacemaker.", "entailed"),
+        ("Which device is seen?", "A chest tube.", "contradicted"),
+        ("Is there a chest tube?", "Yes.", "unknown"),
+    ],
+)
+def test_what_a_report_says_and_leaves_open(question, answer, expected):
+    assert verdict(question, answer) == expected
+
+
+def test_labels_count_where_the_report_is_silent():
+    assert verdict("Is there cardiomegaly?", "Yes.", labels={"Cardiomegaly": 0}) == "contradicted"
+    assert verdict("Is there cardiomegaly?", "Yes.", labels={"Cardiomegaly": 1}) == "entailed"
+    assert verdict("Is there cardiomegaly?", "Yes.", labels={"Cardiomegaly": -1}) == "unknown"
+    assert verdict("Is there a pneumothorax?", "No.", labels={"Pneumothorax": 1}) == "entailed"  # the report first
+
+
+def test_the_same_question_in_any_words_is_asked_once_of_a_study():
+    pairs = [
+        pair("Is there a pleural effusion?", "Yes."),
+        pair("Is there a  Pleural effusion", "yes"),
+        pair("Does the image show a pleural effusion?", "Yes."),
+        pair("Is there a pneumothorax?", "Yes."),  # wrong: takes no place
+        pair("Is a pneumothorax visible?", "No."),
+        pair("Where is the effusion?", "Right.", "location"),
+        pair("On which side is the pleural effusion?", "right", "location"),
+    ]
+    reasons = [p.reason for p in check_pairs(REPORT, pairs)]
+    assert reasons == ["", "duplicate", "paraphrase", "contradicted", "", "", "paraphrase"]
+
+
+def test_evidence_is_the_sentence_that_says_so_and_never_an_invented_one():
+    found = check_pairs(
+        REPORT,
+        [
+            pair("Is there an effusion?", "Yes.", evidence="Effusion seen."),
+            pair("What else is seen here?", "Something odd.", "open", evidence="No pneumothorax."),
+            pair("What is odd about this?", "Nothing much here.", "open", evidence="Not in the report."),
+        ],
+    )
+    assert [p.evidence for p in found] == ["Small right pleural effusion.", "No pneumothorax.", ""]
+    assert found[0].finding == "pleural effusion"
+
+
+PIECES = re.findall(
+    r"\S+", "is there where no yes left right effusion opacity , . ? lungs clear 4 cm Yes. é´ \0 ... how many"
+)
+WORDS = st.lists(st.sampled_from([*PIECES, "\n"]), max_size=10).map(" ".join)
+
+
+@given(WORDS, st.lists(st.tuples(WORDS, WORDS, st.sampled_from(TYPES)), max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_nothing_that_a_model_writes_is_an_error_or_gets_lost(report, texts):
+    pairs = [pair(*text) for text in texts]
+    checked = check_pairs(report, pairs)
+    same = [
+        dataclasses.replace(c, verdict="", reason="", type=p.type, evidence="", finding="")
+        for c, p in zip(checked, pairs, strict=True)
+    ]
+    assert same == pairs
+    assert all((c.verdict == "rejected") == (c.reason in REASONS) and c.verdict for c in checked)
+
+
+@pytest.mark.parametrize(
+    ("text", "term", "expected"),
+    [
+        (
+            "Moderate left and small right effusions.",
+            "pleural effusion",
+            {"sides": {"left", "right"}, "degrees": {"mild", "moderate"}},
+        ),
+        ("Small effusion and moderate atelectasis.", "atelectasis", {"degrees": {"moderate"}}),
+        ("2 cm nodule in the right upper lobe.", "nodule", {"sides": {"right"}, "levels": {"upper"}, "sizes": {20.0}}),
+        (
+            "Two chest tubes on the right.",
+            "support device",
+            {"kinds": {"chest tube"}, "counts": {2}, "sides": {"right"}},
+        ),
+        ("Heart is mildly enlarged but large effusion.", "cardiomegaly", {"degrees": {"mild"}}),
+    ],
+)
+def test_words_belong_to_the_finding_that_they_qualify(text, term, expected):
+    found = next(s for s in statements_of(text) if s.term == term)
+    names = ("sides", "degrees", "levels", "sizes", "kinds", "counts")
+    assert {name: set(value) for name in names if (value := getattr(found, name))} == expected
