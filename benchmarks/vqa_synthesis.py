@@ -3,9 +3,10 @@ part runs in a fresh process, whose time and peak memory are printed.
 
     python benchmarks/vqa_synthesis.py                       # 200,000 reports of invented text: half an hour to an hour
     python benchmarks/vqa_synthesis.py --reports 2000        # a minute
+    python benchmarks/vqa_synthesis.py --without-server      # only what comes after: answers are made here, none is asked for
 
 Parts: `bare` is the official client alone, eight requests at once; `ask` is ours, which also keeps, paces and counts;
-`restart` opens what is answered and finds nothing to ask; `write` parses, checks and writes all pairs. What there is of a run that was
+(`fill` instead, without a server); `restart` opens what is answered and finds nothing to ask; `write` parses, checks and writes all pairs. What there is of a run that was
 stopped is gone on with (`--folder`).
 """
 
@@ -129,7 +130,7 @@ def part(name: str, url: str, count: int, folder: Path) -> dict[str, Any]:
     from llmcxr.synthesis.generate import reports_to_ask, requests_of, write_all
     from llmcxr.synthesis.prompts import vqa_prompt
     from llmcxr.synthesis.settings import ChatSettings
-    from llmcxr.synthesis.store import AnswerStore
+    from llmcxr.synthesis.store import Answer, AnswerStore
 
     prompt, reports = vqa_prompt(), reports_to_ask(_studies(count), only_positive=False)
 
@@ -140,12 +141,19 @@ def part(name: str, url: str, count: int, folder: Path) -> dict[str, Any]:
         size = (folder / "vqa.jsonl").stat().st_size / 1e6
         return {"requests": progress.answered, "before": progress.before, "file_mb": round(size)}
 
+    def fill() -> dict[str, Any]:
+        with AnswerStore(folder / "vqa.jsonl") as store:
+            for number, request in enumerate(requests_of(prompt, reports)):
+                text = json.dumps({"pairs": report(number)[1]})
+                store.add(Answer(request.key("m"), "m", prompt.name, text, "stop", (900, 200)))
+        return {"requests": len(reports)}
+
     def write() -> dict[str, Any]:
         with AnswerStore(folder / "vqa.jsonl") as store:
             counts = write_all(folder / "synthesis", reports, prompt, "m", store)
         return {"pairs": counts.pairs, "kept": counts.kept, "rejected": dict(counts.rejected)}
 
-    return _measured(write if name == "write" else ask)
+    return _measured({"fill": fill, "write": write}.get(name, ask))
 
 
 def main() -> None:
@@ -154,7 +162,8 @@ def main() -> None:
     parser.add_argument("--reports", type=int, default=200_000)
     parser.add_argument("--folder", type=Path, help="for answers and pairs (default: a temporary one)")
     parser.add_argument("--json", type=Path, default=Path("vqa_synthesis.json"), help="results")
-    parser.add_argument("--part", choices=(*PARTS, "serve"), help=argparse.SUPPRESS)
+    parser.add_argument("--without-server", action="store_true", help="make the answers here, and ask for none")
+    parser.add_argument("--part", choices=(*PARTS, "fill", "serve"), help=argparse.SUPPRESS)
     parser.add_argument("--url", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part == "serve":
@@ -172,17 +181,17 @@ def main() -> None:
             assert server.stdout is not None
             url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
             results = {}
-            for name in PARTS:
+            for name in ("fill", "restart", "write") if arguments.without_server else PARTS:
                 done = subprocess.run([*command, "--part", name, "--url", url], stdout=subprocess.PIPE, check=True)
                 results[name] = json.loads(done.stdout)
                 print(name, results[name], flush=True)
                 arguments.json.write_text(json.dumps(results, indent=2) + "\n")
         finally:
             server.kill()
-    bare, ask, write = results["bare"], results["ask"], results["write"]
-    for what in ("seconds", "cpu_seconds"):
-        own = [1000 * r[what] / max(1, r["requests"]) for r in (bare, ask)]
+    for what in ("seconds", "cpu_seconds") if "ask" in results else ():
+        own = [1000 * results[name][what] / max(1, results[name]["requests"]) for name in ("bare", "ask")]
         print(f"{what}: {own[0]:.2f} ms a request by the client alone, {own[1]:.2f} by ours: {own[1] - own[0]:+.2f}")
+    write = results["write"]
     print(f"pairs a CPU second: {write['pairs'] / write['cpu_seconds']:,.0f}")
 
 

@@ -6,18 +6,20 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from chat_servers import Front, completion, failure, forwarded, front, llama_server
 from conftest import build_model, build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from llmcxr.cli import main
 from llmcxr.foundation.artifacts import read_json
 from llmcxr.foundation.assets import fetch
 from llmcxr.instructions.questions import read_questions
-from llmcxr.studies.study import Study
+from llmcxr.studies.study import Study, read_manifest
 from llmcxr.synthesis.client import ChatClient
 from llmcxr.synthesis.estimate import Estimate
 from llmcxr.synthesis.generate import KEPT, REJECTED, reports_to_ask, requests_of, write_all
@@ -57,6 +59,7 @@ def answer(pairs: list[tuple[str, str]]) -> str:
     return json.dumps({"pairs": [{"question": q, "answer": a, "type": "presence", "evidence": ""} for q, a in pairs]})
 
 
+COLUMNS = {name: name for name in ("image", "patient", "findings")}
 GOOD = [("Is there a pleural effusion?", "Yes."), ("Is there a pneumothorax?", "No.")]
 BAD = [("Is there a pneumothorax?", "Yes."), ("Is the effusion new?", "No.")]
 
@@ -178,6 +181,27 @@ def test_the_command_and_the_stages_after_it(recipe, tmp_path, capsys):
     used = [q for q in questions if q.origin == "llm"]
     assert used and kept.issuperset(used)
     assert any(q.origin == "truth" for q in questions)
+
+
+def test_references_to_earlier_studies_are_rewritten_before_reports_are_used(recipe, tmp_path, capsys):
+    """Of a table, whose reports are known; and again from what is kept, without a word to the server."""
+    Image.fromarray(np.arange(4096, dtype=np.uint8).reshape(64, 64)).save(tmp_path / "a.png")
+    report = "Moderate right pleural effusion is unchanged. The lungs are clear."
+    (tmp_path / "table.csv").write_text(f"image,patient,findings\na.png,p1,{report}\n")
+    value = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    value["source"] = {"kind": "table", "table": {"path": str(tmp_path / "table.csv"), "columns": COLUMNS}}
+    value["prior_references"] = "rewrite"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(value))
+    with front(lambda number, body: completion('{"text": "Moderate right pleural effusion."}')) as server:
+        for name in ("one", "two"):
+            assert main(["prepare", *recipe, f"chat.base_url={server.url}", f"name={name}"]) == 0
+            assert "1 rewritten" in capsys.readouterr().out
+            (study_,) = read_manifest(tmp_path / name / "manifest.parquet")
+            assert study_.findings_text == "Moderate right pleural effusion. The lungs are clear."
+            assert read_json(tmp_path / name / "studies.json")["prior_references"]["rewriting"] == {"rewritten": 1}
+        assert len(server.bodies) == 2
+        assert main(["prepare", *recipe, f"chat.base_url={server.url}", "name=two", "labeller=chexpert"]) == 0
+        assert len(server.bodies) == 2  # another labeller makes the stage anew; the answer is there
 
 
 def test_reports_do_not_leave_by_accident(recipe, capsys):

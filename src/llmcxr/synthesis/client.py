@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-import os
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
@@ -19,10 +18,9 @@ from tqdm import tqdm
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.stopping import Stop, stop_between_steps
-from llmcxr.synthesis.address import check_address
 from llmcxr.synthesis.pace import ATTEMPTS, Budget, Pace, pause
 from llmcxr.synthesis.prompts import ChatRequest
-from llmcxr.synthesis.server import BusyError, RefusedError, Server
+from llmcxr.synthesis.server import BusyError, RefusedError, Server, what_it_takes
 from llmcxr.synthesis.settings import ChatSettings
 from llmcxr.synthesis.store import Answer, AnswerStore
 
@@ -48,12 +46,7 @@ class ChatClient:
     def check(self) -> None:
         """`UserError` for what can be known without asking: where reports would go, the key, the package."""
         if self.settings.base_url is not None:
-            near = check_address(self.settings.base_url, self.settings.allow_remote)
-            if not near and not os.environ.get(self.settings.key_variable, "").strip():
-                raise UserError(
-                    f"the server {self.settings.base_url} needs a key. Put it into the environment variable "
-                    f"{self.settings.key_variable} (chat.key_variable), never into a recipe."
-                )
+            what_it_takes(self.settings)
 
     def answer_all(self, requests: Iterable[ChatRequest], store: AnswerStore, total: int, about: str) -> Progress:
         """Ask what `store` has no answer to, until all is answered, the budget is used up, or the user ends it.

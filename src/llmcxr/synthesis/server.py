@@ -41,20 +41,28 @@ class BusyError(Exception):
         self.headers, self.all_wait = headers or {}, all_wait
 
 
+def what_it_takes(settings: ChatSettings) -> tuple[Any, bool, str]:
+    """(the client's package, whether the server is near, the key, "" where a near one has none).
+
+    `UserError` where the server is far and may not be asked, or its key or the client is missing.
+    """
+    assert settings.base_url is not None
+    near = check_address(settings.base_url, settings.allow_remote)
+    key = os.environ.get(settings.key_variable, "").strip()
+    if not key and not near:
+        raise UserError(
+            f"the server {settings.base_url} needs a key. Put it into the environment variable "
+            f"{settings.key_variable} (chat.key_variable), never into a recipe."
+        )
+    return require("openai", "chat.base_url", "chat.base_url: null for a model in this process"), near, key
+
+
 class Server:
     """A connection to the server of the settings; used inside one event loop."""
 
     def __init__(self, settings: ChatSettings) -> None:
-        """`UserError` where the server is far and may not be asked, or its key or the client is missing."""
-        assert settings.base_url is not None
-        openai = require("openai", "chat.base_url", "chat.base_url: null for a model in this process")
-        near = check_address(settings.base_url, settings.allow_remote)
-        key = os.environ.get(settings.key_variable, "").strip()
-        if not key and not near:
-            raise UserError(
-                f"the server {settings.base_url} needs a key. Put it into the environment variable "
-                f"{settings.key_variable} (chat.key_variable), never into a recipe."
-            )
+        """`UserError` as `what_it_takes`."""
+        openai, near, key = what_it_takes(settings)
         self._openai, self._key, self.settings = openai, key, settings
         limits = openai.DEFAULT_CONNECTION_LIMITS
         limits = type(limits)(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency)
