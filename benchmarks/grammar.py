@@ -1,6 +1,6 @@
 """Whether responses are whole, whatever is drawn, and whether a model that may choose writes and draws as it is asked.
 
-    python benchmarks/grammar.py [--samples 1000] [--model NAME]
+    python benchmarks/grammar.py [--samples 1000] [--phrasings 6] [--model NAME]
 
 Samples are drawn at temperature 2 by the model and by its base LLM with image tokens that it has never learned. The choice is
 between a text and an image at every token: nothing but the instruction says which is meant.
@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from llmcxr.foundation.assets import DEFAULT_MODEL
-from llmcxr.inference.backend import GREEDY, Request, Response, Sampling
+from llmcxr.inference.backend import Request, Response, Sampling
 from llmcxr.inference.grammar import segments
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.inference.policies import Conversation
@@ -81,12 +81,12 @@ def untrained(model: LlmCxr) -> TransformersBackend:
     return TransformersBackend(base.eval(), own.vocabulary, own.template, model.info.grid**2)
 
 
-def chosen(model: LlmCxr, sampling: Sampling) -> str:
+def chosen(model: LlmCxr, sampling: Sampling, phrasings: int) -> str:
     """What the model writes or draws where it may choose, by what it is asked for."""
     codes = model.draw_codes(REPORTS, candidates=1)
     asked: dict[str, list[Conversation]] = {
-        "a drawing": [(Turn(p, text),) for p in report_to_cxr.PHRASINGS for text in REPORTS],
-        "a report": [(Turn(p, own),) for p in cxr_to_report.PHRASINGS for own in codes],
+        "a drawing": [(Turn(p, text),) for p in report_to_cxr.PHRASINGS[:phrasings] for text in REPORTS],
+        "a report": [(Turn(p, own),) for p in cxr_to_report.PHRASINGS[:phrasings] for own in codes],
         "an answer": [cxr_vqa.TASK.prompt(own, "Is there cardiomegaly?") for own in codes],
     }
     lines = []
@@ -103,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--samples", type=int, default=100, help="of each model (default: %(default)s)")
+    parser.add_argument("--phrasings", type=int, default=2, help="of each instruction (default: %(default)s)")
     arguments = parser.parse_args()
     model = LlmCxr.from_pretrained(arguments.model)
     assert isinstance(model.asker.backend, TransformersBackend)
@@ -111,8 +112,7 @@ def main() -> None:
         found = drawn(backend, prompts, arguments.samples)
         rest = ", ".join(f"{value} {key}" for key, value in sorted(found.items()) if key != "whole")
         print(f"{name}, temperature 2: {found['whole']} of {arguments.samples} are whole ({rest})", flush=True)
-    for name, sampling in (("greedy", GREEDY), ("temperature 1", Sampling(1.0))):
-        print(f"tuned, {name}\n{chosen(model, sampling)}", flush=True)
+    print(f"tuned, greedy\n{chosen(model, Sampling(max_new_tokens=48), arguments.phrasings)}", flush=True)
 
 
 if __name__ == "__main__":
