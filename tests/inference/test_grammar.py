@@ -205,3 +205,21 @@ def test_a_stop_and_a_penalty_count_text_only():
     (other,) = backend.generate([Request(prompt, "image", Sampling(repetition_penalty=1e9))])
     (plain,) = backend.generate([Request(prompt, "image")])
     np.testing.assert_array_equal(other.codes, plain.codes)
+
+
+def test_a_penalty_comes_after_guidance():
+    """Otherwise guidance would multiply it."""
+    backend = tuned()
+    prompt, other = prompt_of(backend), render_prompt((Turn("Say."),), backend.template, backend.vocabulary)
+    sampling = Sampling(max_new_tokens=6, guidance=2.0, repetition_penalty=1.3)
+    found = [token for _, token in backend.stream([Request(prompt, "text", sampling, other)])]
+    written: list[int] = []
+    while len(written) < 6 and written[-1:] != [backend.end_id]:
+        with torch.no_grad():
+            a, b = (backend.model(torch.tensor([[*p, *written]])).logits[0, -1] for p in (prompt, other))
+        a = a.masked_fill(~backend._text, -torch.inf)
+        led = (b + 2 * (a - b)).masked_fill(a.softmax(-1) < 0.1 * a.softmax(-1).max(), -torch.inf)
+        for token in set(written):
+            led[token] = led[token] / 1.3 if led[token] > 0 else led[token] * 1.3
+        written.append(int(led.argmax()))
+    assert found == written
