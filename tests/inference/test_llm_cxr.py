@@ -68,11 +68,11 @@ def test_many_are_each_of_them(model, home):
 
 
 def test_a_bad_image_is_an_error_of_its_own(model, home):
-    found = model.encode_each(
+    found = model.read_each(
         [home / "chest.png", home / "broken.png", np.arange(16) % 5, np.arange(16), np.zeros((2, 2))]
     )
     assert [isinstance(one, UserError) for one in found] == [False, True, False, False, True]
-    assert "broken.png" in str(found[1]) and np.array_equal(found[2], np.arange(16) % 5)
+    assert "broken.png" in str(found[1]) and np.array_equal(found[2].codes, np.arange(16) % 5)
     for codes in (np.arange(17), np.arange(15), np.arange(1, 17), np.arange(16) - 1):
         with pytest.raises(UserError, match="codes of an image should be 16 whole numbers from 0 to 15"):
             model.report(codes)

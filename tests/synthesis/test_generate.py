@@ -152,7 +152,8 @@ def recipe(tmp_path):
 
 
 def test_the_command_and_the_stages_after_it(recipe, tmp_path, capsys):
-    with front(lambda number, body: completion(answer(GOOD + BAD))) as server:
+    written = [*GOOD, ("What is the shape of the trachea?", "Straight."), *BAD]  # yes and no are balanced, this is not
+    with front(lambda number, body: completion(answer(written))) as server:
         arguments = [*recipe, f"chat.base_url={server.url}"]
         assert main(["synthesize-vqa", "--dry-run", *arguments]) == 0
         said = capsys.readouterr().out

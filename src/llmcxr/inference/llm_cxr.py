@@ -448,7 +448,11 @@ class LlmCxr:
         return self.asker.backend.answer_probabilities(prompts, ("Yes.", "No."))[:, 0]
 
     def side_answers(self, codes: np.ndarray, findings: Sequence[str]) -> np.ndarray:
-        """p of each of `SIDE_ANSWERS` to the side question of findings on one image with codes [L]: float32 [len(findings), 3]."""
+        """p of each of `SIDE_ANSWERS` to the side question of findings on one image with codes [L]: float32 [len(findings), 3].
+
+        >>> model.side_answers(model.encode(["chest.png"])[0], ["mass"]).shape
+        (1, 3)
+        """
         prompts = self.asker.prompts([cxr_vqa.TASK.prompt(codes, side_question(name)) for name in findings])
         return self.asker.backend.answer_probabilities(prompts, tuple(SIDE_ANSWERS.values()))
 
@@ -470,7 +474,10 @@ class LlmCxr:
 
     def finding_sides(self, image: ImageLike) -> dict[str, dict[str, float]]:
         """p that a finding, if it is there, is on the "left", "right", or "both" sides, for findings whose sides the
-        calibration knows; none without one."""
+        calibration knows; none without one.
+
+        >>> sides = model.finding_sides("chest.png")
+        """
         if self.calibration is None or not self.calibration.sides:
             return {}
         names = self.calibration.sides
@@ -483,27 +490,44 @@ class LlmCxr:
         """Where the model sees a finding that it was asked about in tuning, or what speaks for a sentence of a report.
 
         See `explanation.explanations`. `UserError` for an empty text, and one longer than those of tuning.
+
+        >>> model.explain("chest.png", "mass").falls.shape == (model.info.grid, model.info.grid)
+        True
         """
         return self.explain_all(image, [text])[0]
 
     def explain_all(self, image: ImageLike, texts: Sequence[str]) -> list[Explanation]:
-        """`explain` of several texts, which share what is read."""
+        """`explain` of several texts, which share what is read.
+
+        >>> mass, nodule = model.explain_all("chest.png", ["mass", "nodule"])
+        """
         for text in texts:
             self.asker.check(report_to_cxr.TASK.prompt(check_text(text, "the finding or sentence")), self.info.grid**2)
         return list(explanations(self.asker, self._asked([image])[0], texts))
 
     def outside(self, image: ImageLike) -> Outside:
-        """How unlike its training radiographs an image is."""
+        """How unlike its training radiographs an image is.
+
+        >>> model.outside("chest.png").l1 > 0
+        True
+        """
         pixels = self._pixels(image)
         return self._look([pixels], self.encode([pixels]))[0]
 
     def reconstruction(self, image: ImageLike) -> tuple[np.ndarray, np.ndarray]:
-        """The image as it is read, and what its codes keep of it: float32 [S, S] each."""
+        """The image as it is read, and what its codes keep of it: float32 [S, S] each.
+
+        >>> read, kept = model.reconstruction("chest.png")
+        """
         pixels = self._pixels(image)
         return pixels, self.decode(self.encode([pixels]))[0]
 
     def statistics(self, images: Sequence[ImageLike]) -> np.ndarray:
-        """Of images, what `OutsideLimits` is made of: float64 [N, 2]."""
+        """Of images, what `OutsideLimits` is made of: float64 [N, 2].
+
+        >>> model.statistics(["chest.png", "other.png"]).shape
+        (2, 2)
+        """
         pixels = np.stack([self._pixels(image) for image in images])
         codes = self.encode(list(pixels))
         return statistics(self.asker, pixels, self.decode(codes), codes)
