@@ -176,6 +176,6 @@ def test_the_data_page_fits_and_asks_for_nothing(folder, address, browser, width
         browser.show(f"{address}/shown.html", width)
         assert browser.value(OVERFLOW) <= 0, kind
         assert browser.value(REQUESTS) == [] and set(browser.value(DECODED)) == {1}
-        assert browser.value("[...document.querySelectorAll('table')].map(e => !!e.caption.textContent)") == [True] * 8
+        assert browser.value("[...document.querySelectorAll('table')].map(e => !!e.caption.textContent)") == [True] * 10
         assert browser.value("[...document.querySelectorAll('th:not([scope])')].length") == 0
         assert all(state == [0, "region", True] for state in browser.value(SCROLLS))

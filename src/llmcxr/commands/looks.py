@@ -22,7 +22,7 @@ def _load(arguments: argparse.Namespace):
     check_output(arguments.output)
     from llmcxr.inference.llm_cxr import LlmCxr
 
-    return LlmCxr.from_pretrained(arguments.model, arguments.device)
+    return LlmCxr.from_pretrained(arguments.model, arguments.device, arguments.precision)
 
 
 @command(

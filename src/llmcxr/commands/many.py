@@ -119,7 +119,7 @@ def load(arguments: argparse.Namespace) -> LlmCxr:
     """The model that was named."""
     from llmcxr.inference.llm_cxr import LlmCxr
 
-    return LlmCxr.from_pretrained(arguments.model, arguments.device)
+    return LlmCxr.from_pretrained(arguments.model, arguments.device, arguments.precision)
 
 
 @functools.cache

@@ -111,6 +111,11 @@ MODEL = (
         "the id of a Hugging Face repository (default: %(default)s)",
     ),
     argument("--device", default="auto", help="auto, cpu, cuda, ..."),
+    argument(
+        "--precision",
+        default="auto",
+        help="auto (the faster of float32 and bfloat16), float32, bfloat16, or int8 (on CPUs: faster, loses a little)",
+    ),
 )
 
 

@@ -23,7 +23,7 @@ from llmcxr.foundation import devices
 from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.devices import pick_device
 from llmcxr.foundation.errors import OutsideWarning, UserError
-from llmcxr.foundation.settings import Precision, checked
+from llmcxr.foundation.settings import checked
 from llmcxr.foundation.texts import check_text, path_of
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference import policies
@@ -48,7 +48,7 @@ from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_config, load_language_model, load_text_tokenizer
 
 BackendName = Literal["transformers", "vllm"]
-LoadedPrecision = Precision | Literal["int8"]
+LoadedPrecision = Literal["auto", "float32", "bfloat16", "int8"]
 ImageLike = str | Path | Image.Image | np.ndarray
 _AT_ONCE = 32  # images in the image tokenizer together
 _REMEMBERED = 1000  # images of which it is known whether they are outside
