@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outside.json"), help="where statistics are kept")
     arguments = parser.parse_args()
     model, rng = LlmCxr.from_pretrained(arguments.model), np.random.default_rng(0)
-    if model.limits is None:
+    if model.images.limits is None:
         raise SystemExit("this model does not know what is usual: `llmcxr measure-outside RUN --to MODEL` first")
     studies, store = read_manifest(arguments.run / "manifest.parquet"), PixelStore.open(arguments.run / "pixels.npy")
     rows = [i for i, study in enumerate(studies) if study.split == "test"]
@@ -151,7 +151,7 @@ def main() -> None:
         kept[kind] = np.concatenate(parts).tolist()
         write_json(arguments.out, kept)
 
-    limits, known = model.limits, np.array(kept[UNSEEN])
+    limits, known = model.images.limits, np.array(kept[UNSEEN])
     print("| kind | n | warned | AUROC | of L1 alone | of the codes' likelihood alone | L1 | nats a code |")
     print("| --- " * 8 + "|")
     for kind in kinds:

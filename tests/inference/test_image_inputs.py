@@ -19,8 +19,8 @@ def test_pictures_of_16_bits_do_not_saturate(tmp_path):
     picture = Image.fromarray(np.linspace(0, 4095, 64 * 64).astype(np.uint16).reshape(64, 64))
     picture.save(tmp_path / "a.png")
     model = model_of(64)
-    given = model._pixels(picture)
-    np.testing.assert_allclose(given, model._pixels(tmp_path / "a.png"), atol=1e-6)
+    given = model.images.pixels(picture)
+    np.testing.assert_allclose(given, model.images.pixels(tmp_path / "a.png"), atol=1e-6)
     assert (given == 1).mean() < 0.01  # `convert("L")` made 15 of 16 pixels white
 
 
@@ -40,9 +40,11 @@ def test_images_that_show_nothing_are_refused(tmp_path):
         (Image.open(tmp_path / "narrow.png"), "1 x 128 pixels"),
     ]:
         with pytest.raises(UserError, match=message):
-            model._pixels(image)
+            model.images.pixels(image)
 
 
 def test_images_are_squared_as_the_model_was_trained():
     picture = Image.fromarray(np.random.default_rng(0).integers(100, 200, (32, 64), dtype=np.uint8))
-    assert (model_of(16, Geometry("pad"))._pixels(picture)[:4] == -1).all() and model_of(16)._pixels(picture).min() > -1
+    assert (model_of(16, Geometry("pad")).images.pixels(picture)[:4] == -1).all() and model_of(16).images.pixels(
+        picture
+    ).min() > -1

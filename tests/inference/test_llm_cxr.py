@@ -51,7 +51,7 @@ def test_many_are_each_of_them(model, home):
     paths = [home / "chest.png", home / "other.png"]
     with Image.open(paths[1]) as picture:
         picture.load()
-    pixels = model._pixels(paths[0])
+    pixels = model.images.pixels(paths[0])
     codes = model.encode(paths)
     assert codes.shape == (2, 16) and codes.dtype == np.uint16 and not np.array_equal(*codes)
     np.testing.assert_array_equal(model.encode([pixels, codes[1], str(paths[0]), picture]), codes[[0, 1, 0, 1]])

@@ -127,7 +127,7 @@ def test_conversations_of_another_form(messages):
 
 def test_images_of_another_kind():
     pixels = torch.rand(model().info.image_size, model().info.image_size, requires_grad=True)
-    assert np.array_equal(model()._pixels(pixels.bfloat16()), pixels.detach().bfloat16().float().numpy())
+    assert np.array_equal(model().images.pixels(pixels.bfloat16()), pixels.detach().bfloat16().float().numpy())
     for image in (b"x", {"a": 1}, np.array(["a"]), "half \ud800", "zero\0byte"):
         with pytest.raises(UserError):
             model().report(image)

@@ -17,7 +17,7 @@ from llmcxr.inference.backend import GREEDY, Request
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.instructions.rendering import response_end
 from llmcxr.model.sums import SUMS, write_sums
-from llmcxr.tasks import cxr_to_report, cxr_vqa, language, report_to_cxr
+from llmcxr.tasks import cxr_vqa, language
 from llmcxr.vocabulary.language_model import load_config
 
 EXAMPLE = "example.json"
@@ -38,11 +38,11 @@ def export_hf(model: LlmCxr, folder: Path, output: Path) -> None:
     vocabulary = asker.vocabulary
     end = response_end(asker.template, vocabulary)[-1]
     rows = load_config(str(folder.resolve())).vocab_size
-    [drawing] = asker.prompts([report_to_cxr.TASK.prompt(_REPORT, **info.asked("report_to_cxr"))], "image")
+    [drawing] = asker.prompts([asker.drawing(_REPORT)], "image")
     [drawn] = model.asker.backend.generate([Request(drawing, "image", GREEDY)])
     assert drawn.codes is not None
     turns = {
-        "a report": cxr_to_report.TASK.prompt(drawn.codes, **info.asked("cxr_to_report")),
+        "a report": asker.report(drawn.codes),
         "an answer": cxr_vqa.TASK.prompt(drawn.codes, _QUESTION),
         "plain chat": language.TASK.prompt([{"role": "user", "content": _MESSAGE}]),
     }

@@ -72,7 +72,7 @@ def likely_alternatives(
 
     `drawing` is what it is asked to draw; None: any radiograph.
     """
-    prompt = asker.prompts([drawing or report_to_cxr.TASK.prompt("")])
+    prompt = asker.prompts([drawing or asker.drawing("")], "image")
     chances = np.exp(asker.backend.code_log_probabilities(prompt, codes[None])[0].astype(np.float64))  # [L, K]
     chances[np.arange(len(codes)), codes] = 0
     summed = chances.cumsum(1)
@@ -103,7 +103,7 @@ def beliefs(asker: Asker, images: np.ndarray, texts: Sequence[str]) -> np.ndarra
     first = {cxr_to_report.TASK.name, report_to_cxr.TASK.name} <= {*asker.info.findings_first}
     for i in sorted(set(range(len(texts))) - {*questions}):
         named = asker.texts([report_to_cxr.TASK.list_prompt(texts[i])], GREEDY)[0] if first else None
-        reports = [cxr_to_report.TASK.prompt(image, named) for image in images]
+        reports = [asker.report(image, named) for image in images]
         result[i] = asker.log_likelihoods(reports, [texts[i]] * len(images))
         if named is not None:
             lists = [cxr_to_report.TASK.list_prompt(image) for image in images]

@@ -7,30 +7,27 @@ Letters: N images, S side in pixels, L = g * g codes of an image.
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
-from PIL import Image
 
 from llmcxr.foundation import devices
 from llmcxr.foundation.assets import DEFAULT_MODEL
 from llmcxr.foundation.devices import pick_device
-from llmcxr.foundation.errors import OutsideWarning, UserError
+from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import checked
-from llmcxr.foundation.texts import check_text, path_of
+from llmcxr.foundation.texts import check_text
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.inference import policies
 from llmcxr.inference.backend import DRAWING, GREEDY, Backend, Sampling
 from llmcxr.inference.consistency import CheckedSentence, check_possible, check_report, labeller_for
 from llmcxr.inference.explanation import Explanation, explanations
-from llmcxr.inference.outside import Outside, outside, statistics
+from llmcxr.inference.outside import Outside
+from llmcxr.inference.reading import ImageLike, ImageReader, ReadImage, several
 from llmcxr.inference.streaming import PartialDrawing, filled, rows_of_codes, text_pieces, without_filling
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.inference.vllm_backend import VllmBackend
@@ -42,24 +39,12 @@ from llmcxr.model.find import find_model
 from llmcxr.model.folder import ModelInfo, check_image_tokenizer, load_checked
 from llmcxr.model.outside import OutsideLimits, read_limits
 from llmcxr.model.sums import remedy
-from llmcxr.studies.radiographs import load_square
 from llmcxr.tasks import cxr_vqa, language, report_to_cxr
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_config, load_language_model, load_text_tokenizer
 
 BackendName = Literal["transformers", "vllm"]
 LoadedPrecision = Literal["auto", "float32", "bfloat16", "int8"]
-ImageLike = str | Path | Image.Image | np.ndarray
-_AT_ONCE = 32  # images in the image tokenizer together
-_REMEMBERED = 1000  # images of which it is known whether they are outside
-
-
-@dataclass(frozen=True)
-class ReadImage:
-    """Codes uint16 [L] of an image, and how unlike the model's training radiographs it is (None: given as codes, or not known)."""
-
-    codes: np.ndarray
-    outside: Outside | None = None
 
 
 class LlmCxr:
@@ -79,9 +64,8 @@ class LlmCxr:
     ) -> None:
         """`calibration`: of its probabilities; None: they are raw. `limits`: what is usual of images that the model knows; None: it
         never warns of others."""
-        self.asker, self.image_tokenizer, self.calibration, self.limits = asker, image_tokenizer, calibration, limits
-        self._looked: dict[bytes, Outside] = {}
-        self._warned: set[bytes] = set()
+        self.asker, self.image_tokenizer, self.calibration = asker, image_tokenizer, calibration
+        self.images = ImageReader(asker, image_tokenizer, limits)
 
     @classmethod
     def from_pretrained(
@@ -137,42 +121,6 @@ class LlmCxr:
 
     # --- images and codes
 
-    def _pixels(self, image: ImageLike) -> np.ndarray:
-        size = self.info.image_size
-        if isinstance(image, str | Path):
-            image = path_of(image)
-        if isinstance(image, Path | Image.Image):
-            return load_square(image, size, self.info.geometry)
-        try:
-            own = image.detach().float().cpu() if isinstance(image, torch.Tensor) else image
-            pixels = np.asarray(own, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"an image should be a path, a PIL image or an array of numbers, is {repr(image)[:80]}."
-            ) from error
-        if pixels.shape != (size, size):
-            raise UserError(
-                f"an image given as an array should be [{size}, {size}] in [-1, 1], is {list(pixels.shape)}."
-            )
-        low, high = float(pixels.min()), float(pixels.max())
-        if not (low >= -1 and high <= 1):  # also where a value is not a number
-            raise UserError(f"an image given as an array should be in [-1, 1], is in [{low:g}, {high:g}].")
-        if low == high:
-            raise UserError(f"an image given as an array is {low:g} everywhere: it shows nothing.")
-        return pixels
-
-    def _codes(self, codes: np.ndarray) -> np.ndarray:
-        L, K = self.info.grid**2, self.info.codebook_size
-        if len(codes) != L or codes.min() < 0 or codes.max() >= K:
-            raise UserError(f"codes of an image should be {L} whole numbers from 0 to {K - 1}, are {repr(codes)[:80]}.")
-        return codes.astype(np.uint16)
-
-    def _read(self, image: ImageLike) -> np.ndarray:
-        """Pixels float32 [S, S], or codes uint16 [L] where it is given as codes."""
-        if isinstance(image, np.ndarray) and image.ndim == 1 and image.size and image.dtype.kind in "iu":
-            return self._codes(image)
-        return self._pixels(image)
-
     def read_each(self, images: Sequence[ImageLike]) -> list[ReadImage | UserError]:
         """Each image's codes and whether it is outside the model's data, or why it cannot be read, so that one bad file does not
         stop the others.
@@ -180,57 +128,7 @@ class LlmCxr:
         >>> [type(found).__name__ for found in model.read_each(["chest.png", "missing.png"])]
         ['ReadImage', 'UserError']
         """
-        return self._read_each(images, self.limits is not None)
-
-    def _read_each(self, images: Sequence[ImageLike], look: bool) -> list[ReadImage | UserError]:
-        result: list[ReadImage | UserError] = []
-        for first in range(0, len(_several(images, "images")), _AT_ONCE):
-            read: list[np.ndarray | UserError] = []
-            for image in images[first : first + _AT_ONCE]:
-                try:
-                    read.append(self._read(image))
-                except UserError as error:
-                    read.append(error)
-            pixels = [one for one in read if isinstance(one, np.ndarray) and one.ndim == 2]
-            codes = self._encoded(np.stack(pixels)) if pixels else np.zeros((0, 0))
-            looks = self._look(pixels, codes) if look else [None] * len(pixels)
-            encoded = iter(map(ReadImage, codes, looks))
-            for one in read:
-                if isinstance(one, UserError):
-                    result.append(one)
-                else:
-                    result.append(next(encoded) if one.ndim == 2 else ReadImage(one))
-        return result
-
-    def _look(self, pixels: Sequence[np.ndarray], codes: np.ndarray) -> list[Outside]:
-        """How unlike the training radiographs images with these codes [N, L] are, which is remembered."""
-        keys = [_key(image) for image in pixels]
-        new = [i for i, key in enumerate(keys) if key not in self._looked]
-        if new:
-            if len(self._looked) + len(new) > _REMEMBERED:
-                self._looked = {key: look for key in keys if (look := self._looked.get(key))}
-            chosen = codes[new]
-            found = statistics(self.asker, np.stack([pixels[i] for i in new]), self.decode(chosen), chosen)
-            self._looked |= {keys[i]: outside(own, self.limits) for i, own in zip(new, found, strict=True)}
-        return [self._looked[key] for key in keys]
-
-    def _asked(self, images: Sequence[ImageLike]) -> np.ndarray:
-        """Codes [N, L] of images that are asked about; an `OutsideWarning`, once an image, where answers mean little."""
-        codes = list[np.ndarray]()
-        for image, found in zip(images, self.read_each(images), strict=True):
-            if isinstance(found, UserError):
-                raise found
-            codes.append(found.codes)
-            key = _key(found.codes)
-            if found.outside and found.outside.warned and key not in self._warned:
-                self._warned.add(key)
-                name = f"{image}: " if isinstance(image, str | Path) else ""
-                warnings.warn(f"{name}{found.outside.told()}", OutsideWarning, stacklevel=3)
-        return np.stack(codes) if codes else np.zeros((0, self.info.grid**2), dtype=np.uint16)
-
-    def _encoded(self, pixels: np.ndarray) -> np.ndarray:
-        given = torch.from_numpy(pixels).unsqueeze(1).to(self.image_tokenizer.codebook.device)
-        return self.image_tokenizer.encode(given).flatten(1).cpu().numpy().astype(np.uint16)
+        return self.images.read_each(images)
 
     def encode(self, images: Sequence[ImageLike]) -> np.ndarray:
         """Codes uint16 [N, L]. `UserError` for the first image that cannot be read.
@@ -239,12 +137,7 @@ class LlmCxr:
         >>> codes.shape == (1, model.info.grid**2)
         True
         """
-        codes = list[np.ndarray]()
-        for found in self._read_each(images, look=False):
-            if isinstance(found, UserError):
-                raise found
-            codes.append(found.codes)
-        return np.stack(codes) if codes else np.zeros((0, self.info.grid**2), dtype=np.uint16)
+        return self.images.encode(images)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Codes [N, L] -> images float32 [N, S, S] in [-1, 1].
@@ -252,12 +145,7 @@ class LlmCxr:
         >>> model.decode(model.encode(["chest.png"])).shape == (1, model.info.image_size, model.info.image_size)
         True
         """
-        g, S = self.info.grid, self.info.image_size
-        grid = torch.from_numpy(np.asarray(codes).astype(np.int64)).reshape(-1, g, g)
-        device = self.image_tokenizer.codebook.device
-        parts = grid.split(_AT_ONCE) if len(grid) else ()
-        images = [self.image_tokenizer.decode(part.to(device)).squeeze(1).cpu().numpy() for part in parts]
-        return np.concatenate(images) if images else np.zeros((0, S, S), dtype=np.float32)
+        return self.images.decode(codes)
 
     # --- reports
 
@@ -278,7 +166,7 @@ class LlmCxr:
         >>> text = model.report("chest.png")
         """
         calibration = check_possible(self.calibration) if check else None
-        codes = self._asked([image])
+        codes = self.images.asked_about([image])
         text = self.reports(list(codes), sampling, candidates)[0]
         if calibration is None:
             return text
@@ -292,7 +180,7 @@ class LlmCxr:
 
         >>> first, second = model.reports(["chest.png", "other.png"])
         """
-        return policies.reports(self.asker, self._asked(images), sampling, candidates)
+        return policies.reports(self.asker, self.images.asked_about(images), sampling, candidates)
 
     def stream_report(self, image: ImageLike, sampling: Sampling = GREEDY) -> Iterator[str]:
         """The report of one candidate, in pieces of whole characters as it is written.
@@ -301,7 +189,7 @@ class LlmCxr:
         >>> "".join(pieces) == model.report("chest.png", candidates=1)
         True
         """
-        asked = policies.ask_for_reports(self.asker, self._asked([image]), sampling)
+        asked = policies.ask_for_reports(self.asker, self.images.asked_about([image]), sampling)
         negative = asked.negative[0] if asked.negative else None
         yield from self._stream_text(asked.turns[0], asked.sampling, negative)
 
@@ -322,12 +210,12 @@ class LlmCxr:
         >>> model.draws(["Cardiomegaly.", "Cardiomegaly."]).shape == (2, model.info.image_size, model.info.image_size)
         True
         """
-        for text in _several(texts, "reports"):
+        for text in several(texts, "reports"):
             self._check_drawing(text)
         return self.decode(self.draw_codes(texts, sampling, candidates))
 
     def _check_drawing(self, text: str) -> None:
-        self.asker.check(report_to_cxr.TASK.prompt(check_text(text, "the report")), self.info.grid**2)
+        self.asker.check(self.asker.drawing(check_text(text, "the report")), self.info.grid**2)
 
     def draw_codes(
         self, texts: Sequence[str], sampling: Sampling = DRAWING, candidates: int | None = None
@@ -371,11 +259,11 @@ class LlmCxr:
         >>> (codes,) = model.encode(["chest.png"])
         >>> answers = model.answers([codes, codes], ["Is there cardiomegaly?", "Is there a nodule?"])
         """
-        for question in _several(questions, "questions"):
+        for question in several(questions, "questions"):
             self._check_question(question)
         if len(images) != len(questions):
             raise UserError(f"there should be a question for each image, are {len(questions)} for {len(images)}.")
-        return policies.answers(self.asker, self._asked(images), questions, sampling)
+        return policies.answers(self.asker, self.images.asked_about(images), questions, sampling)
 
     def _check_question(self, question: str) -> None:
         check_text(question, "the question")
@@ -388,7 +276,7 @@ class LlmCxr:
         True
         """
         self._check_question(question)
-        yield from self._stream_text(cxr_vqa.TASK.prompt(self._asked([image])[0], question), sampling)
+        yield from self._stream_text(cxr_vqa.TASK.prompt(self.images.asked_about([image])[0], question), sampling)
 
     # --- language
 
@@ -432,7 +320,7 @@ class LlmCxr:
         check_text(instruction, "the instruction")
         if text and image is not None:
             raise UserError("an instruction is about a text or about an image; give one of them.")
-        about = check_text(text, "the text") if text else "" if image is None else self._asked([image])[0]
+        about = check_text(text, "the text") if text else "" if image is None else self.images.asked_about([image])[0]
         grammar: Grammar = "in turn"
         (response,) = self.asker.responses([(Turn(instruction, about),)], grammar, sampling)
         return [s if isinstance(s, str) else self.decode(s)[0] for s in response.segments]
@@ -468,7 +356,9 @@ class LlmCxr:
             raise UserError(
                 "this model was asked about no finding in tuning: its data had no label both present and absent."
             )
-        values = self.yes_probabilities(self._asked([image])[0], [presence_question(name) for name in names])
+        values = self.yes_probabilities(
+            self.images.asked_about([image])[0], [presence_question(name) for name in names]
+        )
         p_yes = dict(zip(names, values.tolist(), strict=True))
         return p_yes if self.calibration is None else self.calibration.probabilities(p_yes)
 
@@ -502,8 +392,8 @@ class LlmCxr:
         >>> mass, nodule = model.explain_all("chest.png", ["mass", "nodule"])
         """
         for text in texts:
-            self.asker.check(report_to_cxr.TASK.prompt(check_text(text, "the finding or sentence")), self.info.grid**2)
-        return list(explanations(self.asker, self._asked([image])[0], texts))
+            self.asker.check(self.asker.drawing(check_text(text, "the finding or sentence")), self.info.grid**2)
+        return list(explanations(self.asker, self.images.asked_about([image])[0], texts))
 
     def outside(self, image: ImageLike) -> Outside:
         """How unlike its training radiographs an image is.
@@ -511,15 +401,14 @@ class LlmCxr:
         >>> model.outside("chest.png").l1 > 0
         True
         """
-        pixels = self._pixels(image)
-        return self._look([pixels], self.encode([pixels]))[0]
+        return self.images.outside(image)
 
     def reconstruction(self, image: ImageLike) -> tuple[np.ndarray, np.ndarray]:
         """The image as it is read, and what its codes keep of it: float32 [S, S] each.
 
         >>> read, kept = model.reconstruction("chest.png")
         """
-        pixels = self._pixels(image)
+        pixels = self.images.pixels(image)
         return pixels, self.decode(self.encode([pixels]))[0]
 
     def statistics(self, images: Sequence[ImageLike]) -> np.ndarray:
@@ -528,16 +417,7 @@ class LlmCxr:
         >>> model.statistics(["chest.png", "other.png"]).shape
         (2, 2)
         """
-        pixels = np.stack([self._pixels(image) for image in images])
-        codes = self.encode(list(pixels))
-        return statistics(self.asker, pixels, self.decode(codes), codes)
-
-
-def _several(given: Sequence[Any], what: str) -> Sequence[Any]:
-    """`UserError` where it is one of them instead of several."""
-    if isinstance(given, str | Path | Image.Image):
-        raise UserError(f"{what} should be a list, are {repr(given)[:80]}. Put it in brackets.")
-    return given
+        return self.images.statistics(images)
 
 
 def _conversation(messages: Sequence[Mapping[str, str]]) -> policies.Conversation:
@@ -554,7 +434,3 @@ def _conversation(messages: Sequence[Mapping[str, str]]) -> policies.Conversatio
         if role == "user" or not isinstance(content, str):  # an answer of the model's can be empty
             check_text(content, "the message")
     return language.TASK.prompt(messages)
-
-
-def _key(values: np.ndarray) -> bytes:
-    return hashlib.sha256(values.tobytes()).digest()

@@ -13,7 +13,6 @@ import numpy as np
 
 from llmcxr.inference.policies import Asker
 from llmcxr.model.outside import WARNED, OutsideLimits
-from llmcxr.tasks import report_to_cxr
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Outside:
 def statistics(asker: Asker, pixels: np.ndarray, reconstructions: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Of images and their reconstructions [N, S, S] in [-1, 1] with codes [N, L]: float64 [N, 2], as in `OutsideLimits`."""
     l1 = np.abs(pixels.astype(np.float64) - reconstructions).mean((1, 2)) / 2
-    prompts = asker.prompts([report_to_cxr.TASK.prompt("")] * len(codes))
+    prompts = asker.prompts([asker.drawing("")] * len(codes), "image")
     likelihoods = asker.backend.code_log_probabilities(prompts, codes)
     own = np.take_along_axis(likelihoods, codes[..., None].astype(np.int64), 2)[..., 0]
     return np.stack([np.log(np.maximum(l1, 1e-6)), -own.mean(1, dtype=np.float64)], axis=1)

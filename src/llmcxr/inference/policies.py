@@ -48,6 +48,14 @@ class Asker:
         """Token ids of each, up to where the response begins, which is of this `grammar`."""
         return [render_prompt(turns, self.template, self.vocabulary, grammar) for turns in conversations]
 
+    def report(self, codes: np.ndarray, named: str | None = None) -> Conversation:
+        """What asks for a report of an image with codes [L], in the words that the model learned; as `CxrToReport.prompt`."""
+        return cxr_to_report.TASK.prompt(codes, named, **self.info.asked(cxr_to_report.TASK.name))
+
+    def drawing(self, text: str, named: str | None = None) -> Conversation:
+        """What asks for a drawing of a report ("": of any radiograph), likewise; as `ReportToCxr.prompt`."""
+        return report_to_cxr.TASK.prompt(text, named, **self.info.asked(report_to_cxr.TASK.name))
+
     def check(self, conversation: Conversation, response: int = 1) -> None:
         """`UserError` where a conversation with a `response` of so many tokens is longer than the examples of
         tuning."""
@@ -164,9 +172,8 @@ def ask_for_reports(asker: Asker, codes: np.ndarray, sampling: Sampling) -> Aske
         named = lists = asker.texts([task.list_prompt(row) for row in codes], sampling)
         if info.decoding.ask_sides:
             named = with_sides_asked(asker, codes, lists)
-    asked = info.asked(task.name)
-    turns = [task.prompt(row, own, **asked) for row, own in zip(codes, named, strict=True)]
-    negative = None if guidance == 1 else [task.prompt(row, NOTHING, **asked) for row in codes]
+    turns = [asker.report(row, own) for row, own in zip(codes, named, strict=True)]
+    negative = None if guidance == 1 else [asker.report(row, NOTHING) for row in codes]
     return Asked(named, turns, negative, sampling)
 
 
@@ -181,9 +188,8 @@ def ask_for_drawings(asker: Asker, texts: Sequence[str], sampling: Sampling) -> 
     named: Sequence[str | None] = [None] * len(texts)
     if len(texts) and task.name in info.findings_first:
         named = asker.texts([task.list_prompt(text) for text in texts], GREEDY)
-    asked = info.asked(task.name)
-    turns = [task.prompt(text, own, **asked) for text, own in zip(texts, named, strict=True)]
-    negative = None if guidance == 1 else [task.prompt("", **asked)] * len(texts)
+    turns = [asker.drawing(text, own) for text, own in zip(texts, named, strict=True)]
+    negative = None if guidance == 1 else [asker.drawing("")] * len(texts)
     return Asked(named, turns, negative, replace(sampling, guidance=guidance))
 
 

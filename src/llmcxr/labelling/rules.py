@@ -243,10 +243,6 @@ class RuleLabeller:
         """What texts say, in order."""
         return [self.read(text) for text in texts]
 
-    def named_by(self, term: str) -> tuple[str, ...]:
-        """The findings that a term names."""
-        return tuple(self._terms[term])
-
     def spans(self, sentence: str) -> list[tuple[int, int, str]]:
         """(start, end, term) of all mentions in a lower-case sentence with single spaces, in order."""
         spans = []
