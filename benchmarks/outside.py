@@ -132,7 +132,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model, rng = LlmCxr.from_pretrained(arguments.model), np.random.default_rng(0)
     if model.images.limits is None:
-        raise SystemExit("this model does not know what is usual: `llmcxr measure-outside RUN --to MODEL` first")
+        raise SystemExit("this model does not know what is usual: `llmcxr measure-outside RUN --into MODEL` first")
     studies, store = read_manifest(arguments.run / "manifest.parquet"), PixelStore.open(arguments.run / "pixels.npy")
     rows = [i for i, study in enumerate(studies) if study.split == "test"]
     unseen = from_uint8(store[rows])

@@ -36,6 +36,7 @@ from llmcxr.instructions.example import Turn
 from llmcxr.model.calibration import load_calibration
 from llmcxr.model.find import find_model
 from llmcxr.model.folder import load_info
+from llmcxr.model.outside import OutsideLimits, read_limits, write_limits
 from llmcxr.model.patients import patient_hash, seen_patients
 from llmcxr.model.sums import check_sums
 from llmcxr.packing import rows_before
@@ -279,11 +280,23 @@ def test_probabilities_are_calibrated_on_validation_patients(copied, tiny, monke
     kept = json.loads((copied.folder / "readings-validate.json").read_text())["rows"]
     studies = {s.image_id: s for s in read_manifest(copied.folder / "manifest.parquet")}
     assert len(kept) == 8 and {studies[row["image_id"]].split for row in kept} == {"validate"}
-    monkeypatch.setattr("llmcxr.inference.llm_cxr.LlmCxr.yes_probabilities", None)  # nothing is asked again
+    write_limits(model, OutsideLimits(50, (-3.0, 2.0), (0.1, 0.1), tuple(float(i) for i in range(101))))
+    monkeypatch.setattr(
+        "llmcxr.inference.llm_cxr.LlmCxr.yes_probabilities", None
+    )  # nothing is asked again, whatever is usual
     assert main(command) == 0 and load_calibration(model) == own
     assert copied() == []  # the run takes it as it is
     assert main([*command, f"model={tiny / 'runs' / copied.folder.name}"]) == 2
     assert "Say with --into which folder" in capsys.readouterr().err
+
+
+def test_what_is_usual_can_be_measured_anew_and_is_the_stages_own(copied, monkeypatch):
+    usual = OutsideLimits(50, (-3.0, 2.0), (0.1, 0.1), tuple(float(i) for i in range(101)))
+    monkeypatch.setattr("llmcxr.stages.outside.limits_of", lambda *_: usual)  # the run has too few images for its own
+    assert main(["measure-outside", str(copied.folder)]) == 0
+    assert read_limits(copied.folder / "model") == usual
+    check_sums(copied.folder / "model")
+    assert "model/outside.json" in json.loads((copied.folder / ".stages" / "model.json").read_text())["files"]
 
 
 def test_language_is_measured_before_between_and_after_the_stages(tiny, copied, monkeypatch):

@@ -15,7 +15,9 @@ from llmcxr.cli import main
 from llmcxr.formats.llm_cxr import DRAWING_INSTRUCTION, REPORT_INSTRUCTION
 from llmcxr.foundation import devices
 from llmcxr.inference.backend import Sampling
+from llmcxr.inference.explanation import beliefs
 from llmcxr.inference.llm_cxr import LlmCxr
+from llmcxr.inference.outside import statistics
 from llmcxr.tasks import cxr_to_report, cxr_vqa, report_to_cxr
 
 taming = load_script("tests/image_tokens/test_taming.py")
@@ -138,6 +140,24 @@ def test_reports_and_drawings_are_its_own(published, ours):
     )
     expected = drawn[0, prompt.shape[1] :].numpy() - first
     assert (ours.draw_codes([text], Sampling())[0] == expected).all()
+
+
+def test_likelihoods_are_of_its_own_prompts(published, ours):
+    """What explains an answer, and says whether an image is outside, asks as reports and drawings do."""
+    codes = np.arange(ours.info.grid**2, dtype=np.uint16) % K
+    [prompt] = ours.asker.prompts([report_to_cxr.TASK.prompt("", instruction=DRAWING_INSTRUCTION)], "image")
+    assert prompt[-1] == published.tokenizer("<")["input_ids"][0]
+    first = len(published.tokenizer)
+    ids = torch.tensor([[*prompt, *(int(code) + first for code in codes)]])
+    with torch.no_grad():
+        logits = published.model(ids).logits[0, len(prompt) - 1 : -1, first : first + K]
+    chances = logits.log_softmax(-1)[range(len(codes)), codes.astype(int)]
+    pixels = np.zeros((1, ours.info.image_size, ours.info.image_size), dtype=np.float32)
+    found = statistics(ours.asker, pixels, pixels, codes[None])
+    np.testing.assert_allclose(found[0, 1], -chances.mean().item(), rtol=1e-4)
+    text = "No pneumothorax."
+    own = ours.asker.log_likelihoods([cxr_to_report.TASK.prompt(codes, instruction=REPORT_INSTRUCTION)], [text])
+    assert beliefs(ours.asker, codes[None], [text])[0] == pytest.approx(own)
 
 
 class Payload:

@@ -57,10 +57,10 @@ def test_measure_outside(image, tmp_path, capsys):
     studies = [Study(f"i{i}", f"p{i}", f"s{i}", f"{i}.png", "validate" if i < 55 else "test") for i in range(60)]
     write_manifest(run / "manifest.parquet", studies)
     assert len(PixelStore.open(run / "pixels.npy")) == 60
-    assert main(["measure-outside", str(run), "--to", str(target)]) == 0
+    assert main(["measure-outside", str(run), "--into", str(target)]) == 0
     assert "of 55 validation images" in capsys.readouterr().out and read_limits(target).images == 55
     write_manifest(run / "manifest.parquet", studies[30:])
-    assert main(["measure-outside", str(run), "--to", str(target)]) == 2
+    assert main(["measure-outside", str(run), "--into", str(target)]) == 2
     assert "has 25 validation images" in capsys.readouterr().err and read_limits(target).images == 55
     assert main(["measure-outside", str(tmp_path)]) == 2
     assert "holds no studies" in capsys.readouterr().err

@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from llmcxr.commands.many import load
+from llmcxr.commands.runs import finished_run
 from llmcxr.commands.table import IMAGE, MODEL, NOTICE, RUN, argument, command, path, png
 from llmcxr.foundation.artifacts import check_output
 from llmcxr.foundation.errors import UserError
@@ -20,9 +22,7 @@ def _load(arguments: argparse.Namespace):
 
     read_radiograph(arguments.image)
     check_output(arguments.output)
-    from llmcxr.inference.llm_cxr import LlmCxr
-
-    return LlmCxr.from_pretrained(arguments.model, arguments.device, arguments.precision)
+    return load(arguments)
 
 
 @command(
@@ -77,7 +77,11 @@ def _look(arguments: argparse.Namespace) -> None:
     "measure-outside",
     "from a run's validation images, how unlike its training radiographs an image may be before a model warns",
     RUN,
-    argument("--to", type=path, help="folder of the model, packed or not, that is to know it (default: the run's own)"),
+    argument(
+        "--into",
+        type=path,
+        help="folder of the model, packed or not, that should hold it (default: the run's own model/)",
+    ),
     MODEL[1],
 )
 def _measure_outside(arguments: argparse.Namespace) -> None:
@@ -87,7 +91,7 @@ def _measure_outside(arguments: argparse.Namespace) -> None:
     from llmcxr.studies.pixel_store import PixelStore
     from llmcxr.studies.study import read_manifest
 
-    folder, target = arguments.folder, arguments.to or arguments.folder / "model"
+    folder, target = arguments.folder, arguments.into or arguments.folder / "model"
     if not os.path.isfile(folder / "manifest.parquet"):
         raise UserError(f"{folder} holds no studies. Give the folder of a run (llmcxr prepare makes one).")
     model = LlmCxr.from_pretrained(target, arguments.device)
@@ -96,5 +100,11 @@ def _measure_outside(arguments: argparse.Namespace) -> None:
     limits = limits_of(model, PixelStore.open(folder / "pixels.npy").select(rows))
     if limits is None:
         raise UserError(f"{folder} has {len(rows)} validation images, of which a 99th percentile cannot be said.")
-    write_limits(target, limits)
+    if arguments.into is not None:
+        write_limits(target, limits)
+    else:
+        workflow = finished_run(folder).workflow
+        with workflow.alone():
+            write_limits(target, limits)
+            workflow.wrote("model")  # else it would be in the way of the stage
     print(f"{target / 'outside.json'}, of {limits.images} validation images")

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from llmcxr.commands.table import (
@@ -88,7 +89,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 @command("inspect", "make the page of a run's data anew, and say where it lies", RUN, OVERRIDES)
 def _inspect(arguments: argparse.Namespace) -> None:
-    run = _finished_run(arguments)
+    run = finished_run(arguments.folder, arguments.overrides)
     print(f"Data page: {run.inspect().resolve()}")
     run.context.processes.close()
 
@@ -120,18 +121,16 @@ def _own_name() -> str:
     return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
 
 
-def _finished_run(arguments: argparse.Namespace):
+def finished_run(given: Path, overrides: Sequence[str] = ()):
     """The run of a folder that `llmcxr run` made."""
     from llmcxr.foundation.settings import load_settings
     from llmcxr.recipe import Recipe
 
-    folder = arguments.folder.resolve()
+    folder = given.resolve()
     if not os.path.isfile(folder / "recipe.yaml"):  # False for what the system refuses as a name
-        raise UserError(
-            f"{arguments.folder} is no folder of a run (it has no recipe.yaml). Give one, e.g. runs/quickstart."
-        )
+        raise UserError(f"{given} is no folder of a run (it has no recipe.yaml). Give one, e.g. runs/quickstart.")
     place = [f"{key}={json.dumps(str(value))}" for key, value in (("runs", folder.parent), ("name", folder.name))]
-    return _run_of(load_settings(Recipe, folder / "recipe.yaml", [*place, *arguments.overrides]))
+    return _run_of(load_settings(Recipe, folder / "recipe.yaml", [*place, *overrides]))
 
 
 @command(
@@ -146,7 +145,7 @@ def _finished_run(arguments: argparse.Namespace):
     ),
 )
 def _evaluate(arguments: argparse.Namespace) -> None:
-    run = _finished_run(arguments)
+    run = finished_run(arguments.folder, arguments.overrides)
     if arguments.rescore:
         run.rescore()
     else:
@@ -163,7 +162,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     argument("--images", type=count, default=64, help="validation images (default: %(default)s)"),
 )
 def _choose_decoding(arguments: argparse.Namespace) -> None:
-    run = _finished_run(arguments)
+    run = finished_run(arguments.folder, arguments.overrides)
 
     from llmcxr.evaluation.choose_decoding import choose_decoding
     from llmcxr.stages.evaluation import cases_of, under_test
@@ -189,7 +188,7 @@ def _choose_decoding(arguments: argparse.Namespace) -> None:
     ),
 )
 def _calibrate(arguments: argparse.Namespace) -> None:
-    run = _finished_run(arguments)
+    run = finished_run(arguments.folder, arguments.overrides)
 
     from llmcxr.stages.calibration import calibrate_run
 

@@ -10,8 +10,10 @@ from llmcxr.evaluation.readings import ImageReading, read_images
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.inference.consistency import labeller_for
+from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.model.calibration import CALIBRATION, Calibration, save_calibration
 from llmcxr.model.folder import load_checked
+from llmcxr.model.outside import NAME as OUTSIDE
 from llmcxr.model.sums import SUMS, read_sums
 from llmcxr.stages.context import Context
 from llmcxr.stages.evaluation import cases_of, under_test
@@ -23,12 +25,17 @@ IMAGES = 150  # validation images: 17 findings each; more change little
 
 
 def readings_of(
-    context: Context, split: Split, images: int, candidates: int | None = 1, kept: Path | None = None
+    context: Context,
+    split: Split,
+    images: int,
+    candidates: int | None = 1,
+    kept: Path | None = None,
+    model: LlmCxr | None = None,
 ) -> tuple[list[ImageReading], list[Study]]:
     """What the run's model makes of at most so many images of a split, drawn by chance, and what they are. Reports only where the
     data has some.
 
-    `kept` as in `read_images`. One candidate a report takes a fourth of the time of the best of four.
+    `kept` as in `read_images`, `model` as in `under_test`. One candidate a report takes a fourth of the time of the best of four.
     """
     cases = cases_of(context, split)
     studies = list(cases.shuffled[:images])
@@ -36,9 +43,10 @@ def readings_of(
         candidates = 0
     folder = context.given or context.folder / "model"
     sums = read_sums(folder) if (folder / SUMS).exists() else ""
-    weights = [line for line in sums.splitlines() if not line.endswith(f"  {CALIBRATION}")]
+    measured = (f"  {CALIBRATION}", f"  {OUTSIDE}")  # of which answers know nothing
+    weights = [line for line in sums.splitlines() if not line.endswith(measured)]
     about = fingerprint(weights, candidates, split, context.recipe.seed)
-    return read_images(under_test(context, cases), studies, candidates, kept, about), studies
+    return read_images(under_test(context, cases, model), studies, candidates, kept, about), studies
 
 
 def lacking(context: Context, images: int) -> str | None:
@@ -53,11 +61,16 @@ def lacking(context: Context, images: int) -> str | None:
     return too_few(known_labels(studies, findings))
 
 
-def calibrate(context: Context, folder: Path, images: int = IMAGES, kept: Path | None = None) -> Calibration:
-    """Fit a calibration to the run's validation patients and keep it in the model `folder`. `UserError` where it cannot be."""
+def calibrate(
+    context: Context, folder: Path, images: int = IMAGES, kept: Path | None = None, model: LlmCxr | None = None
+) -> Calibration:
+    """Fit a calibration to the run's validation patients and keep it in the model `folder`, which `model` is (None: it is loaded).
+
+    `UserError` where it cannot be.
+    """
     if why := lacking(context, images):
         raise UserError(f"{why}. Give the run more of them, with labels.")
-    readings, studies = readings_of(context, "validate", images, kept=kept)
+    readings, studies = readings_of(context, "validate", images, kept=kept, model=model)
     findings = context.info.findings
     calibration = fit_calibration(readings, studies, findings, labeller_for(findings), context.recipe.source.kind)
     save_calibration(folder, calibration)

@@ -91,9 +91,10 @@ def cases_of(context: Context, split: Split) -> Cases:
     )
 
 
-def under_test(context: Context, cases: Cases) -> ModelUnderTest:
-    """The finished model with the judge, where there is one."""
-    model = LlmCxr.from_pretrained(context.given or context.folder / "model", str(context.device))
+def under_test(context: Context, cases: Cases, model: LlmCxr | None = None) -> ModelUnderTest:
+    """The finished `model` (None: it is loaded) with the judge, where there is one."""
+    if model is None:
+        model = LlmCxr.from_pretrained(context.given or context.folder / "model", str(context.device))
     folder = context.folder / "judge"
     judge = Judge.load(folder, cases.findings).to(context.device) if (folder / "model.safetensors").exists() else None
     codes = {s.image_id: context.codes[s.image_id] for s in (*cases.train, *cases.test)}

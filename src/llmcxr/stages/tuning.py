@@ -313,11 +313,17 @@ def _measure_language(context: Context, stage: StageSettings, folder: Path) -> N
     write_json(folder / "summary.json", summary | {"language": trace})
 
 
-def _know_what_is_outside(context: Context) -> None:
-    """How unlike the training images those of validation patients are, into the model's folder."""
-    model = LlmCxr.from_pretrained(context.folder / "model", str(context.device))
+def _learn_of_validation_patients(context: Context) -> None:
+    """Calibration, and how unlike the training images unseen ones are, into the finished model's folder."""
+    folder = context.folder / "model"
+    model = LlmCxr.from_pretrained(folder, str(context.device))  # as users do
+    if why := lacking(context, IMAGES):
+        print(f"    no calibration: {why}")
+    else:
+        fitted = calibrate(context, folder, model=model)
+        print(f"    calibrated on {fitted.fitted_on.images} validation images: {fitted.method}")
     if limits := limits_of(model, context.of_split("validate")[1]):
-        write_limits(context.folder / "model", limits)
+        write_limits(folder, limits)
     else:
         print(f"    under {FEWEST} validation images: the model will not say which images are outside its data")
 
@@ -360,18 +366,11 @@ def model_stage(context: Context) -> Stage:
         before = seen_patients(context.start.folder) if context.start is not None else frozenset()
         patients = None if before is None else own | before
         tokenizer = context.folder / "image_tokenizer"
-        folder = context.folder / "model"
-        save_model(folder, tunable.merge(), tunable.vocabulary, tokenizer, info, patients)
-        del tunable  # the model is read anew, as users do
-        if why := lacking(context, IMAGES):
-            print(f"    no calibration: {why}")
-        else:
-            fitted = calibrate(context, folder)
-            print(f"    calibrated on {fitted.fitted_on.images} validation images: {fitted.method}")
+        save_model(context.folder / "model", tunable.merge(), tunable.vocabulary, tokenizer, info, patients)
 
     def run() -> None:
         write()  # whose model is forgotten before it is loaded as users do
-        _know_what_is_outside(context)
+        _learn_of_validation_patients(context)
 
     return Stage(
         "model",
