@@ -128,7 +128,7 @@ class ImageReader:
             if found.outside and found.outside.warned and key not in self._warned:
                 self._warned.add(key)
                 name = f"{image}: " if isinstance(image, str | Path) else ""
-                warnings.warn(f"{name}{found.outside.told()}", OutsideWarning, stacklevel=4)
+                warnings.warn(f"{name}{found.outside.told()}", OutsideWarning, stacklevel=3)
         return np.stack(codes) if codes else np.zeros((0, self.info.grid**2), dtype=np.uint16)
 
     def _encoded(self, pixels: np.ndarray) -> np.ndarray:

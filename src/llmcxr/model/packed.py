@@ -1,8 +1,9 @@
 """Packed models: what a run trained, small enough to hand on, without the base LLM that everybody can fetch.
 
 A packed folder holds adapters and image rows, image tokenizer and judge in half precision, llmcxr.json, packed.json (all
-that `unpack` needs beside them), calibration.json where there is one, a model card and SHA256SUMS (`sha256sum -c` reads it). Unpacking merges the adapters into the base
-LLM once, into the user's cache; what is used from then on is an ordinary model folder.
+that `unpack` needs beside them), calibration.json and outside.json where there are some, a model card and SHA256SUMS
+(`sha256sum -c` reads it). Unpacking merges the adapters into the base LLM once, into the user's cache; what is used from then on
+is an ordinary model folder.
 """
 
 from __future__ import annotations
