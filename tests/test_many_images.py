@@ -101,3 +101,8 @@ def test_ctrl_c_leaves_what_was_printed(run, model, monkeypatch):
     monkeypatch.setattr(model, "reports", interrupted)
     status, lines, _ = run("report", "0.png", "2.png", "0.png", "--json")
     assert status == 130 and [json.loads(line) for line in lines if line] == [{"file": "0.png", "report": "first"}]
+
+
+def test_a_question_comes_last(run):
+    status, lines, errors = run("ask", "--json", "0.png", "2.png")
+    assert status == 2 and lines == [] and "which is a file. A question comes last" in errors[0]

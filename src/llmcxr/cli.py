@@ -6,6 +6,7 @@ import argparse
 import io
 import logging
 import os
+import shlex
 import sys
 import warnings
 
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     if rest and hasattr(arguments, "overrides") and not any(word.startswith("-") for word in rest):
         arguments.overrides += rest  # argparse itself takes them only before --stage
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"unrecognized arguments: {shlex.join(rest)}")
     try:
         with ends_like_interrupts():
             status = arguments.function(arguments)

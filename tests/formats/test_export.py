@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -114,3 +115,26 @@ def test_what_only_llama_cpps_own_converter_knows_is_said(made, tmp_path, capfd)
     with pytest.raises(UserError, match="tokenizer"):
         export_gguf(tmp_path / "other", tmp_path / "b.gguf")
     assert main(["export", str(made), str(tmp_path / "c"), "--to", "hf", "--weights", "q8_0"]) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "phantom", "mine", "--to", "hf"],
+        ["import", "tokenizer", "w.ckpt", "mine"],
+        ["import", "llm-cxr", "a", "b.ckpt", "mine"],
+        ["pack", "demo", "mine"],
+        ["export", "phantom", "mine/notes.txt", "--to", "gguf"],
+        ["export", "phantom", "mine/notes.txt", "--to", "taming"],
+    ],
+)
+def test_what_is_there_is_not_replaced(words, tmp_path, monkeypatch, capsys):
+    """A folder that holds anything, and a file that is called otherwise; before anything is loaded."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("a thesis")
+    assert main(words) == 2
+    assert re.search(
+        "cannot write mine.*: (it is a folder that is not empty|its name should end)", capsys.readouterr().err
+    )
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "a thesis"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from llmcxr.commands.table import argument, command, path
-from llmcxr.foundation.artifacts import check_output
+from llmcxr.foundation.artifacts import check_new_folder, check_output
 from llmcxr.foundation.errors import UserError
 
 
@@ -50,8 +50,15 @@ IMPORTS = {"llm-cxr": _import_llm_cxr, "tokenizer": _import_tokenizer}
     argument("output", type=path, help="folder to write"),
 )
 def _import(arguments: argparse.Namespace) -> None:
-    check_output(arguments.output, folder=True)
+    check_new_folder(arguments.output)
     IMPORTS[arguments.kind](arguments.file, arguments.beside, arguments.output)
+
+
+def _check_file(output: Path, suffix: str) -> None:
+    """`UserError` where it cannot be written, or is called otherwise: it may be something else of the user's."""
+    if output.suffix != suffix:
+        raise UserError(f"cannot write {output}: its name should end in {suffix}.")
+    check_output(output)
 
 
 def _to_hf(model: str, output: Path, weights: str) -> None:
@@ -59,7 +66,7 @@ def _to_hf(model: str, output: Path, weights: str) -> None:
     from llmcxr.inference.llm_cxr import LlmCxr
     from llmcxr.model.find import find_model
 
-    check_output(output, folder=True)
+    check_new_folder(output)
     export_hf(LlmCxr.from_pretrained(model, precision="float32"), find_model(model), output)
     print(f"{output}: README.md says how other programs ask it")
 
@@ -67,7 +74,7 @@ def _to_hf(model: str, output: Path, weights: str) -> None:
 def _to_gguf(model: str, output: Path, weights: str) -> None:
     from llmcxr.formats.gguf import export_gguf
 
-    check_output(output)
+    _check_file(output, ".gguf")
     export_gguf(model, output, weights)  # type: ignore[arg-type]
     print(
         f"{output}: {output.stat().st_size / 1e6:,.0f} MB. It holds no image tokenizer: keep the model's folder beside it"
@@ -78,7 +85,7 @@ def _to_taming(folder: str, output: Path, weights: str) -> None:
     from llmcxr.image_tokens.taming import export_taming
     from llmcxr.image_tokens.tokenizer import ImageTokenizer
 
-    check_output(output)
+    _check_file(output, ".ckpt")
     export_taming(ImageTokenizer.from_pretrained(folder), output)
     print(f"{output}, {output.with_suffix('.yaml')}")
 

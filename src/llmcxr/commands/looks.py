@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from llmcxr.commands.many import load
@@ -49,6 +50,11 @@ def _explain(arguments: argparse.Namespace) -> None:
         seen = model.finding_probabilities(arguments.image)
         texts = sorted(seen, key=lambda name: -seen[name])[:_SHOWN]
     found = model.explain_all(arguments.image, texts)
+    for one in found:
+        if one.finding is None and not one.text.rstrip().endswith((".", "!", "?")):
+            print(
+                f"note: {one.text!r} is no finding that this model knows, so it is read as a sentence", file=sys.stderr
+            )
     save_heat_maps(arguments.output, model.reconstruction(arguments.image)[0], found)
     for one in found:
         print(f"{one.value:7.2f} nats  {one.text}")

@@ -22,7 +22,7 @@ from llmcxr.commands.table import (
     path,
     rate,
 )
-from llmcxr.foundation.artifacts import check_output
+from llmcxr.foundation.artifacts import check_new_folder, check_output
 from llmcxr.foundation.errors import UserError
 
 
@@ -206,7 +206,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     OVERRIDES,
 )
 def _pack(arguments: argparse.Namespace) -> None:
-    check_output(arguments.output, folder=True)
+    check_new_folder(arguments.output)
     run = _run_of(_recipe(arguments))
 
     from llmcxr.packing import pack_run

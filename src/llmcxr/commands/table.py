@@ -83,11 +83,9 @@ def path(text: str) -> Path:
 
 
 def png(text: str) -> Path:
-    """The file of a picture that says in its metadata where it is from."""
+    """The file of a picture that says in its metadata what it is."""
     if Path(text).suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(
-            f"{text!r} should end in .png: only as a PNG the drawing says that it is synthetic"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} should end in .png: only as a PNG it says of itself what it is")
     return path(text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -85,10 +86,12 @@ def _checked(found: Sequence[CheckedSentence]) -> dict[str, Any]:
     *MODEL,
     *sampling(0.0),
     *IMAGES,
-    argument("question"),
+    argument("question", help="comes last, after the images"),
 )
 def _ask(arguments: argparse.Namespace) -> int:
     drawn, question = _sampling(arguments), check_text(arguments.question, "the question")
+    if os.path.exists(question):  # False for what the system refuses as a name
+        raise UserError(f"the question is {question!r}, which is a file. A question comes last, after all images.")
 
     def answer(model: LlmCxr, codes: Sequence[np.ndarray]) -> list[dict[str, Any]]:
         return [{"answer": text} for text in model.answers(codes, [question] * len(codes), drawn)]

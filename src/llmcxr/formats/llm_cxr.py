@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from llmcxr import __version__
-from llmcxr.foundation.artifacts import check_output
+from llmcxr.foundation.artifacts import check_new_folder
 from llmcxr.foundation.errors import UserError
 from llmcxr.image_tokens.taming import import_taming
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
@@ -36,7 +36,7 @@ def import_llm_cxr(folder: Path, image_tokenizer: Path, output: Path) -> None:
     Same weights (stored in bfloat16, as they are published), same token ids, its own prompts. `UserError` where rows, tokens and
     codes do not belong together, or a file cannot be read safely.
     """
-    check_output(output, folder=True)
+    check_new_folder(output)
     config, tokenizer = check_language_model(str(folder))
     codec = (
         ImageTokenizer.from_pretrained(image_tokenizer) if image_tokenizer.is_dir() else import_taming(image_tokenizer)

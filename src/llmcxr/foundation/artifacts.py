@@ -38,6 +38,13 @@ def check_output(path: Path, folder: bool = False) -> None:
         raise UserError(f"cannot write {path}: {above} is no folder that can be written. Name another place.")
 
 
+def check_new_folder(path: Path) -> None:
+    """`UserError` as `check_output`, and for a folder that holds anything: what is in it would be gone."""
+    check_output(path, folder=True)
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"cannot write {path}: it is a folder that is not empty. Name a new one.")
+
+
 def _place(path: Path) -> Path:
     """Where `path` leads through links. `UserError` for a device, a pipe or a file that is read-only."""
     try:

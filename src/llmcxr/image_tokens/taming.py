@@ -57,9 +57,11 @@ def import_taming(weights: Path, config: Path | None = None) -> ImageTokenizer:
     Without `config`, the one YAML file beside the checkpoint. `UserError` says what else the files hold, or which weights are
     missing or of another shape.
     """
+    if not weights.is_file():
+        raise UserError(f"{weights} is no file. Give the checkpoint (.ckpt, .pt or .safetensors).")
     config = _beside(weights) if config is None else config
-    architecture = _architecture(config)
     state = _state(weights)
+    architecture = _architecture(config)
     tokenizer = ImageTokenizer(architecture)
     wanted = tokenizer.state_dict()
     found = {_own_name(name): tensor.float() for name, tensor in state.items()}
