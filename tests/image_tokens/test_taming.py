@@ -250,6 +250,7 @@ def test_files_that_are_broken_or_not_there(tmp_path):
     (tmp_path / "another.yaml").write_text("a: 1")
     with pytest.raises(UserError, match="2 configurations .* Give the one of this checkpoint"):
         import_taming(path)
+    path.write_bytes(whole)
     with pytest.raises(UserError, match=r"another\.yaml is no configuration of taming-transformers"):
         import_taming(path, tmp_path / "another.yaml")
 
