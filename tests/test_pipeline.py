@@ -593,7 +593,7 @@ def test_a_packed_model_is_checked(packed, smollm, tiny, tmp_path, monkeypatch, 
     with pytest.raises(UserError, match=r"there is no model 'nowhere'.*phantom"):
         find_model("nowhere")
     assert main(["pack", str(smollm / "recipe.yaml"), str(packed)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "it is a folder that is not empty" in capsys.readouterr().err
     assert main(["pack", str(tiny / "recipe.yaml"), str(tmp_path / "x"), "name=never"]) == 2
     assert "has no finished model" in capsys.readouterr().err
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from llmcxr.foundation.artifacts import atomic_path, fingerprint, read_json, write_json
+from llmcxr.foundation.artifacts import atomic_path, check_new_folder, fingerprint, read_json, write_json
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Range, Settings, build_settings
@@ -79,16 +79,15 @@ def merge_adapters(model: PreTrainedModel, state: dict[str, Tensor], origin: str
 
 
 def pack(run: Path, last_stage: str, method: str, folder: Path, card: str) -> None:
-    """Pack the finished run in the folder `run` into `folder`, which must not exist, with the text of its model card.
+    """Pack the finished run in the folder `run` into `folder`, which must be empty or not exist, with the text of its model card.
 
-    Raises `UserError` where adapters were not what was tuned (`method`), or where `folder` is there already.
+    Raises `UserError` where adapters were not what was tuned (`method`), or where `folder` holds anything.
     """
     if method != "lora":
         raise UserError(
             f"only runs with tuning.method lora can be packed, this one has {method}; hand on its model/ folder."
         )
-    if folder.exists():
-        raise UserError(f"{folder} is there already. Name another folder, or remove it first.")
+    check_new_folder(folder)
     info = load_info(run / "model")
     with atomic_path(folder) as temporary:
         _halve(run / "image_tokenizer", temporary / "image_tokenizer")
