@@ -15,7 +15,7 @@ PYTHONS := $(PYTHON) python3.11 python3
 .PHONY: help demo demo-train test lint setup fetch clean
 
 help:
-	@echo "make demo    set up, fetch the data, and let the shipped model meet unseen patients (the recipe demo; about 5 minutes)"
+	@echo "make demo    set up, fetch the data, and let the shipped model meet unseen patients (the recipe demo; about 7 minutes)"
 	@echo "make demo-train    the same set-up, then every step from nothing (the recipe quickstart; about 30 minutes)"
 	@echo "make test    set up, fetch the data, then lint, type-check and run all tests"
 	@echo "make lint    set up, then ruff and mypy only"
