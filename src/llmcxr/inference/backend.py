@@ -129,6 +129,10 @@ class Backend(Protocol):
 
     def generate(self, requests: Sequence[Request]) -> list[Response]:
         """A response to each request."""
+        tokens: list[list[int]] = [[] for _ in requests]
+        for number, token in self.stream(requests):
+            tokens[number].append(token)
+        return [self.response(row, request) for row, request in zip(tokens, requests, strict=True)]
 
     def response(self, tokens: Sequence[int], request: Request) -> Response:
         """What the tokens that were streamed for a request make."""

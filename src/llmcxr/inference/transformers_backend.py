@@ -316,13 +316,6 @@ class TransformersBackend(Backend):
                 new_tokens = torch.tensor([[token_of[row]] for row in range(len(cache))], device=self.device)
                 hidden = self._step(new_tokens, cache)
 
-    def generate(self, requests: Sequence[Request]) -> list[Response]:
-        """See `Backend`."""
-        tokens: list[list[int]] = [[] for _ in requests]
-        for number, token in self.stream(requests):
-            tokens[number].append(token)
-        return [self.response(row, request) for row, request in zip(tokens, requests, strict=True)]
-
     def response(self, tokens: Sequence[int], request: Request) -> Response:
         """See `Backend`."""
         return whole_response(tokens, request, self.end_id, self.image_length, self.vocabulary)

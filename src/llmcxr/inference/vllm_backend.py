@@ -114,13 +114,6 @@ class VllmBackend(Backend):
         for number, result in enumerate(self._run([request.prompt for request in requests], parameters)):
             yield from ((number, int(token)) for token in result.outputs[0].token_ids)
 
-    def generate(self, requests: Sequence[Request]) -> list[Response]:
-        """See `Backend`."""
-        tokens: list[list[int]] = [[] for _ in requests]
-        for number, token in self.stream(requests):
-            tokens[number].append(token)
-        return [self.response(row, request) for row, request in zip(tokens, requests, strict=True)]
-
     def response(self, tokens: Sequence[int], request: Request) -> Response:
         """See `Backend`."""
         return whole_response(tokens, request, self.end_id, self.image_length, self.vocabulary)
