@@ -45,9 +45,9 @@ class Run:
         self.recipe = self.context.recipe
         self.workflow = Workflow(self.context.folder, stages(self.context), self.context.processes)
 
-    def run(self, only: str | None = None) -> None:
-        """Run all stages, or the named one (the stages before it must be done)."""
-        self.workflow.run(only, before=self.context.write_recipe)
+    def run(self, only: str | None = None, until: str | None = None) -> None:
+        """Run all stages, `only` the named one (the stages before it must be done), or the one `until` which to go and what it needs."""
+        self.workflow.run(only, before=self.context.write_recipe, until=until)
 
     def rescore(self) -> None:
         """Scores and page anew from the predictions that are there, without the model."""

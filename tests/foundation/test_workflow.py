@@ -39,10 +39,10 @@ class Kitchen:
         reads = self.reads if name == "three" else ()
         return Stage(name, f"makes {name}", run, self.settings[name], after, (name,), reads)
 
-    def cook(self, only: str | None = None) -> list[str]:
+    def cook(self, only: str | None = None, until: str | None = None) -> list[str]:
         self.ran.clear()
         stages = [self.stage("one"), self.stage("two", "one"), self.stage("three", "one")]
-        Workflow(self.folder, stages, Processes("cpu")).run(only)
+        Workflow(self.folder, stages, Processes("cpu")).run(only, until=until)
         return list(self.ran)
 
 
@@ -226,6 +226,14 @@ def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path):
     bakery.settings["two"] = 22
     assert bakery.cook() == ["two"]
     assert not (bakery.folder / "two").is_symlink() and (tmp_path / "elsewhere" / "a").read_text() == "two2"
+
+
+def test_until_a_stage_runs_what_it_needs_and_no_more(kitchen):
+    assert kitchen.cook(until="three") == ["one", "three"]
+    assert kitchen.cook(until="three") == []
+    assert kitchen.cook() == ["two"]
+    with pytest.raises(UserError, match="no stage is called 'four'"):
+        kitchen.cook(until="four")
 
 
 def test_a_run_that_is_refused_changes_no_file(kitchen):

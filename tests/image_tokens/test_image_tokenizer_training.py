@@ -75,20 +75,20 @@ def test_what_is_saved_is_what_was_trained(trained):
 
 @pytest.mark.parametrize("kill", [1, 13, 25])  # before and after the adversary starts
 def test_killed_and_resumed_equals_uninterrupted(trained, images, tmp_path, monkeypatch, kill):
-    real = training._Training.step
+    real = training.ImageTokenizerTraining.step
 
     def dies(self):
         if self.at.step == kill:
             raise KeyboardInterrupt
         return real(self)
 
-    monkeypatch.setattr(training._Training, "step", dies)
+    monkeypatch.setattr(training.ImageTokenizerTraining, "step", dies)
     with pytest.raises(KeyboardInterrupt):
         train_image_tokenizer(SETTINGS, features(), images, 0, tmp_path, ONE, save_minutes=0)
     torch.manual_seed(12345)  # another process would have another state here
     torch.rand(77)
     steps = []
-    monkeypatch.setattr(training._Training, "step", lambda self: steps.append(self.at.step) or real(self))
+    monkeypatch.setattr(training.ImageTokenizerTraining, "step", lambda self: steps.append(self.at.step) or real(self))
     again = train_image_tokenizer(SETTINGS, features(), images, 0, tmp_path, ONE)
     assert steps[0] == kill
     torch.testing.assert_close(again.state_dict(), trained[0].state_dict(), rtol=0, atol=0)
@@ -99,7 +99,7 @@ def test_killed_and_resumed_equals_uninterrupted(trained, images, tmp_path, monk
 def test_what_is_kept_is_the_moving_average(images, tmp_path, monkeypatch):
     """By hand: each step moves it by half of the way, the first by nine tenths."""
     settings = dataclasses.replace(SETTINGS, steps=3, adversarial_weight=0.0, clinical_weight=0.0, weights_average=0.5)
-    real, seen = training._Training.step, []
+    real, seen = training.ImageTokenizerTraining.step, []
 
     def watched(self):
         if not seen:
@@ -108,7 +108,7 @@ def test_what_is_kept_is_the_moving_average(images, tmp_path, monkeypatch):
         seen.append(self.tokenizer.decoder.last_weight.detach().clone())
         return done
 
-    monkeypatch.setattr(training._Training, "step", watched)
+    monkeypatch.setattr(training.ImageTokenizerTraining, "step", watched)
     kept = train_image_tokenizer(settings, features(), images, 0, tmp_path, ONE).decoder.last_weight
     average = seen[0]
     for weight, new in zip(seen[1:], (0.9, 9 / 11, 9 / 12), strict=True):
@@ -154,7 +154,7 @@ def test_codes_learn_to_be_read(images, tmp_path, monkeypatch):
     whole = train_image_tokenizer(settings, features(), images, 0, tmp_path / "whole", ONE)
     curve = json.loads((tmp_path / "whole" / "curves.json").read_text())
     assert curve[-1]["reading"] < 0.9 * curve[0]["reading"]
-    real = training._Training.step
+    real = training.ImageTokenizerTraining.step
 
     def dies(self):
         if self.at.step == 20:
@@ -162,7 +162,7 @@ def test_codes_learn_to_be_read(images, tmp_path, monkeypatch):
         return real(self)
 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(training._Training, "step", dies)
+        m.setattr(training.ImageTokenizerTraining, "step", dies)
         train_image_tokenizer(settings, features(), images, 0, tmp_path / "part", ONE, save_minutes=0)
     again = train_image_tokenizer(settings, features(), images, 0, tmp_path / "part", ONE)
     torch.testing.assert_close(again.state_dict(), whole.state_dict(), rtol=0, atol=0)

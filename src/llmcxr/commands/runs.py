@@ -60,12 +60,15 @@ def _run_of(recipe):
     "run a recipe from data to results page; what is done is skipped, what was interrupted goes on",
     RECIPE,
     OVERRIDES,
-    argument("--stage", help="run only this stage, e.g. image_tokenizer"),
+    argument("--stage", help="run only this stage, e.g. image_tokenizer; those before it must be done"),
+    argument("--until", metavar="STAGE", help="run this stage and those that it needs, and no more"),
 )
 def _run(arguments: argparse.Namespace) -> None:
     run = _run_of(_recipe(arguments))
-    run.run(arguments.stage)
-    if arguments.stage in (None, "evaluation"):
+    if arguments.stage and arguments.until:
+        raise UserError("--stage runs one stage and --until what leads to one; give one of the two.")
+    run.run(arguments.stage, arguments.until)
+    if (arguments.stage or arguments.until or "evaluation") == "evaluation":
         _show_results(run)
     run.context.processes.close()
 

@@ -89,14 +89,16 @@ class Workflow:
         """Whether the named stage is done with these settings."""
         return self.is_done(next(s for s in self.stages if s.name == name), self.fingerprints()[name])
 
-    def run(self, only: str | None = None, before: Callable[[], None] = lambda: None) -> None:
-        """Run all stages, or the named one (those before it must be done). `before` comes once all checks have passed.
+    def run(self, only: str | None = None, before: Callable[[], None] = lambda: None, until: str | None = None) -> None:
+        """Run all stages, or `only` one (those before it must be done), or those that the stage `until` needs and itself.
 
-        `UserError` for an unknown name, for what a check finds, and where another run works in the folder.
+        `before` comes once all checks have passed. `UserError` for an unknown name, for what a check finds, and where another
+        run works in the folder.
         """
         names = [stage.name for stage in self.stages]
-        if only is not None and only not in names:
-            raise self.processes.fault(f"no stage is called {only!r}. Stages: {', '.join(names)}.")
+        if unknown := [name for name in (only, until) if name is not None and name not in names]:
+            raise self.processes.fault(f"no stage is called {unknown[0]!r}. Stages: {', '.join(names)}.")
+        chosen = {only} if only else {until, *self._ancestors(until)} if until else set(names)
         wanted: dict[str, str] = {}  # fingerprints, on the main process
 
         def prepare() -> None:
@@ -106,13 +108,12 @@ class Workflow:
                 if self.is_done(stage, wanted[stage.name]):
                     continue
                 try:
-                    if only in (None, stage.name):
+                    if stage.name in chosen:
                         stage.check()
                         self._removable(stage, wanted[stage.name])
                     elif only is not None and stage.name in self._ancestors(only):
                         raise UserError(
-                            f"stage {only} needs {stage.name}, which is not done. Run it first, or `llmcxr run` "
-                            f"without a stage."
+                            f"stage {only} needs {stage.name}, which is not done. `llmcxr run --until {only}` runs both."
                         )
                 except UserError as error:
                     faults[str(error)] = None
@@ -123,7 +124,7 @@ class Workflow:
         with self.alone():
             self.processes.on_main(prepare)
             for number, stage in enumerate(self.stages, 1):
-                if only not in (None, stage.name):
+                if stage.name not in chosen:
                     continue
                 done = self.processes.from_main(self.processes.main and self.is_done(stage, wanted[stage.name]))
                 if self.processes.main:

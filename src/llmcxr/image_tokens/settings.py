@@ -125,6 +125,9 @@ class ImageTokenizerSettings(Settings):
     steps: Count = setting(50_000, "optimiser steps")
     batch_size: BatchSize = setting(16, "images a step")
     learning_rate: LearningRate = setting(4e-4, "AdamW, cosine to a tenth after 2 % of warm-up")
+    varied_share: Share = setting(
+        0.0, "share of a step's images that are turned, scaled, moved, mirrored and changed in contrast: for few images"
+    )
     perceptual: NameOrPath = setting(
         "clinical",
         "'clinical' (maps of the clinical network), 'download' (LPIPS) or the path of VGG-16 weights (LPIPS)",

@@ -18,6 +18,7 @@ from llmcxr.foundation import loop
 from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.randomness import stream
+from llmcxr.image_tokens.augmentation import varied
 from llmcxr.image_tokens.classifier import batch_of
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.losses import (
@@ -89,7 +90,9 @@ def training_pass(
     return tokenizer.decoder(own), commitment.sum(), own
 
 
-class _Training(loop.Training):
+class ImageTokenizerTraining(loop.Training):
+    """A step of the objective, on the share of its images that is this process's. For the arguments see `train_image_tokenizer`."""
+
     shown = ("l1", "perceptual", "clinical", "critic")
 
     def __init__(
@@ -122,6 +125,9 @@ class _Training(loop.Training):
         self.discriminator = build_discriminator()
         for network in filter(None, (self.tokenizer, self.discriminator, features)):
             place_network(network, self.device)
+        if self.device.type == "cuda":  # norms and activations in passes of their own would take most of a step
+            self.tokenizer.encoder.compile()
+            self.tokenizer.decoder.fuse()
         sample = batch_of(
             images, stream(seed, "variance").choice(len(images), min(64, len(images)), replace=False), self.device
         )
@@ -156,6 +162,7 @@ class _Training(loop.Training):
                 group["lr"] = s.learning_rate * loop.cosine(step, s.steps)
         rows = stream(self.seed, "image tokenizer", step).choice(len(self.images), self.rows, replace=False)
         x = batch_of(self.images, rows[self.part], self.device)
+        x = varied(x, self.rows, self.part, s.varied_share, stream(self.seed, "varied", step))
         share = len(x) / self.rows  # of this process's rows in the means over all
         adversarial = s.adversarial_weight > 0 and step >= s.adversarial_start * s.steps
         # Coarse shape first: gradients through the feature networks mislead a decoder that paints nothing yet.
@@ -258,7 +265,9 @@ def train_image_tokenizer(
     S = settings.architecture.image_size
     if images.shape[1:] != (S, S):
         raise processes.fault(f"image_tokenizer.architecture.image_size is {S}, but the images are {images.shape[1:]}.")
-    loop.run(_Training(settings, features, images, seed, folder, processes, start, shown), folder, save_minutes)
+    loop.run(
+        ImageTokenizerTraining(settings, features, images, seed, folder, processes, start, shown), folder, save_minutes
+    )
     return ImageTokenizer.from_pretrained(folder).to(processes.device)
 
 
