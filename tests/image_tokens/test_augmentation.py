@@ -37,7 +37,7 @@ def test_a_share_is_changed_and_the_rest_is_untouched():
 def test_pixels_stay_in_range_and_in_shape():
     y = drawn(images(), 1.0)
     assert y.shape == (B, 1, S, S) and y.dtype == torch.float32
-    assert -1 <= y.min() and y.max() <= 1 and y.isfinite().all()
+    assert y.min() >= -1 and y.max() <= 1 and y.isfinite().all()
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.2, 1.0])
