@@ -64,9 +64,6 @@ class ImageDecoder(Protocol):
     def last_weight(self) -> Tensor:
         """Of the last layer, at which the adversarial weight is balanced (VQ-GAN, eq. 7)."""
 
-    def fuse(self) -> None:
-        """Compile all but the last layer, whose gradient that balance asks for by itself."""
-
     def __call__(self, z: Tensor) -> Tensor: ...
 
 

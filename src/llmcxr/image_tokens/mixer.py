@@ -90,9 +90,5 @@ class Decoder(nn.Module):
     def last_weight(self) -> Tensor:
         return self.patches.weight
 
-    def fuse(self) -> None:
-        """See `ImageDecoder`."""
-        self.layers.compile()
-
     def forward(self, z: Tensor) -> Tensor:
         return self.patches(self.layers(z))

@@ -125,9 +125,6 @@ class ImageTokenizerTraining(loop.Training):
         self.discriminator = build_discriminator()
         for network in filter(None, (self.tokenizer, self.discriminator, features)):
             place_network(network, self.device)
-        if self.device.type == "cuda":  # norms and activations in passes of their own would take most of a step
-            self.tokenizer.encoder.compile()
-            self.tokenizer.decoder.fuse()
         sample = batch_of(
             images, stream(seed, "variance").choice(len(images), min(64, len(images)), replace=False), self.device
         )

@@ -8,7 +8,6 @@ With three image channels the grey image is repeated, and what is painted is the
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -156,15 +155,11 @@ class _Painter(nn.Module):
         self.up = nn.ModuleList(reversed(levels))  # taming counts from the finest
         self.norm_out, self.conv_out = _norm(width), _conv(width, a.image_channels)
 
-    def features(self, z: Tensor) -> Tensor:
-        """All but the last layer."""
+    def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return F.silu(self.norm_out(h))
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.conv_out(self.features(z))
+        return self.conv_out(F.silu(self.norm_out(h)))
 
 
 def build_encoder(a: ArchitectureSettings) -> EncoderParts:
@@ -183,10 +178,6 @@ class Decoder(nn.Module):
     @property
     def last_weight(self) -> Tensor:
         return self.trunk.conv_out.weight
-
-    def fuse(self) -> None:
-        """See `ImageDecoder`."""
-        self.trunk.features = torch.compile(self.trunk.features)  # type: ignore[method-assign]
 
     def forward(self, z: Tensor) -> Tensor:
         return self.trunk(self.expand(z)).mean(1, keepdim=True)
