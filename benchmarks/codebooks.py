@@ -358,6 +358,7 @@ def run(arms: list[str], plan: Plan, o: argparse.Namespace) -> dict[str, Any]:
         bar.update()
         bar.write(f"{key}: {json.dumps({k: result[k] for k in ('l1', 'codebook_use', 'steps', 'seconds')})}")
 
+    faults: list[str] = []
     if o.parallel == 1:
         for key, (arm, seed, steps) in left.items():
             keep(key, job(arm, seed, steps, plan, 0))
@@ -366,8 +367,15 @@ def run(arms: list[str], plan: Plan, o: argparse.Namespace) -> dict[str, Any]:
         with ProcessPoolExecutor(o.parallel, mp_context=context) as pool:
             waiting = {pool.submit(job, *job_, plan, threads): key for key, job_ in left.items()}
             for done in as_completed(waiting):
-                keep(waiting[done], done.result())
+                try:
+                    keep(waiting[done], done.result())
+                except (RuntimeError, UserError) as error:  # memory, or a process that was killed: the others go on
+                    faults.append(f"{waiting[done]}: {error}")
     bar.close()
+    if faults:
+        raise UserError(
+            f"{len(faults)} of {len(left)} trainings failed, e.g. {faults[0]}. The others are in {o.json}; run again for these."
+        )
     return results
 
 
