@@ -2,8 +2,8 @@
 
     python benchmarks/image_tokenizer_learning.py runs/quickstart --seconds 70
 
-All train on the pixels of a finished `studies` stage, by L1 alone, in turn on the same machine, and are measured on images
-of other patients. Principal components, unquantized, say how much of the images a linear map of so many numbers explains.
+All train on the pixels of a finished `studies` stage, by L1 alone, in turn on the same machine, and are measured on validation
+images. Principal components, unquantized, say how much of the images a linear map of so many numbers explains.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> None:
     o = parser.parse_args()
     studies, pixels = read_manifest(o.run / "manifest.parquet"), np.load(o.run / "pixels.npy", mmap_mode="r")
     train = pixels[[i for i, s in enumerate(studies) if s.split == "train"]]
-    unseen = pixels[[i for i, s in enumerate(studies) if s.split == "test"][:256]]
+    unseen = pixels[[i for i, s in enumerate(studies) if s.split == "validate"][:256]]
     results: dict[str, dict[str, float]] = {}
     for count in (16, 64, 256):
         results[f"principal components, {count}"] = {"l1": principal_components(train, unseen, count)}

@@ -54,6 +54,7 @@ def test_a_model_that_reads_what_is_there():
     assert summary["vqa"]["auroc_n"] == summary["image"]["n"] == summary["image_tokenizer"]["n"] == 24
     assert summary["image"]["valid"] == 1 and summary["image"]["ms_ssim_n"] == 24
     assert summary["image_tokenizer"]["l1"] == 0 and summary["image_tokenizer"]["codebook_use"] == 0.5
+    assert summary["image_tokenizer"]["perplexity"] == 1.5
     assert summary["language"] == {"perplexity_ratio": 1.1, "perplexity": 22, "perplexity_base": 20, "n": 3}
     routes = {"original": 1.0, "reconstruction": 1.0, "drawn": 1.0, "reading": 1.0}
     assert summary["findings"] == [{"name": "nodule", "positives": 12} | routes]

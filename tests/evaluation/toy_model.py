@@ -56,6 +56,9 @@ class ToyModel:
     def codebook_use(self):
         return 0.5
 
+    def codebook_perplexity(self):
+        return 1.5
+
     def judged(self, images):
         return [{name: float(image.mean() > 127) for name in self.findings} for image in images]
 

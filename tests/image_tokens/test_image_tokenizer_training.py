@@ -56,6 +56,7 @@ def test_the_error_falls(trained, images):
     curve = json.loads((trained[1] / "curves.json").read_text())
     assert [c["step"] for c in curve] == [0, 10, 20]
     assert curve[-1]["l1"] < 0.75 * curve[0]["l1"]  # running means
+    assert 0.3 < curve[-1]["codebook_use"] <= 1 and 1 < curve[-1]["perplexity"] <= 16 and curve[-1]["restarts"] >= 0
     assert "critic" not in curve[1] and np.isfinite(curve[2]["critic"])  # the adversary starts at step 18 of 30
     x = torch.from_numpy(images.astype(np.float32) / 127.5 - 1)[:, None]
     torch.manual_seed(0)
@@ -132,7 +133,8 @@ def test_watching_shows_validation_images_and_changes_nothing(images, tmp_path):
     events.Reload()
     grids = events.Images("validation")
     assert [g.step for g in grids] == [2, 4] and (grids[0].width, grids[0].height) == (3 * 32, 2 * 32)
-    assert [e.step for e in events.Scalars("image_tokenizer/l1")] == [2, 4]
+    for name in ("l1", "codebook_use", "perplexity", "restarts"):
+        assert [e.step for e in events.Scalars(f"image_tokenizer/{name}")] == [2, 4]
 
 
 def test_the_clinical_weight_matters(images, tmp_path):

@@ -73,7 +73,7 @@ class ImageTokenizerMeasurement(Measurement):
     def answer(self, model: Examinee, group: Sequence[Ask], seed: int) -> list[Prediction]:
         """Error and logits of each image."""
         if group[0].kind == _CODEBOOK:
-            return [self.prediction(group[0], use=model.codebook_use())]
+            return [self.prediction(group[0], use=model.codebook_use(), perplexity=model.codebook_perplexity())]
         original = model.images([ask.study.image_id for ask in group])
         again = model.reconstructed(original)
         error = np.abs(original.astype(np.float32) - again.astype(np.float32)).mean(axis=(1, 2)) / 255
@@ -98,8 +98,10 @@ class ImageTokenizerMeasurement(Measurement):
         original, again = (
             scores.mean_auroc(labels, cases.matrix([p.extra[key] for p in own])) for key in ("judge_original", "judge")
         )
+        codebook = next(p.extra for p in predictions if p.kind == _CODEBOOK)
         return {
-            "codebook_use": next(p.extra["use"] for p in predictions if p.kind == _CODEBOOK),
+            "codebook_use": codebook["use"],
+            "perplexity": codebook.get("perplexity"),  # none in predictions of earlier versions
             "l1": float(np.mean([p.extra["l1"] for p in own])),
             "auroc_original": original.mean,
             "auroc_reconstruction": again.mean if cases.findings else cases.unreadable(),

@@ -26,6 +26,7 @@ from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.example import Turn
 from llmcxr.instructions.questions import presence_question
+from llmcxr.metrics import reconstruction
 from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.radiographs import to_uint8
 from llmcxr.tasks.measurement import Ask, Cases, Measurement, Prediction
@@ -94,6 +95,10 @@ class ModelUnderTest:
     def codebook_use(self) -> float:
         """Share of the codebook that occurs in the images of training and test."""
         return codebook_use(np.stack(list(self._codes.values())), self.model.info.codebook_size)
+
+    def codebook_perplexity(self) -> float:
+        """Of the codes of these images."""
+        return reconstruction.perplexity(np.bincount(np.concatenate(list(self._codes.values()))))
 
     def judged(self, images: np.ndarray) -> list[dict[str, float]]:
         """The judge's logit of each finding on each image; empty where there is no judge."""

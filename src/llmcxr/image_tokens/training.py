@@ -21,6 +21,7 @@ from llmcxr.foundation.randomness import stream
 from llmcxr.image_tokens.augmentation import varied
 from llmcxr.image_tokens.classifier import batch_of
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
+from llmcxr.image_tokens.codebook_health import CodebookHealth
 from llmcxr.image_tokens.losses import (
     ClinicalFeatureLoss,
     FindingsInCodes,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 _PERCEPTUAL = {False: 1.0, True: 0.1}
 
 
-_PARTS = ("tokenizer", "discriminator", "findings_in_codes", "optimizer", "critic_optimizer")
+_PARTS = ("tokenizer", "codebook_health", "discriminator", "findings_in_codes", "optimizer", "critic_optimizer")
 
 
 def trainable_quantizer(tokenizer: ImageTokenizer, decay: float = 0.99, commitment: float = 0.25) -> VectorQuantize:
@@ -93,7 +94,7 @@ def training_pass(
 class ImageTokenizerTraining(loop.Training):
     """A step of the objective, on the share of its images that is this process's. For the arguments see `train_image_tokenizer`."""
 
-    shown = ("l1", "perceptual", "clinical", "critic")
+    shown = ("l1", "perceptual", "clinical", "critic", "codebook_use")
 
     def __init__(
         self,
@@ -125,6 +126,8 @@ class ImageTokenizerTraining(loop.Training):
         self.discriminator = build_discriminator()
         for network in filter(None, (self.tokenizer, self.discriminator, features)):
             place_network(network, self.device)
+        self.codebook_health = CodebookHealth(self.tokenizer.quantizer, settings.architecture.codebook_size)
+        self.codebook_health.to(self.device)
         sample = batch_of(
             images, stream(seed, "variance").choice(len(images), min(64, len(images)), replace=False), self.device
         )
@@ -205,6 +208,7 @@ class ImageTokenizerTraining(loop.Training):
             terms |= {"generator": generator / share, "critic": critic}
         # Sums on GPUs end in another order each time: the codebook must not drift apart.
         loop.agree([self.codebook.cluster_size, self.codebook.embed_avg, self.codebook.embed], processes)
+        terms |= self.codebook_health.terms()
         return loop.Step(loop.total_terms(terms, share, processes))
 
     def _of_features(self, x: Tensor, y: Tensor, seen: tuple[list[Tensor], Tensor] | None) -> dict[str, Tensor]:

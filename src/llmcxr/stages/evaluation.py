@@ -21,6 +21,7 @@ from llmcxr.inference.provenance import save_marked_png
 from llmcxr.pages.content import cards
 from llmcxr.pages.results import PageContent, glance, write_page
 from llmcxr.stages.context import Context
+from llmcxr.stages.image_tokens import codebook_in_training
 from llmcxr.studies.cohort import CohortSettings, select_cohort
 from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.study import Split, label_matrix
@@ -147,6 +148,7 @@ def _facts(context: Context, summary: Mapping[str, Any], tuning: str) -> dict[st
         "Base LLM": info.base,
         "Radiographs": f"{counts['train']} training, {counts['validate']} validation, {counts['test']} test",
         "Image tokens": f"{info.grid} x {info.grid} of {info.codebook_size} codes, {info.image_size} px",
+        "Codebook in training": codebook_in_training(context.folder / "image_tokenizer"),
         "Tuning": tuning,
         "Questions, right by kind": ", ".join(
             f"{k} {v:.2f}" for k, v in summary.get("vqa", {}).get("by_kind", {}).items()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from llmcxr.foundation.artifacts import read_json
 from llmcxr.foundation.workflow import Stage
 from llmcxr.image_tokens.classifier import train_classifier
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, xrv_package
@@ -78,6 +79,15 @@ def without_clinical(settings: ImageTokenizerSettings) -> ImageTokenizerSettings
     )
 
 
+def codebook_in_training(folder: Path) -> str:
+    """How the codebook of an image tokenizer in `folder` did at the end of its training; empty where nothing is known of it."""
+    path = folder / "curves.json"
+    last = read_json(path)[-1] if path.exists() else {}
+    if "restarts" not in last:  # it was given, or trained by an earlier version
+        return ""
+    return f"{last['codebook_use']:.1%} in use, perplexity {last['perplexity']:,.0f}, {last['restarts']:,.0f} restarts"
+
+
 def image_tokenizer_stage(context: Context) -> Stage:
     """The VQ-GAN, trained or given."""
     settings, folder = context.recipe.image_tokenizer, context.folder / "image_tokenizer"
@@ -99,6 +109,8 @@ def image_tokenizer_stage(context: Context) -> Stage:
         _, images = context.of_split("train")
         _, shown = context.of_split("validate")
         train_image_tokenizer(own, features, images, context.recipe.seed, folder, context.processes, start, shown=shown)
+        if context.processes.main:
+            print(f"    codebook: {codebook_in_training(folder)}")
 
     def check() -> None:
         if settings.given is not None:

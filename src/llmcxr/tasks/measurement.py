@@ -127,6 +127,9 @@ class Examinee(Protocol):
     def codebook_use(self) -> float:
         """Share of the codebook that occurs in the images of training and test."""
 
+    def codebook_perplexity(self) -> float:
+        """Of the codes of these images."""
+
     def judged(self, images: np.ndarray) -> list[dict[str, float]]:
         """The judge's logit of each finding, by name, on each image; empty where there is no judge."""
 
