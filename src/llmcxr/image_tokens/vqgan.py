@@ -8,6 +8,9 @@ With three image channels the grey image is repeated, and what is painted is the
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,8 +18,15 @@ from llmcxr.image_tokens.architecture import EncoderParts
 from llmcxr.image_tokens.settings import ArchitectureSettings
 
 
-def _norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, width, eps=1e-6)
+class _Norm(nn.GroupNorm):
+    """In the precision of its input (sums are float32 inside): autocast would keep float32 copies, half of a training's memory."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(32, width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -28,8 +38,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(inputs), _conv(inputs, outputs)
-        self.norm2, self.conv2 = _norm(outputs), _conv(outputs, outputs)
+        self.norm1, self.conv1 = _Norm(inputs), _conv(inputs, outputs)
+        self.norm2, self.conv2 = _Norm(outputs), _conv(outputs, outputs)
         if inputs != outputs:
             self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
 
@@ -44,7 +54,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = _norm(width)
+        self.norm = _Norm(width)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(width, width, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,7 +141,7 @@ class Encoder(nn.Module):
             halve = _Halve(width) if i < len(a.channels) - 1 else None
             self.down.append(_Level(inputs, width, a.blocks, side in a.attention, downsample=halve))
         self.mid = _Middle(width)
-        self.norm_out, self.conv_out = _norm(width), _conv(width, a.z_channels)
+        self.norm_out, self.conv_out = _Norm(width), _conv(width, a.z_channels)
 
     def forward(self, images: Tensor) -> Tensor:
         h = self.conv_in(images.expand(-1, self.image_channels, -1, -1))
@@ -153,7 +163,7 @@ class _Painter(nn.Module):
             double = _Double(width) if i > 0 else None
             levels.append(_Level(inputs, width, a.blocks + 1, side in a.attention, upsample=double))
         self.up = nn.ModuleList(reversed(levels))  # taming counts from the finest
-        self.norm_out, self.conv_out = _norm(width), _conv(width, a.image_channels)
+        self.norm_out, self.conv_out = _Norm(width), _conv(width, a.image_channels)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
