@@ -201,3 +201,13 @@ def test_files_whose_contents_count(tmp_path):
     assert SETTINGS.files() == []
     (tmp_path / "vgg.pth").touch()
     assert dataclasses.replace(SETTINGS, perceptual=str(tmp_path / "vgg.pth")).files() == [tmp_path / "vgg.pth"]
+
+
+def test_minutes_end_a_training_in_good_order(images, tmp_path):
+    """However many steps there are, schedules are run through: the adversary begins, and the tokenizer is saved."""
+    settings = dataclasses.replace(SETTINGS, steps=1_000_000, minutes=0.05)
+    train_image_tokenizer(settings, features(), images, 0, tmp_path, ONE)
+    curve = json.loads((tmp_path / "curves.json").read_text())
+    assert curve[-1]["step"] < 10_000
+    assert not (tmp_path / "checkpoint.pt").exists()
+    assert ImageTokenizer.from_pretrained(tmp_path).architecture == settings.architecture

@@ -32,6 +32,7 @@ _PATIENCE = timedelta(days=30)  # how long processes wait for a stage that the m
 
 
 T = TypeVar("T")
+N = TypeVar("N", bool, float)
 
 
 def _asked(name: str) -> bool:
@@ -81,13 +82,13 @@ class Processes:
 
     # --- what all do together
 
-    def from_main(self, flag: bool) -> bool:
-        """The main process's `flag`, on every process, once the main process gets here."""
+    def from_main(self, value: N) -> N:
+        """The main process's `value` (a flag or a number), on every process, once the main process gets here."""
         if self._accelerator is None:
-            return flag
-        value = torch.tensor(int(flag))
-        dist.broadcast(value, 0, group=self._waiting)
-        return bool(value)
+            return value
+        given = torch.tensor(float(value), dtype=torch.float64)
+        dist.broadcast(given, 0, group=self._waiting)
+        return type(value)(given.item())
 
     def on_main(self, function: Callable[[], None]) -> None:
         """Run `function` on the main process while the others wait. Where it fails, the others end as well (exit code 2)."""

@@ -123,6 +123,9 @@ class ImageTokenizerSettings(Settings):
         "a trained image tokenizer to train on from, on this run's images; its sizes take the place of `architecture`",
     )
     steps: Count = setting(50_000, "optimiser steps")
+    minutes: Annotated[float, Range(0.01, 1e6)] | None = setting(
+        None, "of training, after which it ends in good order where `steps` are not done; its schedules then follow the clock"
+    )
     batch_size: BatchSize = setting(16, "images a step")
     learning_rate: LearningRate = setting(4e-4, "AdamW, cosine to a tenth after 2 % of warm-up")
     varied_share: Share = setting(

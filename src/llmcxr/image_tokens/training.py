@@ -155,18 +155,26 @@ class ImageTokenizerTraining(loop.Training):
         a = settings.architecture
         self.codebook.threshold_ema_dead_code = 0.2 * (self.rows * a.grid**2 / a.codebook_size)
 
-    def step(self) -> loop.Step:
+    def _progress(self) -> float:
+        """Share of the training that is behind; 1 or more: it is over."""
+        s = self.settings
+        clock = self.processes.from_main(self.at.seconds / (60 * s.minutes)) if s.minutes else 0.0
+        return max(self.at.step / s.steps, clock)
+
+    def step(self) -> loop.Step | None:
         s, step, processes = self.settings, self.at.step, self.processes
+        if (progress := self._progress()) >= 1:
+            return None
         for optimizer in (self.optimizer, self.critic_optimizer):
             for group in optimizer.param_groups:
-                group["lr"] = s.learning_rate * loop.cosine(step, s.steps)
+                group["lr"] = s.learning_rate * loop.cosine(round(progress * s.steps), s.steps)
         rows = stream(self.seed, "image tokenizer", step).choice(len(self.images), self.rows, replace=False)
         x = batch_of(self.images, rows[self.part], self.device)
         x = varied(x, self.rows, self.part, s.varied_share, stream(self.seed, "varied", step))
         share = len(x) / self.rows  # of this process's rows in the means over all
-        adversarial = s.adversarial_weight > 0 and step >= s.adversarial_start * s.steps
+        adversarial = s.adversarial_weight > 0 and progress >= s.adversarial_start
         # Coarse shape first: gradients through the feature networks mislead a decoder that paints nothing yet.
-        rise = 1.0 if s.feature_start == 0 else min(1.0, max(0.0, (step / s.steps - s.feature_start) / 0.1))
+        rise = 1.0 if s.feature_start == 0 else min(1.0, max(0.0, (progress - s.feature_start) / 0.1))
         terms: dict[str, Tensor] = {}
         with autocast(self.device):
             with torch.no_grad():
