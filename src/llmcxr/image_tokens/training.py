@@ -20,7 +20,7 @@ from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.randomness import stream
 from llmcxr.image_tokens.classifier import batch_of
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
-from llmcxr.image_tokens.codebook_health import CodebookHealth
+from llmcxr.image_tokens.codebook_health import CodebookHealth, restart_dead_codes
 from llmcxr.image_tokens.losses import (
     ClinicalFeatureLoss,
     FindingsInCodes,
@@ -148,9 +148,7 @@ class _Training(loop.Training):
         self.critic_optimizer = torch.optim.AdamW(
             self.discriminator.parameters(), lr=settings.learning_rate, betas=(0.5, 0.9), weight_decay=0
         )
-        # A code is dead, and restarted from the batch, when it has less than a fifth of its fair share.
-        a = settings.architecture
-        self.codebook.threshold_ema_dead_code = 0.2 * (self.rows * a.grid**2 / a.codebook_size)
+        restart_dead_codes(self.tokenizer.quantizer, self.rows * settings.architecture.grid**2)
 
     def step(self) -> loop.Step:
         s, step, processes = self.settings, self.at.step, self.processes
