@@ -48,7 +48,7 @@ from llmcxr.foundation.devices import autocast, core_count, pick_device, place_n
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.foundation.settings import load_settings
-from llmcxr.image_tokens.codebook_health import CodebookHealth
+from llmcxr.image_tokens.codebook_health import CodebookHealth, restart_dead_codes
 from llmcxr.image_tokens.settings import ArchitectureSettings, ImageTokenizerSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import trainable_quantizer
@@ -121,7 +121,7 @@ class Averaged(nn.Module):
             kind: Any = "cosine" if arm.kind == "cosine" else "euclidean"
             place = ImageTokenizer(dataclasses.replace(s.architecture, codebook=kind, codebook_size=K))
             layer = trainable_quantizer(place, s.codebook_decay, s.commitment_weight)
-            layer._codebook.threshold_ema_dead_code = 0.2 * s.batch_size * side**2 / K  # as in training
+            restart_dead_codes(layer, s.batch_size * side**2)
             self.layers.append(layer)
             self.health.append(CodebookHealth(layer, K))
 

@@ -21,6 +21,7 @@ from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.devices import autocast, pick_device, place_network
 from llmcxr.foundation.randomness import stream
 from llmcxr.image_tokens.classifier import batch_of
+from llmcxr.image_tokens.codebook_health import restart_dead_codes
 from llmcxr.image_tokens.settings import ArchitectureSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import codebook_use, trainable_quantizer, training_pass
@@ -46,7 +47,7 @@ def learn(
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(a).train()
     quantizer = trainable_quantizer(tokenizer, decay=0.95)
-    quantizer._codebook.threshold_ema_dead_code = 0.2 * batch_size * a.grid**2 / a.codebook_size
+    restart_dead_codes(quantizer, batch_size * a.grid**2)
     place_network(tokenizer, device)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=rate, betas=(0.9, 0.95))
     start, step = time.perf_counter(), 0

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from vector_quantize_pytorch import VectorQuantize
 
-from llmcxr.image_tokens.codebook_health import CodebookHealth
+from llmcxr.image_tokens.codebook_health import CodebookHealth, restart_dead_codes
 
 
 class Fixed(nn.Module):
@@ -67,3 +67,19 @@ def test_it_is_part_of_a_checkpoint():
     again = CodebookHealth(Fixed(), 4)
     again.load_state_dict(health.state_dict())
     assert numbers(again) == numbers(health)
+
+
+@pytest.mark.parametrize("vectors", [16, 256, 8192])  # a quarter of a vector a code, 4, and 128
+def test_a_restarted_code_lives_until_it_could_have_been_met(vectors):
+    """All vectors alike: every code but one dies once in ln 5 / -ln 0.9 = 15 to 16 steps, however many vectors a step has."""
+    torch.manual_seed(0)
+    quantizer = VectorQuantize(
+        dim=2, codebook_size=64, decay=0.9, threshold_ema_dead_code=1, accept_image_fmap=True, kmeans_init=True
+    )
+    health = CodebookHealth(quantizer, 64)
+    restart_dead_codes(quantizer, vectors)
+    for step in range(100):
+        quantizer(torch.randn(vectors // 16, 2, 4, 4) if step == 0 else torch.ones(vectors // 16, 2, 4, 4))
+    assert health.restarts.item() <= 63 * 100 / 15
+    if vectors >= 64:  # else there are fewer vectors than dead codes, and some wait
+        assert health.restarts.item() >= 62 * (100 // 17)

@@ -1,4 +1,4 @@
-"""How a codebook does while it is trained: share in use, perplexity, codes restarted.
+"""How a codebook does while it is trained: share in use, perplexity, codes restarted; and when they are.
 
 Shapes: K codes, N vectors of a step (over all processes).
 """
@@ -9,8 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
 
 _MEMORY = 10  # vectors a code: what was met in as many counts as in use
+
+
+def restart_dead_codes(quantizer: VectorQuantize, vectors: int) -> None:
+    """Let codes restart from a step's `vectors` once they have less than a fifth of their fair share of them.
+
+    They begin anew with all of it: with less than the threshold they would be dead again in the next step, and in every one.
+    """
+    codebook = quantizer._codebook
+    fair = vectors / codebook.codebook_size
+    codebook.threshold_ema_dead_code, codebook.reset_cluster_size = 0.2 * fair, fair
 
 
 class CodebookHealth(nn.Module):

@@ -21,7 +21,7 @@ from llmcxr.foundation.randomness import stream
 from llmcxr.image_tokens.augmentation import varied
 from llmcxr.image_tokens.classifier import batch_of
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
-from llmcxr.image_tokens.codebook_health import CodebookHealth
+from llmcxr.image_tokens.codebook_health import CodebookHealth, restart_dead_codes
 from llmcxr.image_tokens.losses import (
     ClinicalFeatureLoss,
     FindingsInCodes,
@@ -151,9 +151,7 @@ class ImageTokenizerTraining(loop.Training):
         self.critic_optimizer = torch.optim.AdamW(
             self.discriminator.parameters(), lr=settings.learning_rate, betas=(0.5, 0.9), weight_decay=0
         )
-        # A code is dead, and restarted from the batch, when it has less than a fifth of its fair share.
-        a = settings.architecture
-        self.codebook.threshold_ema_dead_code = 0.2 * (self.rows * a.grid**2 / a.codebook_size)
+        restart_dead_codes(self.tokenizer.quantizer, self.rows * settings.architecture.grid**2)
 
     def _progress(self) -> float:
         """Share of the training that is behind; 1 or more: it is over."""
