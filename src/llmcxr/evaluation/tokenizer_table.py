@@ -162,10 +162,11 @@ def measure(
     sizes = sorted({largest} | {codec.image_size for codec in codecs.values()})
     originals = {size: Painted("original", 0, size, size) for size in sizes}
     ways: dict[tuple[str, int], Painted] = {}
+    counts = {name: np.zeros(len(codec.codebook), int) for name, codec in codecs.items()}
     for name, codec in codecs.items():
         own, grid = codec.image_size, codec.grid
         for size in sorted({own, largest}):
-            ways[name, size] = Painted(name, grid, size, own, counts=np.zeros(len(codec.codebook), int))
+            ways[name, size] = Painted(name, grid, size, own, counts=counts[name])
             ways.setdefault((f"{BLOCKS} {grid}", size), Painted(BLOCKS, grid, size, size))
     kept, unreadable = list[int](), list[str]()
     for batch in _batches(data, sizes, kept, unreadable):
@@ -175,9 +176,7 @@ def measure(
         for name, codec in codecs.items():
             codes = codec.encode(x[codec.image_size])
             painted[name] = codec.decode(codes)
-            counts = np.bincount(codes.flatten().cpu().numpy(), minlength=len(codec.codebook))
-            for size in {codec.image_size, largest}:
-                ways[name, size].counts += counts
+            counts[name] += np.bincount(codes.flatten().cpu().numpy(), minlength=len(codec.codebook))
         for (name, size), way in ways.items():
             y = block_averages(x[size], way.grid) if way.counts is None else resized(painted[name], size)
             way.compare(x[size], seen[size], y, evaluators, shown)
