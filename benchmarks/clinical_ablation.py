@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from llmcxr.evaluation.onlookers import Onlookers, find_onlooker
 from llmcxr.evaluation.tokenizer_data import Radiographs
 from llmcxr.evaluation.tokenizer_table import BLOCKS, Evaluators, Measured, Painted, measure
 from llmcxr.evaluation.tokenizer_text import table, with_interval
-from llmcxr.foundation.artifacts import check_output, read_json, write_json
+from llmcxr.foundation.artifacts import atomic_path, check_output, read_json, write_json
 from llmcxr.foundation.devices import core_count, precision
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
@@ -55,7 +56,12 @@ ARMS = {
     "paper but the loss": "maps",
     "none": "nothing",
 }
-DEFAULT_ARMS = ("all", "all but the loss", "none")
+DEFAULT_ARMS = ("paper", "paper but the loss", "none")  # the paper's ablation, and what nothing clinical gives
+REFERENCES = {
+    "all but the loss": ["all"],
+    "paper but the loss": ["paper"],
+    "none": ["paper", "all"],
+}  # what an arm is set against
 _TIMED = 40  # steps
 
 
@@ -213,7 +219,8 @@ def run_all(options: argparse.Namespace, results: dict[str, Any]) -> None:
                     last = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-2000:]
                     raise UserError(f"{key} failed ({folder / 'log.txt'}):\n{last}")
                 take(results, key, read_json(folder / "result.json"))
-                write_json(options.json, results)
+                with atomic_path(options.json) as temporary:  # in one line: these are many numbers
+                    temporary.write_text(json.dumps(results, separators=(",", ":")), encoding="utf-8")
                 print(
                     f"{key}: {results['arms'][key]['steps']:,} steps, {results['arms'][key]['seconds']} s", flush=True
                 )
@@ -280,7 +287,8 @@ def tables(results: dict[str, Any]) -> str:
     arms = list(dict.fromkeys(key.split("/")[0] for key in results["arms"]))
     arms.sort(key=list(ARMS).index)
     for name, common in results["data"].items():
-        seeds = {arm: [r[name] for k, r in results["arms"].items() if k.split("/")[0] == arm] for arm in arms}
+        known = {arm: sorted(int(k.split("/")[1]) for k in results["arms"] if k.split("/")[0] == arm) for arm in arms}
+        seeds = {arm: [results["arms"][f"{arm}/{seed}"][name] for seed in known[arm]] for arm in arms}
         scores = {arm: scores_of(common, own) for arm, own in seeds.items()}
         ways = {
             **{arm: (len(seeds[arm]), scores[arm]) for arm in arms},
@@ -288,7 +296,7 @@ def tables(results: dict[str, Any]) -> str:
         }
         rows = []
         for arm, (count, own) in ways.items():
-            last = own if arm == arms[0] or len(seeds[arms[0]]) != count else scores[arms[0]]
+            reference = next((other for other in REFERENCES.get(arm, ()) if known.get(other) == known[arm]), None)
             cells = [
                 with_interval(float(own[k][0]), percentiles(own[k][1]), digits)
                 for k, digits in (("l1", 4), ("psnr", 2))
@@ -296,12 +304,13 @@ def tables(results: dict[str, Any]) -> str:
             cells.append(" ".join(f"{v:.2f}" for v in own["octaves"][0]))
             if "auroc" in own:
                 cells.append(with_interval(float(own["auroc"][0]), percentiles(own["auroc"][1])))
-                cells.append("-" if last is own else difference(own["auroc"], last["auroc"]))
+                more = "-" if reference is None else difference(own["auroc"], scores[reference]["auroc"])
+                cells.append(f"{more} than {reference}" if reference else more)
             rows.append([arm, str(count) if count else "-", *cells])
         head = [f"{name}, {len(common['patients']):,} images", "seeds", "L1 (share of the range)", "PSNR (dB)"]
         head.append("power kept by octave, from Nyquist down")
         if "auroc" in scores[arms[0]]:
-            head += ["loss of mean AUROC (95 %)", f"more than {arms[0]!r}"]
+            head += ["loss of mean AUROC (95 %)", "more"]
         parts.append(table(head, rows))
         if "auroc" in scores[arms[0]]:
             first, lines = scores[arms[0]], []
