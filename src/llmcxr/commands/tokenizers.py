@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from llmcxr.evaluation.tokenizer_data import Radiographs
     from llmcxr.evaluation.tokenizer_table import Evaluators
+    from llmcxr.image_tokens.tokenizer import ImageTokenizer
 
 _SPLITS = ("train", "validate", "test", "all")
 
@@ -27,8 +28,8 @@ _SPLITS = ("train", "validate", "test", "all")
         "tokenizers",
         nargs="+",
         metavar="TOKENIZER",
-        help="folders of image tokenizers, or ids of Hugging Face repositories; without --data one of them, then radiographs (PNG, "
-        "JPEG, DICOM) or folders of these",
+        help="image tokenizers: a folder, the id of a Hugging Face repository, or a run or model that has one; without --data one of "
+        "them, then radiographs (PNG, JPEG, DICOM) or folders of these",
     ),
     argument(
         "--data",
@@ -81,8 +82,9 @@ def _evaluate_tokenizer(arguments: argparse.Namespace) -> None:
     from llmcxr.image_tokens.tokenizer import ImageTokenizer
 
     device = pick_device(arguments.device)
-    codecs = {name: ImageTokenizer.from_pretrained(name).to(device) for name in dict.fromkeys(names)}
-    evaluators = _evaluators(arguments, codecs, device)
+    places = {name: _tokenizer_folder(name) for name in names}
+    codecs = {name: ImageTokenizer.from_pretrained(place).to(device) for name, place in places.items()}
+    evaluators = _evaluators(arguments, {places[name]: codec for name, codec in codecs.items()}, device)
     size = max(codec.image_size for codec in codecs.values())
     with tempfile.TemporaryDirectory() as drawn:  # of a source that draws its images
         data = [of_files(files)] if given is None else _data_sets(given, arguments.split, size, Path(drawn))
@@ -108,8 +110,18 @@ def _evaluate_tokenizer(arguments: argparse.Namespace) -> None:
         print("\n".join([f"{arguments.pictures}, from the top:", *(f"    {row}" for row in picture_rows(measured))]))
 
 
-def _evaluators(arguments: argparse.Namespace, codecs: dict, device: torch.device) -> Evaluators:
-    """The networks that the arguments name. `UserError` where one cannot be had, or judges its own work."""
+def _tokenizer_folder(name: str) -> str:
+    """Where the image tokenizer of a run or model lies (a shipped one by name); else `name` as it is."""
+    from llmcxr.foundation.assets import SHIPPED_MODELS
+
+    for folder in (SHIPPED_MODELS / name, path(name)):
+        if (folder / "image_tokenizer" / "config.json").is_file():
+            return str(folder / "image_tokenizer")
+    return name
+
+
+def _evaluators(arguments: argparse.Namespace, codecs: dict[str, ImageTokenizer], device: torch.device) -> Evaluators:
+    """The networks that the arguments name. `UserError` where one cannot be had, or judges one of `codecs` (by folder) that pleased it."""
     from llmcxr.evaluation.onlookers import Onlookers, clinical_network, find_onlooker
     from llmcxr.evaluation.tokenizer_table import Evaluators
     from llmcxr.image_tokens.losses import build_lpips
