@@ -306,6 +306,7 @@ def test_the_command_takes_several_tokenizers_and_data_sets(tmp_path, capsys):
         "source.cohort.views=[lateral]",
         str(recipe),
         "split=all",
+        "name=again",
         str(run / "images"),
     ]
     command = [
@@ -324,10 +325,11 @@ def test_the_command_takes_several_tokenizers_and_data_sets(tmp_path, capsys):
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "t.json").read_text())
     n = {row["data"]: row["n"] for row in found["rows"]}
-    assert n == {"run, test": 24, "films cohort.views=[lateral]": 8, "films": 24, "images": 48}
+    assert n == {"run, test": 24, "films cohort.views=[lateral]": 8, "again": 24, "images": 48}
     assert found["judge"] == str(run) and len(found["rows"]) == 4 * 6
     assert set(found["rows"][0]["auroc"]["by_finding"]) == set(FINDINGS) and "auroc" not in found["rows"][-1]
-    assert "loss of AUROC, films |" in said and "images: no finding is labelled" in said
+    assert "loss of AUROC, again |" in said and "images: no finding is labelled" in said
+    assert main([*command, str(run), str(run)]) == 2 and "two data sets are called" in capsys.readouterr().err
     assert main([*command, "split=all", str(run)]) == 2 and "before any data set" in capsys.readouterr().err
     assert main([*command, str(run), "source.cohort.views=[PA]"]) == 2 and "only a recipe" in capsys.readouterr().err
     assert main([*command, str(run), "split=most"]) == 2 and "one of train" in capsys.readouterr().err

@@ -36,7 +36,7 @@ _SPLITS = ("train", "validate", "test", "all")
         nargs="+",
         metavar="DATA",
         help="data sets: a folder of radiographs or a file, a run (its split), or a recipe (its source's split), each with settings of "
-        "its own behind it: real-notes split=all source.cohort.views=[lateral]",
+        "its own behind it: real-notes name=lateral split=all source.cohort.views=[lateral]",
     ),
     argument(
         "--split",
@@ -148,7 +148,12 @@ def _data_sets(given: list[str], split: str, size: int, drawn: Path) -> list[Rad
             groups[-1][1].append(text)
         else:
             groups.append((text, []))
-    return [_data_set(name, settings, split, size, drawn / str(k)) for k, (name, settings) in enumerate(groups)]
+    sets = [_data_set(name, settings, split, size, drawn / str(k)) for k, (name, settings) in enumerate(groups)]
+    if alike := [one.name for k, one in enumerate(sets) if one.name in [other.name for other in sets[:k]]]:
+        raise UserError(
+            f"--data: two data sets are called {alike[0]!r}. Give one another folder, or a recipe name=... behind it."
+        )
+    return sets
 
 
 def _data_set(name: str, settings: list[str], split: str, size: int, drawn: Path) -> Radiographs:
@@ -179,7 +184,8 @@ def _data_set(name: str, settings: list[str], split: str, size: int, drawn: Path
     source.check()
     found = read_studies(source, recipe.source, drawn, size).studies
     labelled = label_studies(found, build_labeller(recipe.labeller, recipe.chexbert, "cpu"))
-    label = " ".join([recipe.name, *(text.removeprefix("source.") for text in settings)])
+    told = [] if any(text.startswith("name=") for text in settings) else settings
+    label = " ".join([recipe.name, *(text.removeprefix("source.") for text in told)])
     return of_studies(label, labelled, drawn, split, recipe.source.geometry)
 
 
