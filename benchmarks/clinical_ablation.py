@@ -167,11 +167,17 @@ def work(options: argparse.Namespace, arm: str, seed: int, folder: Path) -> dict
 # --- all of them
 
 
+def folder_of(place: Path, key: str) -> Path:
+    """Where an arm and seed works."""
+    return place / key.replace("/", "-").replace(" ", "_")
+
+
 def run_all(options: argparse.Namespace, results: dict[str, Any]) -> None:
     """Start what is not in the results, `--parallel` at once, and write each down as it comes."""
     todo = [f"{arm}/{seed}" for seed in options.seeds for arm in options.arms if f"{arm}/{seed}" not in results["arms"]]
     place = options.json.with_suffix(".work")
     running: dict[str, tuple[subprocess.Popen, Path]] = {}
+    faults: list[str] = []
     threads = str(max(1, core_count() // max(1, min(options.parallel, len(todo)))))
     first = todo[: options.parallel]
     steps_file = place / "steps.json"
@@ -183,7 +189,7 @@ def run_all(options: argparse.Namespace, results: dict[str, Any]) -> None:
         while todo or running:
             while todo and len(running) < options.parallel:
                 key = todo.pop(0)
-                folder = place / key.replace("/", "-").replace(" ", "_")
+                folder = folder_of(place, key)
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "rate.json").unlink(missing_ok=True)
                 command = [
@@ -204,9 +210,7 @@ def run_all(options: argparse.Namespace, results: dict[str, Any]) -> None:
                         env={**os.environ, "OMP_NUM_THREADS": threads},
                     )
                 running[key] = process, folder
-            rates = [
-                f for key in first if (f := place / key.replace("/", "-").replace(" ", "_") / "rate.json").exists()
-            ]
+            rates = [f for key in first if (f := folder_of(place, key) / "rate.json").exists()]
             if not steps_file.exists() and len(rates) == len(first):
                 slowest = max(map(read_json, rates))
                 write_json(steps_file, max(20, int(options.seconds / slowest) // 20 * 20))
@@ -217,7 +221,10 @@ def run_all(options: argparse.Namespace, results: dict[str, Any]) -> None:
                 del running[key]
                 if process.returncode:
                     last = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-2000:]
-                    raise UserError(f"{key} failed ({folder / 'log.txt'}):\n{last}")
+                    faults.append(f"{key} failed ({folder / 'log.txt'}):\n{last}")
+                    if not steps_file.exists():  # the others would wait for its rate
+                        raise UserError(faults[0])
+                    continue
                 take(results, key, read_json(folder / "result.json"))
                 with atomic_path(options.json) as temporary:  # in one line: these are many numbers
                     temporary.write_text(json.dumps(results, separators=(",", ":")), encoding="utf-8")
@@ -228,6 +235,8 @@ def run_all(options: argparse.Namespace, results: dict[str, Any]) -> None:
     finally:
         for process, _ in running.values():
             process.terminate()
+    if faults:
+        raise UserError("\n".join(faults))
 
 
 def take(results: dict[str, Any], key: str, result: dict[str, Any]) -> None:
