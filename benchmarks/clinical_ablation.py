@@ -43,7 +43,8 @@ from llmcxr.foundation.yaml_text import read_yaml
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.settings import ImageTokenizerSettings, without_clinical
 from llmcxr.image_tokens.training import train_image_tokenizer
-from llmcxr.metrics.auroc_loss import auroc_draws, patient_draws, percentiles
+from llmcxr.metrics.auroc_loss import auroc_draws, patient_draws
+from llmcxr.metrics.scores import percentiles
 from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.study import Study, read_manifest
 

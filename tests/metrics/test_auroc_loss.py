@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from llmcxr.metrics.auroc_loss import auroc_loss, patient_draws, percentiles, weighted_auroc
-from llmcxr.metrics.scores import bootstrap_interval, mean_auroc
+from llmcxr.metrics.auroc_loss import auroc_loss, patient_draws, weighted_auroc
+from llmcxr.metrics.scores import bootstrap_interval, mean_auroc, percentiles
 
 N, F = 60, 3
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llmcxr.foundation.randomness import stream
-from llmcxr.metrics.scores import Floats, Interval, mean, mean_auroc
+from llmcxr.metrics.scores import Floats, Interval, mean, mean_auroc, percentiles
 
 
 def patient_draws(patients: Sequence[str], n: int = 500, seed: int = 0) -> Floats:
@@ -53,16 +53,6 @@ def auroc_draws(truth: ArrayLike, score: ArrayLike, weights: ArrayLike, minimum:
         known = ~np.isnan(labels[:, f]) & ~np.isnan(values[:, f])
         draws[:, f] = weighted_auroc(labels[known, f], values[known, f], w[:, known])
     return whole, draws
-
-
-def percentiles(draws: ArrayLike, level: float = 0.95) -> Interval:
-    """Percentile interval of a statistic [D]; draws in which it is NaN are left out, (NaN, NaN) if all are."""
-    known = np.asarray(draws, float)
-    known = known[~np.isnan(known)]
-    if not known.size:
-        return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)
