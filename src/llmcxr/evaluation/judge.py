@@ -24,7 +24,7 @@ from llmcxr.foundation.devices import place_network
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Settings, build_settings
 from llmcxr.image_tokens.classifier import in_batches, train_classifier
-from llmcxr.image_tokens.settings import ClassifierSettings
+from llmcxr.image_tokens.settings import ClassifierSettings, ImageSize
 from llmcxr.studies.pixel_store import Images
 
 if TYPE_CHECKING:
@@ -42,19 +42,27 @@ class JudgeConfig(Settings):
     """config.json of a judge."""
 
     findings: tuple[str, ...]
+    image_size: ImageSize | None = (
+        None  # side of the images that it learned from; None where its file is too old to say
+    )
+
+
+def judge_config(folder: Path) -> JudgeConfig:
+    """What a saved judge says of itself. `UserError` where that is nothing."""
+    return build_settings(JudgeConfig, read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def judge_findings(folder: Path) -> tuple[str, ...]:
     """The findings that a saved judge knows. `UserError` where it does not say them."""
-    return build_settings(JudgeConfig, read_json(folder / "config.json"), str(folder / "config.json")).findings
+    return judge_config(folder).findings
 
 
 class Judge(nn.Module):
     """Plain convolutional classifier: [B, 1, S, S] -> logits [B, F]."""
 
-    def __init__(self, findings: tuple[str, ...]) -> None:
+    def __init__(self, findings: tuple[str, ...], image_size: int | None = None) -> None:
         super().__init__()
-        self.findings = findings
+        self.findings, self.image_size = findings, image_size
         layers = [nn.Conv2d(1, 32, 7, 2, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(True)]
         for width_in, width_out, stride in (
             (32, 64, 2),
@@ -83,7 +91,7 @@ class Judge(nn.Module):
         """Write config.json and model.safetensors."""
         with atomic_path(folder / "model.safetensors") as temporary:
             save_file({k: v.contiguous() for k, v in self.state_dict().items()}, temporary)
-        write_json(folder / "config.json", {"findings": self.findings})
+        write_json(folder / "config.json", {"findings": self.findings, "image_size": self.image_size})
 
     @classmethod
     def train_on(
@@ -98,19 +106,22 @@ class Judge(nn.Module):
     ) -> None:
         """Train on uint8 images [N, S, S] and labels [N, F] (NaN unknown) and save into `folder`. All processes call."""
         torch.manual_seed(seed + _SEED)
-        train_classifier(cls(findings), images, labels, settings, seed + _SEED, folder, "judge", processes)
+        train_classifier(
+            cls(findings, images.shape[-1]), images, labels, settings, seed + _SEED, folder, "judge", processes
+        )
 
     @classmethod
     def load(cls, folder: Path, findings: Sequence[str] | None = None) -> Judge:
         """Read what `save` wrote; of it the given `findings` only, in that order (ValueError for one it does not know)."""
-        known = judge_findings(folder)
+        config = judge_config(folder)
+        known = config.findings
         state = load_weights(folder / "model.safetensors")
         if findings is not None:
             rows = [known.index(name) for name in findings]
             known = tuple(findings)
             for name in ("head.3.weight", "head.3.bias"):
                 state[name] = state[name][rows]
-        judge = cls(known)
+        judge = cls(known, config.image_size)
         try:
             judge.load_state_dict(state)
         except RuntimeError as error:

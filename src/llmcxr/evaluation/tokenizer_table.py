@@ -1,139 +1,236 @@
-"""What any image tokenizer keeps of any radiographs: one table, and a grid of pictures to look at.
+"""What image tokenizers keep of radiographs: numbers for any of them on any data, beside plain averages of pixel blocks.
 
-Beside it, with as many numbers as there are tokens: plain averages of pixel blocks, painted by bilinear interpolation (each a number, where
-a token is one of K).
+Block averages are as many numbers as there are tokens, painted by bilinear interpolation (each a number, where a token is one of K).
+A tokenizer of smaller images than the largest is measured at its own size, and again with what it paints shown at the largest: only
+numbers at one size can be compared.
 
-Shapes: N images, S side in pixels, g side of the code grid, K codes. Pixels: uint8 [N, S, S], 0 black.
+Shapes: N images, B images of a batch, S side in pixels, g side of the code grid, K codes, F findings. Pixels: uint8, 0 black; or [-1, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from torch import Tensor, nn
 
-from llmcxr.foundation.artifacts import atomic_path
+from llmcxr.evaluation.onlookers import Onlookers, resized
+from llmcxr.evaluation.tokenizer_data import Radiographs
+from llmcxr.foundation.errors import UserError
 from llmcxr.image_tokens.classifier import batch_of
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.codec import ImageCodec
+from llmcxr.metrics.auroc_loss import AurocLoss, auroc_loss
 from llmcxr.metrics.images import ms_ssim
 from llmcxr.metrics.reconstruction import frechet_distance, perplexity, power_by_octave, psnr
 from llmcxr.studies.radiographs import to_uint8
+from llmcxr.studies.study import known_findings, label_matrix
 
 _BATCH = 16
 BLOCKS = "averages of pixel blocks"
 
 
-class _Sums:
-    """What is added up over images for one way of painting them again."""
+@dataclass(frozen=True)
+class Evaluators:
+    """Networks that look at the images: each may be missing, and its numbers with it."""
 
-    def __init__(self) -> None:
-        self.l1: list[float] = []
-        self.psnr: list[float] = []
-        self.ms_ssim: list[float] = []
-        self.power: list[np.ndarray] = []
-        self.features: list[np.ndarray] = []
+    clinical: ClinicalFeatures | None = None  # of whose features the Fréchet distance is
+    onlookers: Onlookers | None = None
+    lpips: nn.Module | None = None
 
-    def add(self, original: np.ndarray, again: np.ndarray) -> None:
-        """Images [B, S, S] in [0, 1]."""
+
+NOBODY = Evaluators()
+
+
+@dataclass
+class Painted:
+    """One way of painting a data set's images again, shown at one size; what is known of each image, in order."""
+
+    name: str
+    grid: int
+    size: int  # at which it is shown and measured
+    own_size: int  # at which it is painted
+    l1: list[float] = field(default_factory=list)  # shares of the range
+    psnr: list[float] = field(default_factory=list)  # dB
+    ms_ssim: list[float] = field(default_factory=list)
+    lpips: list[float] = field(default_factory=list)
+    power: list[np.ndarray] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)
+    logits: list[np.ndarray] = field(default_factory=list)
+    shown: list[np.ndarray] = field(default_factory=list)  # uint8 [S, S] of the first images
+    counts: np.ndarray | None = None  # [K], how often each code occurs; None for block averages
+
+    def see(self, y: Tensor, evaluators: Evaluators, shown: int) -> np.ndarray:
+        """Keep what networks and spectrum see of images [B, 1, S, S]; they come back as [B, S, S] in [0, 1]."""
+        pixels = y[:, 0].float().cpu().numpy().clip(-1, 1)
+        self.shown += list(to_uint8(pixels[: max(0, shown - len(self.shown))]))
+        self.power.append(power_by_octave((pixels + 1) / 2))
+        if evaluators.clinical is not None:
+            self.features.append(evaluators.clinical.feature_maps(y)[1].float().cpu().numpy())
+        if evaluators.onlookers is not None:
+            self.logits.append(evaluators.onlookers.logits(y))
+        return (pixels + 1) / 2
+
+    def compare(self, x: Tensor, original: np.ndarray, y: Tensor, evaluators: Evaluators, shown: int) -> None:
+        """Add images painted again, y [B, 1, S, S], of x, which is `original` [B, S, S] in [0, 1], too."""
+        again = self.see(y, evaluators, shown)
         self.l1 += np.abs(original - again).mean((1, 2)).tolist()
         self.psnr += [psnr(a, b) for a, b in zip(original, again, strict=True)]
         self.ms_ssim += [ms_ssim(a, b) for a, b in zip(original, again, strict=True)]
-        self.power.append(power_by_octave(again))
+        if evaluators.lpips is not None:
+            self.lpips += evaluators.lpips(x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)).flatten().tolist()
 
 
-def block_averages(images: torch.Tensor, grid: int) -> torch.Tensor:
+@dataclass(frozen=True)
+class Measured:
+    """A data set through several tokenizers and back: `painted` ways, and by size the originals that they were compared with."""
+
+    data: str
+    n: int
+    unreadable: list[str]
+    painted: list[Painted]
+    originals: dict[int, Painted]
+    findings: tuple[str, ...]  # those that are labelled here and that the onlookers know
+    labels: np.ndarray  # [N, F]
+    columns: list[int]  # of the onlookers' logits, for `findings`
+    patients: list[str]
+
+    def octaves(self, way: Painted) -> list[float]:
+        """Power of all that was painted over that of all originals, from the finest octave on: below 1 blur, above speckle."""
+        with np.errstate(divide="ignore", invalid="ignore"):  # originals without any
+            return (np.sum(way.power, 0) / np.sum(self.originals[way.size].power, 0)).tolist()
+
+    def auroc(self, way: Painted) -> AurocLoss | None:
+        """What the onlookers lose; None where none knows a finding that is labelled here."""
+        if not self.findings:
+            return None
+        before, after = (np.concatenate(p.logits)[:, self.columns] for p in (self.originals[way.size], way))
+        return auroc_loss(self.labels, before, after, self.patients)
+
+    def distance(self, way: Painted) -> float | None:
+        """Fréchet distance of the clinical network's features."""
+        if not way.features:
+            return None
+        return frechet_distance(np.concatenate(self.originals[way.size].features), np.concatenate(way.features))
+
+
+def block_averages(images: Tensor, grid: int) -> Tensor:
     """[B, 1, S, S] -> the same, of which only the means of grid x grid blocks are known."""
     small = F.adaptive_avg_pool2d(images, grid)
     return F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-@torch.inference_mode()
-def measure_tokenizer(
-    codec: ImageCodec, images: Iterable[np.ndarray], device: torch.device, clinical: ClinicalFeatures | None = None
-) -> dict[str, Any]:
-    """Numbers on uint8 images [S, S] as they come: of the codec, and of block averages under `BLOCKS`.
+def _batches(
+    data: Radiographs, sizes: list[int], kept: list[int], unreadable: list[str]
+) -> Iterator[dict[int, np.ndarray]]:
+    """uint8 [B, S, S] of the images that can be read at every size S; their places go to `kept`, the others' reasons to `unreadable`."""
+    waiting: list[tuple[np.ndarray, ...]] = []
 
-    L1 (share of the range), PSNR (dB) and MS-SSIM are means over images; `octaves` is the power of all reconstructions over that of
-    all originals, from the finest octave on (below 1 blur, above speckle); `fd` the Fréchet distance of `clinical`'s 1024 features.
-    """
-    ways, original_power, original_features = (
-        {"tokenizer": _Sums(), BLOCKS: _Sums()},
-        list[np.ndarray](),
-        list[np.ndarray](),
-    )
-    counts = np.zeros(len(codec.codebook), int)
+    def batch() -> dict[int, np.ndarray]:
+        result = {size: np.stack(column) for size, column in zip(sizes, zip(*waiting, strict=True), strict=True)}
+        waiting.clear()
+        return result
 
-    def take(batch: np.ndarray) -> None:
-        x = batch_of(batch, np.arange(len(batch)), device)
-        codes = codec.encode(x)
-        counts[:] += np.bincount(codes.flatten().cpu().numpy(), minlength=len(counts))
-        painted = {"tokenizer": codec.decode(codes), BLOCKS: block_averages(x, codec.grid)}
-        original = batch.astype(np.float64) / 255
-        original_power.append(power_by_octave(original))
-        if clinical is not None:
-            original_features.append(clinical.feature_maps(x)[1].float().cpu().numpy())
-        for name, y in painted.items():
-            again = (y[:, 0].float().cpu().numpy().clip(-1, 1) + 1) / 2
-            ways[name].add(original, again)
-            if clinical is not None:
-                ways[name].features.append(clinical.feature_maps(y)[1].float().cpu().numpy())
-
-    waiting: list[np.ndarray] = []
-    for image in images:
-        waiting.append(image)
+    for place, squares in enumerate(zip(*map(data.read, sizes), strict=True)):
+        if reason := next((s for s in squares if isinstance(s, str)), None):
+            unreadable.append(reason)
+            continue
+        kept.append(place)
+        waiting.append(squares)  # type: ignore[arg-type]
         if len(waiting) == _BATCH:
-            take(np.stack(waiting))
-            waiting.clear()
+            yield batch()
     if waiting:
-        take(np.stack(waiting))
-    result: dict[str, Any] = {"n": len(ways["tokenizer"].l1)}
-    for name, sums in ways.items():
-        result[name] = {
-            "l1": float(np.mean(sums.l1)),
-            "psnr": float(np.mean(sums.psnr)),
-            "ms_ssim": float(np.mean(sums.ms_ssim)),
-            "octaves": (np.sum(sums.power, 0) / np.sum(original_power, 0)).tolist(),
-        }
-        if clinical is not None:
-            result[name]["fd"] = frechet_distance(np.concatenate(original_features), np.concatenate(sums.features))
-    result["tokenizer"] |= {"codebook_use": float((counts > 0).mean()), "perplexity": perplexity(counts)}
-    return result
+        yield batch()
 
 
 @torch.inference_mode()
-def write_grid(path: Path, codec: ImageCodec, images: np.ndarray, device: torch.device) -> None:
-    """A PNG: originals uint8 [N, S, S] in the first row, what the tokens keep below, block averages in the third."""
-    x = batch_of(images, np.arange(len(images)), device)
-    rows = [x, codec.decode(codec.encode(x)), block_averages(x, codec.grid)]
-    sheet = np.concatenate([np.concatenate(list(to_uint8(row[:, 0].float().cpu().numpy())), axis=1) for row in rows])
-    with atomic_path(path) as temporary:
-        Image.fromarray(sheet).save(temporary, format="PNG")
+def measure(
+    data: Radiographs,
+    codecs: Mapping[str, ImageCodec],
+    device: torch.device,
+    evaluators: Evaluators = NOBODY,
+    shown: int = 0,
+) -> Measured:
+    """Every tokenizer, by name, on every image that can be read; of the first `shown` images the pictures are kept.
+
+    `UserError` where none can be read.
+    """
+    largest = max(codec.image_size for codec in codecs.values())
+    sizes = sorted({largest} | {codec.image_size for codec in codecs.values()})
+    originals = {size: Painted("original", 0, size, size) for size in sizes}
+    ways: dict[tuple[str, int], Painted] = {}
+    counts = {name: np.zeros(len(codec.codebook), int) for name, codec in codecs.items()}
+    for name, codec in codecs.items():
+        own, grid = codec.image_size, codec.grid
+        for size in sorted({own, largest}):
+            ways[name, size] = Painted(name, grid, size, own, counts=counts[name])
+            ways.setdefault((f"{BLOCKS} {grid}", size), Painted(BLOCKS, grid, size, size))
+    kept, unreadable = list[int](), list[str]()
+    for batch in _batches(data, sizes, kept, unreadable):
+        x = {size: batch_of(own, np.arange(len(own)), device) for size, own in batch.items()}
+        seen = {size: originals[size].see(images, evaluators, shown) for size, images in x.items()}
+        painted: dict[str, Tensor] = {}
+        for name, codec in codecs.items():
+            codes = codec.encode(x[codec.image_size])
+            painted[name] = codec.decode(codes)
+            counts[name] += np.bincount(codes.flatten().cpu().numpy(), minlength=len(codec.codebook))
+        for (name, size), way in ways.items():
+            y = block_averages(x[size], way.grid) if way.counts is None else resized(painted[name], size)
+            way.compare(x[size], seen[size], y, evaluators, shown)
+    if not kept:
+        raise UserError(f"none of {len(data.studies):,} files of {data.name} could be read. The first: {unreadable[0]}")
+    studies = [data.studies[i] for i in kept]
+    told = evaluators.onlookers.findings if evaluators.onlookers is not None else ()
+    findings = tuple(name for name in known_findings(studies) if name in told)
+    columns = [evaluators.onlookers.findings.place(name) for name in findings] if evaluators.onlookers else []
+    return Measured(
+        data.name,
+        len(kept),
+        unreadable,
+        list(ways.values()),
+        originals,
+        findings,
+        label_matrix(studies, findings),
+        columns,
+        [study.patient_id for study in studies],
+    )
 
 
-def table_text(measured: dict[str, Any], evaluator: str) -> str:
-    """The table for people. `evaluator` names the network behind `fd`."""
-    names = ["tokenizer", BLOCKS]
-    octaves = measured["tokenizer"]["octaves"]
-    rows: list[tuple[str, list[str]]] = [
-        ("L1 (share of the range)", [f"{measured[n]['l1']:.4f}" for n in names]),
-        ("PSNR (dB)", [f"{measured[n]['psnr']:.1f}" for n in names]),
-        ("MS-SSIM", [f"{measured[n]['ms_ssim']:.3f}" for n in names]),
-    ]
-    for k in range(len(octaves)):
-        what = f"power kept, Nyquist{f'/{2**k}' if k else ''} to Nyquist/{2 ** (k + 1)}"
-        rows.append((what, [f"{measured[n]['octaves'][k]:.2f}" for n in names]))
-    if "fd" in measured["tokenizer"]:
-        rows.append((f"Fréchet distance, {evaluator}", [f"{measured[n]['fd']:.2f}" for n in names]))
-    own = measured["tokenizer"]
-    rows += [
-        ("codebook in use", [f"{own['codebook_use']:.3f}", "-"]),
-        ("perplexity", [f"{own['perplexity']:.0f}", "-"]),
-    ]
-    lines = [f"| {measured['n']:,} images | tokenizer | {BLOCKS} |", "| --- | --- | --- |"]
-    return "\n".join([*lines, *(f"| {name} | {' | '.join(values)} |" for name, values in rows)])
+def numbers(measured: Measured, way: Painted) -> dict:
+    """JSON-able: what is known of one way of painting, with NaN as null."""
+    result: dict = {
+        "data": measured.data,
+        "n": measured.n,
+        "tokenizer": way.name,
+        "numbers": way.grid**2,
+        "size": way.size,
+        "painted_at": way.own_size,
+        "l1": float(np.mean(way.l1)),
+        "psnr": float(np.mean(way.psnr)),
+        "ms_ssim": float(np.mean(way.ms_ssim)),
+        "lpips": float(np.mean(way.lpips)) if way.lpips else None,
+        "octaves": measured.octaves(way),
+        "fd": measured.distance(way),
+    }
+    if way.counts is not None:
+        result |= {"codebook_use": float((way.counts > 0).mean()), "perplexity": perplexity(way.counts)}
+    if (lost := measured.auroc(way)) is not None:
+        finite = lambda values: [None if np.isnan(v) else float(v) for v in values]  # noqa: E731
+        result["auroc"] = {
+            "original": finite([lost.mean_before])[0],
+            "loss": finite([lost.mean_loss])[0],
+            "interval": finite(lost.mean_interval),
+            "by_finding": {
+                name: {
+                    "positives": int(lost.positives[f]),
+                    "original": finite([lost.before[f]])[0],
+                    "loss": finite([lost.loss[f]])[0],
+                    "interval": finite(lost.intervals[f]),
+                }
+                for f, name in enumerate(measured.findings)
+            },
+        }
+    return result

@@ -81,23 +81,29 @@ class FindingsInCodes(nn.Module):
         return F.mse_loss(self.reading(vectors.float().sum(dim=(2, 3)) * D**0.5 / g), target)
 
 
-def lpips_package(backbone: str) -> Any:
+_LPIPS = (
+    "image_tokenizer.perceptual",
+    "image_tokenizer.perceptual=clinical",
+)  # where it is named, and what does without
+
+
+def lpips_package(backbone: str, setting: str = _LPIPS[0], instead: str = _LPIPS[1]) -> Any:
     """The package. `UserError` where it cannot be had."""
-    return require("lpips", f"image_tokenizer.perceptual: {backbone}", "image_tokenizer.perceptual=clinical")
+    return require("lpips", f"{setting}: {backbone}", instead)
 
 
-def build_lpips(backbone: str) -> nn.Module:
+def build_lpips(backbone: str, setting: str = _LPIPS[0], instead: str = _LPIPS[1]) -> nn.Module:
     """LPIPS (Zhang et al., 2018) on VGG-16. `backbone` is 'download' or the path of torchvision's VGG-16 state dict.
 
-    Raises `UserError` with the way out where the package or the weights cannot be had.
+    Raises `UserError` with the way out (`setting`, or `instead`) where the package or the weights cannot be had.
     """
-    lpips = lpips_package(backbone)
+    lpips = lpips_package(backbone, setting, instead)
     try:
+        state = {} if backbone == "download" else torch.load(Path(backbone), map_location="cpu", weights_only=True)
         if backbone == "download":
             model = lpips.LPIPS(net="vgg", verbose=False)
         else:
             model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-            state = torch.load(Path(backbone), map_location="cpu", weights_only=True)
             slices = {
                 int(name): layer
                 for part in model.net.children()
@@ -109,8 +115,8 @@ def build_lpips(backbone: str) -> nn.Module:
                     layer.load_state_dict({k: state[f"features.{index}.{k}"] for k in ("weight", "bias")})
     except Exception as error:  # network, disk, the safe unpickler and wrong contents raise many kinds
         raise UserError(
-            f"the VGG-16 weights of LPIPS could not be read ({error}). Set image_tokenizer.perceptual to the path of torchvision's "
-            "vgg16 file, or to 'clinical' to use the feature maps of the clinical network instead."
+            f"the VGG-16 weights of LPIPS could not be read ({error}). Set {setting} to the path of torchvision's vgg16 file, or set "
+            f"{instead}."
         ) from error
     return model.eval().requires_grad_(False)
 

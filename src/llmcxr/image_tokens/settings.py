@@ -3,6 +3,7 @@ torch."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -176,3 +177,14 @@ class ImageTokenizerSettings(Settings):
         """Files whose contents the tokenizer is made of (the folder of a given one is a model of its own)."""
         path = Path(self.perceptual)
         return [path] if path.is_file() else []
+
+
+def without_clinical(settings: ImageTokenizerSettings) -> ImageTokenizerSettings:
+    """The same training where there is no clinical network: pixels, the adversary, and LPIPS where it was asked for."""
+    architecture = dataclasses.replace(settings.architecture, clinical_input=False)
+    return dataclasses.replace(
+        settings,
+        architecture=architecture,
+        clinical_weight=0.0,
+        reading_weight=0.0,
+    )

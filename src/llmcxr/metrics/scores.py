@@ -113,6 +113,16 @@ def mean_auroc(truth: ArrayLike, score: ArrayLike, minimum: int = 5) -> AurocSco
 # ------------------------------------------------------------------------------------------------------ uncertainty
 
 
+def percentiles(draws: ArrayLike, level: float = 0.95) -> Interval:
+    """Percentile interval of a statistic [D]; draws in which it is NaN are left out, (NaN, NaN) if all are."""
+    known = np.asarray(draws, float)
+    known = known[~np.isnan(known)]
+    if not known.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def bootstrap_interval(
     statistic: Callable[[NDArray[np.int64]], float],
     patients: Sequence[str],
@@ -135,11 +145,7 @@ def bootstrap_interval(
     for i in range(n):
         chosen = random.integers(len(groups), size=len(groups))
         draws[i] = statistic(np.concatenate([groups[g] for g in chosen]))
-    draws = draws[~np.isnan(draws)]
-    if not draws.size:
-        return float("nan"), float("nan")
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return percentiles(draws, level)
 
 
 def mean_auroc_interval(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_fe
 from llmcxr.image_tokens.codes import encode_images, write_codes
 from llmcxr.image_tokens.encoding import encode_files
 from llmcxr.image_tokens.losses import lpips_package
-from llmcxr.image_tokens.settings import ImageTokenizerSettings
+from llmcxr.image_tokens.settings import without_clinical
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import train_image_tokenizer
 from llmcxr.image_tokens.watching import tensorboard
@@ -65,17 +64,6 @@ def clinical_features_stage(context: Context) -> Stage:
         reads=(*settings.files(), *start_files(context)),
         check=check,
         everywhere=True,
-    )
-
-
-def without_clinical(settings: ImageTokenizerSettings) -> ImageTokenizerSettings:
-    """The same training where there is no clinical network: pixels, the adversary, and LPIPS where it was asked for."""
-    architecture = dataclasses.replace(settings.architecture, clinical_input=False)
-    return dataclasses.replace(
-        settings,
-        architecture=architecture,
-        clinical_weight=0.0,
-        reading_weight=0.0,
     )
 
 
