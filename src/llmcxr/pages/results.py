@@ -49,6 +49,7 @@ class ReportCard:
     missed: Sequence[str] = ()
     invented: Sequence[str] = ()
     caption: str = ""
+    unread: str = ""  # why findings could not be compared
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class PageContent:
     """All that the page shows. Whatever is left empty is shown as not measured.
 
     `facts`: name -> value of the run (recipe, sizes, minutes of each stage, versions). `summary`: what `summary.json`
-    holds. `train_loss` and `unseen_loss`: task -> curve, on the training batches and on patients never trained on.
+    holds. `data`: what `studies.json` holds; `cohorts`: training stage -> what its `cohort.json` holds; `remarks`: what the data
+    cannot give; `next_steps`: command lines. `train_loss` and `unseen_loss`: task -> curve, on the training batches and on patients never trained on.
     `stage_changes`: the steps at which a new stage of training began.
     """
 
@@ -95,6 +97,10 @@ class PageContent:
     unseen_loss: Mapping[str, Curve] = field(default_factory=dict)
     stage_changes: Sequence[float] = ()
     simulated: bool = True
+    data: Mapping[str, Any] = field(default_factory=dict)
+    cohorts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
+    next_steps: Sequence[str] = ()
 
 
 ROUTES = {
@@ -252,6 +258,34 @@ def _finding_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+_SPLIT_NAMES = {"train": "training", "validate": "validation", "test": "test"}
+
+
+def _rules(content: PageContent) -> list[dict[str, Any]]:
+    """Images and patients after every rule of the data, in each split, and after every rule of each training stage."""
+    data = content.data
+    rows = [dict(rule) for rule in data.get("rules", ())]
+    for split, name in _SPLIT_NAMES.items() if rows else ():
+        rows.append({"rule": name, "images": data["studies"][split], "patients": data["patients"][split]})
+    for stage, cohort in content.cohorts.items():
+        rows += [rule | {"rule": f"{stage}: {rule['rule']}"} for rule in cohort.get("rules", ())[1:]]
+    return rows
+
+
+def _left_out(content: PageContent) -> list[dict[str, Any]]:
+    """What took no part, by where and why, the most first: of the data, and of each training stage."""
+    data = content.data
+    groups = [("", data.get("left_out", {}))]
+    groups += [(f"{stage}: ", cohort.get("left_out", {})) for stage, cohort in content.cohorts.items()]
+    return [row | {"reason": where + row["reason"]} for where, counts in groups for row in _counted(counts, data)]
+
+
+def _counted(counts: Mapping[str, int], data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    examples = data.get("examples", {})
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return [{"reason": reason, "count": count, "examples": examples.get(reason, ())} for reason, count in ordered]
+
+
 def _protocol(summary: Mapping[str, Any]) -> str:
     """Which test images took part and how labels were counted, as sentences after others."""
     protocol = summary.get("protocol") or {}
@@ -276,8 +310,12 @@ def write_page(path: Path, content: PageContent) -> None:
         findings=_finding_rows(summary),
         reliability=_reliability(summary),
         routes=list(ROUTES.items()),
+        why=summary.get("not_measured") or {},
         trace=(summary.get("language") or {}).get("trace") or [],
         notes=summary.get("notes") or [],
+        rules=_rules(content),
+        left_out=_left_out(content),
+        noted=_counted(content.data.get("noted", {}), content.data),
         protocol=_protocol(summary),
         not_measured=NOT_MEASURED,
     )

@@ -140,17 +140,21 @@ def _say(summary: dict[str, Any]) -> None:
             print(f"    {word}: {len(summary[what]) - _SHOWN} more reasons (studies.json)")
     for note in summary["without_effect"]:
         print(f"    note: {note}")
-    if copies["groups"]:
-        print(
-            f"    note: {copies['images']:,} images are {copies['groups']:,}, pixel for pixel; "
-            f"{copies['across patients']:,} of these are of several patients, {copies['across splits']:,} in several "
-            f"splits"
-            + (
-                f"; {copies['patients moved']:,} patients were moved into one"
-                if copies["patients moved"]
-                else " (source.copies: one_split keeps them in one)" * bool(copies["across splits"])
-            )
-        )
+    for note in copies_said(copies):
+        print(f"    note: {note}")
+
+
+def copies_said(copies: dict[str, Any]) -> list[str]:
+    """A sentence on images that are there several times, if there are some."""
+    if not copies["groups"]:
+        return []
+    said = (
+        f"{copies['images']:,} images are {copies['groups']:,}, pixel for pixel; {copies['across patients']:,} of these are of "
+        f"several patients, {copies['across splits']:,} in several splits"
+    )
+    if copies["patients moved"]:
+        return [f"{said}; {copies['patients moved']:,} patients were moved into one."]
+    return [said + " (source.copies: one_split keeps them in one)" * bool(copies["across splits"]) + "."]
 
 
 def write_page(context: Context) -> None:
