@@ -144,6 +144,8 @@ def test_findings_that_the_labeller_does_not_know_are_left_out():
     for key in ("report.micro_f1", "report.macro_f1", "report.side_accuracy", "image.auroc_asked"):
         assert summary["not_measured"][key] == why
     assert summary["report"]["micro_f1"] is None and summary["vqa"]["auroc"] == summary["image"]["auroc_real"] == 1
+    shown = cards(answered(cases), cases)["reports"]
+    assert len(shown) == 12 and all((c.right, c.missed, c.invented, c.unread) == ([], [], [], why) for c in shown)
     table = score_table(summary)
     assert (
         f"Report findings, micro-F1; Report findings, macro-F1; Report findings, side right; Drawn images, AUROC for what was asked: {why}"

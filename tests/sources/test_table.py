@@ -384,6 +384,29 @@ def test_time_is_not_text(folder):
         orders(folder, ["12/31/2018", "01/15/2019"])
 
 
+def test_one_cell_that_is_no_number_turns_no_column_to_text(folder):
+    """ "10" came before "3" for everyone where one cell was "unknown"."""
+    rows = ["file,patient,when", "a.png,p,10", "b.png,p,3", "c.png,q,unknown", "d.png,q,1", "e.png,r,2"]
+    (folder / "o.csv").write_text("\n".join(rows))
+    named = {"image": "file", "patient": "patient", "order": "when"}
+    source = TableSource(
+        build_settings(TableSettings, {"path": folder / "o.csv", "images": folder / "pictures", "columns": named}), 0
+    )
+    assert [s.order for s in source.studies(folder, 8)] == [1, 0, None, None, 0]
+    assert source.tally.noted["time of the study not readable"] == 1
+
+
+def test_without_a_column_of_order_it_is_known_of_single_studies_alone(folder):
+    """It was 0 for all, so that `earliest_only` kept every follow-up and said nothing."""
+    (folder / "o.csv").write_text("file,patient\na.png,p\nb.png,p\nc.png,q\n")
+    values = {
+        "path": folder / "o.csv", "images": folder / "pictures", "columns": {"image": "file", "patient": "patient"}
+    }  # fmt: skip
+    source = TableSource(build_settings(TableSettings, values), 0)
+    assert [s.order for s in source.studies(folder, 8)] == [None, None, 0]
+    assert source.tally.noted == {"patient of several studies whose order is not known": 1}
+
+
 def test_a_study_of_several_images_is_of_its_first(folder):
     """ "10" sorted before "9" as text."""
     rows = ["file,patient,study,when", "a.png,p,1,9", "b.png,p,1,10", "c.png,p,2,9.5"]
