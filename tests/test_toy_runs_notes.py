@@ -20,11 +20,12 @@ from llmcxr.cli import main
 from llmcxr.recipes import SHIPPED
 
 # As published in 2020, with the comma at the end of the line.
-HEAD = (
+LINE = (
     "patientid,offset,sex,age,finding,survival,intubated,intubation_present,went_icu,in_icu,needed_supplemental_O2,extubated,"
     "temperature,pO2_saturation,leukocyte_count,neutrophil_count,lymphocyte_count,view,modality,date,location,folder,filename,"
     "doi,url,license,clinical_notes,other_notes,"
-).split(",")
+)
+HEAD = next(csv.reader([LINE]))
 ILL = (
     "Man of {age} with fever. Chest radiograph on day {day}: patchy opacities in both lower lobes, no pleural effusion."
 )

@@ -260,12 +260,15 @@ def test_what_falls_short_is_said():
     assert notes(micro_f1_low=0.26) == []
     assert len(notes()) == 1 and "no better than the best of" in notes()[0] and "(95 % interval)" in notes()[0]
     assert "0.100 is worse than the best of" in notes(micro_f1=0.1, micro_f1_low=0.0)[0]
-    assert "0.950 is above the ceiling" in notes(micro_f1=0.95, micro_f1_low=0.9)[0]
+    assert "0.950 is better than the ceiling" in notes(micro_f1=0.95, micro_f1_low=0.9)[0]
     equal, reached = notes(baseline_micro_f1=0.95)  # between the two, but the two are the wrong way round
     assert "0.300 is worse than the best of" in equal and "(0.950), reaches the ceiling" in reached
     drawn = {"auroc": 0.6, "auroc_low": 0.55, "auroc_high": 0.7, "auroc_shuffled": 0.795, "auroc_real": 0.5}
     worse, reached = shortfalls({"image": drawn})
     assert "0.600 is worse than" in worse and "(0.795), reaches the ceiling" in reached and "(0.500)" in reached
+    assert (
+        "0.966 is better than the ceiling" in shortfalls({"language": {"perplexity_ratio": 0.966}})[0]
+    )  # lower is better
     few = {"protocol": {"test_images": 6, "test_patients": 4}}
     assert shortfalls(few)[0].startswith("The test has 6 images of 4 patients: no number here says much.")
     assert shortfalls({"protocol": {"test_images": 90, "test_patients": 30}}) == []

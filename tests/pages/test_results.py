@@ -96,6 +96,7 @@ def full_content(text="Small effusion."):
         title=text,
         facts={"recipe": text},
         summary=SUMMARY
+        | {"protocol": {"test_images": 40, "test_patients": 7}}
         | {"notes": [text], "findings": findings, "not_measured": {"image.auroc_asked": f"reason {text}"}},
         reconstructions=[Reconstruction(image, image / 255.0, text, 0.0123)],
         reports=[ReportCard(image, text, text, ["right finding"], ["missed finding"], ["invented finding"], text)],
@@ -196,7 +197,7 @@ def test_the_page_says_what_took_part_and_why_the_rest_did_not(tmp_path):
     rows = re.sub(r"\s+", " ", reader.text.split("after the rule")[1].split("odd 5")[0].replace("\n", " "))
     for name, images, patients in (
         ("all", "1,234", 9), ("views PA", "1,200", 8), ("training", "1,000", "1,000"), ("validation", 150, 150),
-        ("test", 50, 50), ("stage1: no text", "1,200", 8),
+        ("test", 50, 50), ("stage1: no text", "1,200", 8), ("measured", 40, 7),
     ):  # fmt: skip
         assert f"{name}{images}{patients}" in rows
     assert rows.index("no text31no text") < rows.index("few3") < rows.index("stage1: no text7")

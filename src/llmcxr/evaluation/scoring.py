@@ -159,7 +159,9 @@ def shortfalls(summary: Mapping[str, Any]) -> list[str]:
                     f"{score.ceiling_name} ({ceiling:.3f}), so on these cases the score tells no good model from a bad one."
                 )
             elif ceiling is not None and sign * value > sign * ceiling:
-                notes.append(f"{score.label}: {value:.3f} is above the ceiling, {score.ceiling_name}, {ceiling:.3f}.")
+                notes.append(
+                    f"{score.label}: {value:.3f} is better than the ceiling, {score.ceiling_name}, {ceiling:.3f}."
+                )
         notes += measurement.notes(summary.get(measurement.group) or {})
     return notes
 

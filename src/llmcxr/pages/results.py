@@ -262,13 +262,16 @@ _SPLIT_NAMES = {"train": "training", "validate": "validation", "test": "test"}
 
 
 def _rules(content: PageContent) -> list[dict[str, Any]]:
-    """Images and patients after every rule of the data, in each split, and after every rule of each training stage."""
+    """Images and patients after every rule of the data, in each split, after every rule of each training stage, and those measured."""
     data = content.data
     rows = [dict(rule) for rule in data.get("rules", ())]
     for split, name in _SPLIT_NAMES.items() if rows else ():
         rows.append({"rule": name, "images": data["studies"][split], "patients": data["patients"][split]})
     for stage, cohort in content.cohorts.items():
         rows += [rule | {"rule": f"{stage}: {rule['rule']}"} for rule in cohort.get("rules", ())[1:]]
+    protocol = content.summary.get("protocol") or {}
+    if rows and "test_patients" in protocol:  # not of runs before it was kept
+        rows.append({"rule": "measured", "images": protocol["test_images"], "patients": protocol["test_patients"]})
     return rows
 
 

@@ -11,6 +11,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.workflow import Stage
 from llmcxr.instructions.questions import write_questions
 from llmcxr.labelling.registry import label_studies
+from llmcxr.model.outside import FEWEST
 from llmcxr.pages.data import write_data_page
 from llmcxr.pages.questions import sample_questions
 from llmcxr.sources.base import Tally
@@ -198,6 +199,11 @@ def notes(context: Context) -> list[str]:
     for split in SPLITS:
         if not any(s.split == split for s in studies):
             result.append(f"no patient is in the split {split}.")
+    unseen = sum(s.split == "validate" for s in studies)
+    if context.given is None and 0 < unseen < FEWEST:
+        result.append(
+            f"{unseen} validation images: the model will not say which images are outside its data, for which it takes {FEWEST}."
+        )
     for stage in context.recipe.tuning.stages if context.given is None else ():
         training = [s for s in studies if s.split == "train"]
         result += [f"{stage.name}: {note}" for note in select_cohort(training, stage.cohort).notes]
