@@ -154,7 +154,7 @@ def test_notes_and_findings(toy):
     assert "findings not compared: the labeller knows none of the findings" in text
     assert left["questions"] <= {"Is there COVID-19?", "Is there ARDS?", "Is this chest radiograph normal?"}
     assert "llmcxr ask" in text and "'Is there COVID-19?'" in text and "cardiomegaly" not in text.split("Try next")[1]
-    assert "images of" in text and "no number here says much" in text
+    assert "The test has" in text and "no number here says much" in text
 
 
 def test_notes_alone(toy):

@@ -107,7 +107,13 @@ def full_content(text="Small effusion."):
         unseen_loss={text: [(100, 1e5, 0.2), (300, 3e5, float("nan"))]},
         stage_changes=[250],
         data=data_of(text),
-        cohorts={"stage1": {"rules": [RULES[0], RULES[1] | {"rule": text}], "left_out": {text: 7}}},
+        cohorts={
+            "stage1": {
+                "rules": [RULES[0], RULES[1] | {"rule": text}],
+                "left_out": {text: 7},
+                "too_long": {"cxr_to_report, cut": 12},
+            }
+        },
         remarks=[text],
         next_steps=[text],
     )
@@ -201,6 +207,7 @@ def test_the_page_says_what_took_part_and_why_the_rest_did_not(tmp_path):
     ):  # fmt: skip
         assert f"{name}{images}{patients}" in rows
     assert rows.index("no text31no text") < rows.index("few3") < rows.index("stage1: no text7")
+    assert "stage1, examples longer than tuning.max_tokens: cxr_to_report, cut12" in rows
     assert "odd5an odd one" in reader.text
 
 

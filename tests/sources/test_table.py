@@ -225,6 +225,18 @@ def test_a_cell_may_hold_several_labels(folder):
         labels_of(folder, cells[:2], report_from_label={"covid-19": "COVID-19."})
 
 
+def test_a_label_that_says_nothing_is_unknown_and_counted(folder):
+    """ "todo" was a class of its own, of which all others counted as absent."""
+    (folder / "l.csv").write_text(
+        'file,kind\na.png,todo\nb.png,Unknown\nc.png,"Mass, unknown"\nd.png,No Finding\ne.png,\n'
+    )
+    values = {"path": folder / "l.csv", "images": folder / "pictures", "columns": {"image": "file", "label": "kind"}}
+    source = TableSource(build_settings(TableSettings, values), 0)
+    assert [s.labels for s in source.studies(folder, 8)] == [{}, {}, {"Mass": 1}, {"Mass": 0}, {}]
+    assert source.tally.noted == {"label that says nothing": 2}
+    assert source.tally.examples["label that says nothing"][0].endswith("l.csv, row 2: todo")
+
+
 def test_one_class_alone(folder):
     assert labels_of(folder, ["COVID-19", "covid 19", "", "COVID-19"]) == [
         {"COVID-19": 1},

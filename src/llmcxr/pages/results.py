@@ -80,8 +80,8 @@ class PageContent:
     """All that the page shows. Whatever is left empty is shown as not measured.
 
     `facts`: name -> value of the run (recipe, sizes, minutes of each stage, versions). `summary`: what `summary.json`
-    holds. `data`: what `studies.json` holds; `cohorts`: training stage -> what its `cohort.json` holds; `remarks`: what the data
-    cannot give; `next_steps`: command lines. `train_loss` and `unseen_loss`: task -> curve, on the training batches and on patients never trained on.
+    holds. `data`: what `studies.json` holds; `cohorts`: training stage -> what its `cohort.json` holds, and `too_long` of
+    its `summary.json`; `remarks`: what the data cannot give; `next_steps`: command lines. `train_loss` and `unseen_loss`: task -> curve, on the training batches and on patients never trained on.
     `stage_changes`: the steps at which a new stage of training began.
     """
 
@@ -279,7 +279,9 @@ def _left_out(content: PageContent) -> list[dict[str, Any]]:
     """What took no part, by where and why, the most first: of the data, and of each training stage."""
     data = content.data
     groups = [("", data.get("left_out", {}))]
-    groups += [(f"{stage}: ", cohort.get("left_out", {})) for stage, cohort in content.cohorts.items()]
+    for stage, cohort in content.cohorts.items():
+        groups.append((f"{stage}: ", cohort.get("left_out", {})))
+        groups.append((f"{stage}, examples longer than tuning.max_tokens: ", cohort.get("too_long", {})))
     return [row | {"reason": where + row["reason"]} for where, counts in groups for row in _counted(counts, data)]
 
 

@@ -158,6 +158,14 @@ def copies_said(copies: dict[str, Any]) -> list[str]:
     return [said + " (source.copies: one_split keeps them in one)" * bool(copies["across splits"]) + "."]
 
 
+def remarks(context: Context, summary: dict[str, Any]) -> list[str]:
+    """What is to be known of the data beside scores; `summary` is what `studies.json` holds."""
+    references = summary["prior_references"]
+    said = f"{references['sentences']:,} sentences of {references['reports']:,} reports refer to earlier studies, which one image cannot show"
+    kept = [f"{said} (prior_references: {context.recipe.prior_references})."] if references["sentences"] else []
+    return [*summary["without_effect"], *copies_said(summary["copies"]), *kept, *notes(context)]
+
+
 def write_page(context: Context) -> None:
     """The data page, of what the stage has written. `UserError` where that is not there."""
     folder, path = context.folder, context.folder / "studies.json"

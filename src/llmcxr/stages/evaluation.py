@@ -21,7 +21,7 @@ from llmcxr.inference.provenance import save_marked_png
 from llmcxr.pages.content import cards
 from llmcxr.pages.results import PageContent, glance, write_page
 from llmcxr.stages.context import Context
-from llmcxr.stages.data import copies_said, notes
+from llmcxr.stages.data import remarks
 from llmcxr.studies.cohort import CohortSettings, select_cohort
 from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.study import Split, label_matrix
@@ -182,6 +182,7 @@ def _write_page(context: Context, summary: dict[str, Any], shown: dict[str, Any]
     cohorts: dict[str, dict[str, Any]] = {}
     for stage in context.recipe.tuning.stages if context.given is None else []:
         cohorts[stage.name] = read_json(context.folder / stage.name / "cohort.json")
+        cohorts[stage.name]["too_long"] = read_json(context.folder / stage.name / "summary.json")["too_long"]
         curve = read_json(context.folder / stage.name / "curves.json")
         for record in curve:
             for target, key in ((train_loss, "train"), (unseen_loss, "unseen")):
@@ -204,7 +205,7 @@ def _write_page(context: Context, summary: dict[str, Any], shown: dict[str, Any]
         simulated=context.source.simulated,
         data=data,
         cohorts=cohorts,
-        remarks=[*data["without_effect"], *copies_said(data["copies"]), *notes(context)],
+        remarks=remarks(context, data),
         next_steps=steps_to_try(context, summary),
     )
     folder = context.folder / "evaluation"
