@@ -229,6 +229,16 @@ def test_a_report_that_could_not_be_compared_is_not_called_right(tmp_path):
     assert reader.text.count("no finding is labelled here, and none is stated") == 1
 
 
+def test_a_score_that_falls_short_says_so_on_its_card(tmp_path):
+    image = {"auroc": 0.6, "auroc_low": 0.55, "auroc_high": 0.7, "auroc_shuffled": 0.795, "auroc_real": 0.5, "n": 9}
+    page = PageContent("t", summary={"image": image, "vqa": SUMMARY["vqa"]})
+    _, reader = read(tmp_path, page)
+    card = reader.text.split("Drawn images, AUROC")[1].split("n = 9")[0]
+    assert "⚠ worse than the baseline" in card and "⚠ the baseline reaches the ceiling" in card
+    good = reader.text.split("Questions, AUROC of p(yes)")[1].split("Findings, calibration error")[0]
+    assert "⚠" not in good
+
+
 def test_an_empty_run_says_so(tmp_path):
     _, reader = read(tmp_path, PageContent("Nothing yet", simulated=False))
     assert reader.text.count("Not measured: not in this run.") == 6

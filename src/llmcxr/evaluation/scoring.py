@@ -142,28 +142,35 @@ def shortfalls(summary: Mapping[str, Any]) -> list[str]:
         )
     for measurement in MEASUREMENTS:
         for score in measurement.scores:
-            value, baseline = look_up(summary, score.key), look_up(summary, score.baseline)
-            low, high = (look_up(summary, key) for key in score.interval or (None, None))
-            sign = -1 if score.lower_is_better else 1
-            bound = high if score.lower_is_better else low
-            if value is None:
-                continue
-            if baseline is not None and sign * (value if bound is None else bound) <= sign * baseline:
-                beaten = "worse than" if sign * value < sign * baseline else "no better than"
-                sure = "" if bound is None or beaten == "worse than" else " (95 % interval)"
-                notes.append(f"{score.label}: {value:.3f} is {beaten} {score.baseline_name}, {baseline:.3f}{sure}.")
-            ceiling = look_up(summary, score.ceiling)
-            if baseline is not None and ceiling is not None and sign * baseline >= sign * ceiling:
-                notes.append(
-                    f"{score.label}: the baseline, {score.baseline_name} ({baseline:.3f}), reaches the ceiling, "
-                    f"{score.ceiling_name} ({ceiling:.3f}), so on these cases the score tells no good model from a bad one."
-                )
-            elif ceiling is not None and sign * value > sign * ceiling:
-                notes.append(
-                    f"{score.label}: {value:.3f} is better than the ceiling, {score.ceiling_name}, {ceiling:.3f}."
-                )
+            notes += falls_short(score, summary).values()
         notes += measurement.notes(summary.get(measurement.group) or {})
     return notes
+
+
+def falls_short(score: Score, summary: Mapping[str, Any]) -> dict[str, str]:
+    """In a few words for its card, and as a sentence: a score that is not clearly better than its baseline, is better than its
+    ceiling, or whose baseline reaches the ceiling."""
+    value, baseline, ceiling = (look_up(summary, key) for key in (score.key, score.baseline, score.ceiling))
+    low, high = (look_up(summary, key) for key in score.interval or (None, None))
+    sign = -1 if score.lower_is_better else 1
+    bound = high if score.lower_is_better else low
+    found: dict[str, str] = {}
+    if value is None:
+        return found
+    if baseline is not None and sign * (value if bound is None else bound) <= sign * baseline:
+        beaten = "worse than" if sign * value < sign * baseline else "no better than"
+        sure = "" if bound is None or beaten == "worse than" else " (95 % interval)"
+        sentence = f"{score.label}: {value:.3f} is {beaten} {score.baseline_name}, {baseline:.3f}{sure}."
+        found[f"{beaten} the baseline{sure}"] = sentence
+    if baseline is not None and ceiling is not None and sign * baseline >= sign * ceiling:
+        found["the baseline reaches the ceiling: says nothing here"] = (
+            f"{score.label}: the baseline, {score.baseline_name} ({baseline:.3f}), reaches the ceiling, "
+            f"{score.ceiling_name} ({ceiling:.3f}), so on these cases the score tells no good model from a bad one."
+        )
+    elif ceiling is not None and sign * value > sign * ceiling:
+        sentence = f"{score.label}: {value:.3f} is better than the ceiling, {score.ceiling_name}, {ceiling:.3f}."
+        found["better than the ceiling"] = sentence
+    return found
 
 
 def next_steps(summary: Mapping[str, Any], findings: Sequence[str], image: str, model: str, command: str) -> list[str]:

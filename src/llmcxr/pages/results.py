@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from llmcxr.evaluation.scoring import NOT_MEASURED, SCORES, look_up, number, text_of
+from llmcxr.evaluation.scoring import NOT_MEASURED, SCORES, falls_short, look_up, number, text_of
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.inference.provenance import mark_visibly
 from llmcxr.pages.pictures import Picture, as_image, page_environment
@@ -242,7 +242,8 @@ def _score_cards(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         low, high = (look_up(summary, key) for key in score.interval or (None, None))
         numbers = {name: look_up(summary, key) for name, key in keys.items()}
         ends = {"low": low, "high": high} if low is not None and high is not None else {"low": None, "high": None}
-        cards.append({"score": score, "why": missing.get(score.key, ""), **numbers, **ends})
+        short = list(falls_short(score, summary))
+        cards.append({"score": score, "why": missing.get(score.key, ""), "short": short, **numbers, **ends})
     return cards
 
 
