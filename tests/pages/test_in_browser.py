@@ -124,7 +124,7 @@ def full(word: str) -> PageContent:
             "examples": {word: [word]},
         },
         remarks=[word],
-        next_steps=[f"llmcxr report {word} --model runs/{word}"],
+        next_steps=[f"llmcxr report {word} --model ."],
     )
 
 

@@ -167,11 +167,14 @@ def _facts(context: Context, summary: Mapping[str, Any], tuning: str) -> dict[st
     return {name: value for name, value in facts.items() if value}
 
 
-def steps_to_try(context: Context, summary: Mapping[str, Any], command: str = "llmcxr") -> list[str]:
-    """Command lines about a test image of this run and its model, for the page and the terminal."""
-    image = context.folder / next(s.image_path for s in context.studies if s.split == "test")  # absolute ones stay so
-    model = context.recipe.model or str(context.folder)
-    return next_steps(summary, context.findings, str(image), model, command)
+def steps_to_try(
+    context: Context, summary: Mapping[str, Any], command: str = "llmcxr", within: bool = False
+) -> list[str]:
+    """Command lines about a test image of this run and its model, to be called anywhere or `within` the run's folder."""
+    image, model = next(s.image_path for s in context.studies if s.split == "test"), "."
+    if not within:
+        image, model = str(context.folder / image), str(context.folder)  # an absolute path stays as it is
+    return next_steps(summary, context.findings, image, context.recipe.model or model, command)
 
 
 def _write_page(context: Context, summary: dict[str, Any], shown: dict[str, Any]) -> None:
@@ -206,7 +209,7 @@ def _write_page(context: Context, summary: dict[str, Any], shown: dict[str, Any]
         data=data,
         cohorts=cohorts,
         remarks=remarks(context, data),
-        next_steps=steps_to_try(context, summary),
+        next_steps=steps_to_try(context, summary, within=True),  # so a run that is moved keeps its page
     )
     folder = context.folder / "evaluation"
     write_page(folder / "report.html", page)
