@@ -185,7 +185,7 @@ def _write_page(context: Context, summary: dict[str, Any], shown: dict[str, Any]
     cohorts: dict[str, dict[str, Any]] = {}
     for stage in context.recipe.tuning.stages if context.given is None else []:
         cohorts[stage.name] = read_json(context.folder / stage.name / "cohort.json")
-        cohorts[stage.name]["too_long"] = read_json(context.folder / stage.name / "summary.json")["too_long"]
+        cohorts[stage.name]["too_long"] = read_json(context.folder / stage.name / "summary.json").get("too_long", {})
         curve = read_json(context.folder / stage.name / "curves.json")
         for record in curve:
             for target, key in ((train_loss, "train"), (unseen_loss, "unseen")):
