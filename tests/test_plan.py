@@ -379,6 +379,26 @@ def test_measured_here(recipe_path, capsys, monkeypatch):
     assert [line.startswith(f"  {name} ") for name, line in zip(stages, others, strict=True)] == [True] * 6
 
 
+def test_no_more_is_measured_than_the_test_patients_have(recipe_path):
+    """With 800 questions reckoned for six test images the evaluation was planned ten times as long as it took."""
+    table = recipe_path.parent / "data" / "t.csv"
+    rows = table.read_text().replace("validate", "test").splitlines()
+    rows[-1] = rows[-1].split(",")[0] + ",test,,1"  # the only test image without a report, which takes no part
+    table.write_text("\n".join(rows))
+    context = Run(load_settings(Recipe, recipe_path, [])).context
+    planning.find_data(context, False, PlanOptions(), [])
+    asked = planning.measured_cases(context, True)
+    assert asked == {
+        "reconstructions": 3,
+        "reports": 3,
+        "questions": asked["questions"],
+        "probabilities": 3,
+        "drawings": 3,
+    }
+    assert 0 < asked["questions"] < 20
+    assert planning.measured_cases(context, False) == context.recipe.evaluation.counts
+
+
 def test_the_real_step_is_timed_in_full_tuning_too(toy_vocabulary):
     settings = TuningSettings(method="full", max_tokens=256, tokens_per_batch=256)
     tunable = build_tunable(build_model("llama", 340).config, toy_vocabulary, settings, CPU)

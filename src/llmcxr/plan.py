@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.mixture import Mixture
-from llmcxr.instructions.rendering import RenderedExample, fit, supervise_all
+from llmcxr.instructions.rendering import RenderedExample, fit, render_plain, supervise_all
 from llmcxr.instructions.templates import Template, build_template
 from llmcxr.pipeline import Run
 from llmcxr.recipe import Recipe
@@ -34,15 +34,17 @@ from llmcxr.sources.base import Source
 from llmcxr.sources.registry import read_studies
 from llmcxr.stages.context import Context, with_given_sizes
 from llmcxr.stages.tuning import task_items
+from llmcxr.studies.cohort import CohortSettings, select_cohort
 from llmcxr.studies.findings import Finding
+from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Study
-from llmcxr.synthesis.gather import gather
-from llmcxr.tasks.report_to_cxr import DRAWN_AGAIN
+from llmcxr.synthesis.gather import MEASURED, gather
+from llmcxr.tasks.report_to_cxr import DRAWN_AGAIN, MORE, SHOWN
 from llmcxr.tuning.alignment import BATCH, LAYERS, alignment_prompt
 from llmcxr.tuning.batches import plan_batches
 from llmcxr.tuning.cost import Counts, Memory, ModelSize, build_tunable, cost_of, counts_of, device_memory, size_of
 from llmcxr.tuning.feed import WINDOW
-from llmcxr.tuning.keep_language import REPLAY_TOKENS
+from llmcxr.tuning.keep_language import REPLAY_TOKENS, general_texts
 from llmcxr.tuning.settings import StageSettings
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_config, load_text_tokenizer
@@ -231,11 +233,25 @@ def _hours(options: PlanOptions, rate: float | None) -> Callable[[float, float, 
     return lambda tokens, flops, devices: None
 
 
-def _responses(recipe: Recipe, last: _Sample) -> float:
-    """Tokens that are generated in a run: by the evaluation as its settings say, and texts of the base model."""
-    cases, decoding = recipe.evaluation.counts, recipe.tuning.decoding
+def measured_cases(context: Context, real: bool) -> dict[str, int]:
+    """How many of each the evaluation asks: as its settings say, and where the data are on disk no more than its test patients have."""
+    recipe, counts = context.recipe, context.recipe.evaluation.counts
+    if not real:
+        return counts
+    last, views = recipe.tuning.stages[-1].cohort, recipe.evaluation.views
+    cohort = CohortSettings(views=list(last.views if views is None else views), earliest_only=last.earliest_only)
+    held = select_cohort([s for s in context.studies if s.split == "test"], cohort).studies
+    told = sum(bool(report_text(study, last.sections)) for study in held)
+    asked = len(gather(held, MEASURED, context.labeller, recipe.seed))
+    there = {"reconstructions": len(held), "reports": told, "questions": asked, "drawings": told}
+    return {name: min(count, there.get(name, len(held))) for name, count in counts.items()}
+
+
+def _responses(recipe: Recipe, last: _Sample, cases: Mapping[str, int]) -> float:
+    """Tokens that are generated in a run: by the evaluation of so many cases, and texts of the base model."""
+    decoding = recipe.tuning.decoding
     reports = cases["reports"] * last.answer("cxr_to_report") * decoding.report_candidates
-    again = min(cases["drawings"], DRAWN_AGAIN)
+    again = min(cases["drawings"], DRAWN_AGAIN) + MORE * min(cases["drawings"], SHOWN)
     drawings = (cases["drawings"] + again) * decoding.drawing_candidates * last.answer("report_to_cxr")
     questions = cases["questions"] * last.answer("cxr_vqa") / recipe.tuning.questions_per_image
     guided = reports * (decoding.report_guidance != 1) + drawings * (decoding.drawing_guidance != 1)
@@ -244,7 +260,7 @@ def _responses(recipe: Recipe, last: _Sample) -> float:
 
 def _measure(
     context: Context, config: PreTrainedConfig, vocabulary: ImageVocabulary, template: Template, prompt: list[int],
-    samples: Sequence[_Sample], images: int,
+    samples: Sequence[_Sample], images: int, cases: Mapping[str, int],
 ) -> tuple[float, str, dict[str, float]]:  # fmt: skip
     """Tokens a second of tuning on this device, the same in words, and hours of the other stages by name."""
     recipe, device = context.recipe, context.device
@@ -258,10 +274,10 @@ def _measure(
         tunable.model.eval(), vocabulary, template, recipe.image_tokenizer.architecture.grid**2
     )
     names = list(context.findings)
-    seconds = _responses(recipe, samples[-1]) / speed.generation_rate(backend, [prompt] * 32)
-    seconds += (
-        recipe.evaluation.counts["probabilities"] * len(names) * len(prompt) / (3 * rate)
-    )  # read, not learned: a third
+    seconds = _responses(recipe, samples[-1], cases) / speed.generation_rate(backend, [prompt] * 32)
+    general = sum(len(render_plain(text, vocabulary).ids) for text in general_texts())
+    read = cases["probabilities"] * len(names) * len(prompt) + 2 * general  # these by the base model, too
+    seconds += read / (3 * rate)  # not learned: a third
     del tunable, backend
     stages = {**speed.image_stages(recipe, names, images, context.processes), "evaluation": seconds}
     return rate, said, {name: value / 3600 for name, value in stages.items()}
@@ -317,7 +333,8 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     prompt = alignment_prompt(np.zeros(grid, dtype=np.uint16), template, vocabulary)
     rate, said, others = options.rate, "", dict[str, float]()
     if options.measure:
-        rate, said, others = _measure(context, config, vocabulary, template, prompt, samples, images)
+        cases = measured_cases(context, real)
+        rate, said, others = _measure(context, config, vocabulary, template, prompt, samples, images, cases)
     elif rate is not None:
         said = f"as given: {rate:,.0f} tokens/s on each device, no padding counted"
     elif options.tflops is not None:

@@ -61,6 +61,7 @@ def test_a_model_that_reads_what_is_there():
     assert {score.key.partition(".")[0] for score in SCORES} <= set(summary)
     assert summary["protocol"] == {
         "test_images": 24,
+        "test_patients": 24,
         "left_out": {},
         "unknown_labels": "left_out",
         "uncertain_labels": "left_out",
@@ -144,6 +145,8 @@ def test_findings_that_the_labeller_does_not_know_are_left_out():
     for key in ("report.micro_f1", "report.macro_f1", "report.side_accuracy", "image.auroc_asked"):
         assert summary["not_measured"][key] == why
     assert summary["report"]["micro_f1"] is None and summary["vqa"]["auroc"] == summary["image"]["auroc_real"] == 1
+    shown = cards(answered(cases), cases)["reports"]
+    assert len(shown) == 12 and all((c.right, c.missed, c.invented, c.unread) == ([], [], [], why) for c in shown)
     table = score_table(summary)
     assert (
         f"Report findings, micro-F1; Report findings, macro-F1; Report findings, side right; Drawn images, AUROC for what was asked: {why}"
@@ -258,7 +261,18 @@ def test_what_falls_short_is_said():
     assert notes(micro_f1_low=0.26) == []
     assert len(notes()) == 1 and "no better than the best of" in notes()[0] and "(95 % interval)" in notes()[0]
     assert "0.100 is worse than the best of" in notes(micro_f1=0.1, micro_f1_low=0.0)[0]
-    assert "0.950 is above the ceiling" in notes(micro_f1=0.95, micro_f1_low=0.9)[0]
+    assert "0.950 is better than the ceiling" in notes(micro_f1=0.95, micro_f1_low=0.9)[0]
+    equal, reached = notes(baseline_micro_f1=0.95)  # between the two, but the two are the wrong way round
+    assert "0.300 is worse than the best of" in equal and "(0.950), reaches the ceiling" in reached
+    drawn = {"auroc": 0.6, "auroc_low": 0.55, "auroc_high": 0.7, "auroc_shuffled": 0.795, "auroc_real": 0.5}
+    worse, reached = shortfalls({"image": drawn})
+    assert "0.600 is worse than" in worse and "(0.795), reaches the ceiling" in reached and "(0.500)" in reached
+    assert (
+        "0.966 is better than the ceiling" in shortfalls({"language": {"perplexity_ratio": 0.966}})[0]
+    )  # lower is better
+    few = {"protocol": {"test_images": 6, "test_patients": 4}}
+    assert shortfalls(few)[0].startswith("The test has 6 images of 4 patients: no number here says much.")
+    assert shortfalls({"protocol": {"test_images": 90, "test_patients": 30}}) == []
     assert notes(distinct_reports=1, micro_f1_low=0.26) == [
         "All 9 generated reports are the same: the model does not read the image for them."
     ]
@@ -281,6 +295,8 @@ def test_next_steps_fit_the_data():
     assert "draw 'There is TB.'" in steps[1] and "'Is there TB?'" in steps[2]
     assert not any("cardiomegaly" in step for step in steps)
     assert next_steps({}, (), "a.png", "runs/x", "llmcxr") == []
+    unread = {"findings": [{"name": "rare", "positives": 1}, {"name": "frequent", "positives": 9, "reading": None}]}
+    assert "frequent" in next_steps(unread, ("rare", "frequent"), "a.png", "runs/x", "llmcxr")[0]
 
 
 def test_next_steps_can_be_pasted_into_a_shell():

@@ -126,6 +126,11 @@ def test_wording_of_lists_and_articles():
         ("scoliosis", "scoliosis"),
         ("pulmonary edema", "pulmonary edema"),
         ("pneumothorax", "a pneumothorax"),
+        ("Klebsiella", "Klebsiella"),
+        ("Influenza", "Influenza"),
+        ("E.Coli", "E.Coli"),
+        ("Mycoplasma", "Mycoplasma"),
+        ("Streptococcus", "Streptococcus"),
     ],
 )
 def test_articles(name, said):

@@ -115,6 +115,16 @@ def full(word: str) -> PageContent:
         },
         train_loss={word: curve},
         unseen_loss={word: [(100, 1e5, 0.3)]},
+        data={
+            "rules": [{"rule": word, "images": 12, "patients": 3}],
+            "studies": dict.fromkeys(("train", "validate", "test"), 4),
+            "patients": dict.fromkeys(("train", "validate", "test"), 1),
+            "left_out": {word: 1},
+            "noted": {word: 1},
+            "examples": {word: [word]},
+        },
+        remarks=[word],
+        next_steps=[f"llmcxr report {word} --model ."],
     )
 
 
@@ -146,21 +156,24 @@ SCROLLS = """[...document.querySelectorAll("*")].filter(e => ["auto", "scroll"].
 @pytest.mark.parametrize("width", [DESK, PHONE])
 def test_parts_and_tables_have_names_and_what_scrolls_has_focus(look, width):
     shown = look("usual", width)
-    assert shown.value(SCROLLS) == [[0, "region", True]] * 3
+    assert shown.value(SCROLLS) == [[0, "region", True]] * 6
     assert shown.value("[...document.querySelectorAll('th:not([scope=col]):not([scope=row])')].length") == 0
     assert shown.value("[...document.querySelectorAll('th')].filter(e => !e.textContent.trim()).length") == 0
-    assert shown.value("[...document.querySelectorAll('table')].map(e => !!e.caption.textContent)") == [True] * 3
+    assert shown.value("[...document.querySelectorAll('table')].map(e => !!e.caption.textContent)") == [True] * 6
     # What a screen reader is told, which a change of layout can take away.
     nodes = [n for n in shown.ask("Accessibility.getFullAXTree")["nodes"] if not n["ignored"]]
     told = [(n["role"]["value"], n.get("name", {}).get("value")) for n in nodes]
     sections = shown.value("[...document.querySelectorAll('section h2')].map(e => e.textContent)")
     names = [name for role, name in told if role == "region"]
-    assert len(sections) == 10 and set(sections) < set(names) and all(names)
+    assert len(sections) == 11 and set(sections) < set(names) and all(names)
     assert ("navigation", "Parts of this page") in told
     assert [name for role, name in told if role == "table"] == [
         "Questions, answers and truth",
         "AUROC of each finding by each route",
         "Language after each stage",
+        "What took part",
+        "What was left out",
+        "What was kept, but is odd",
     ]
     headers = [name for role, name in told if role == "columnheader"]
     assert headers[:5] == ["Image", "Question", "Answer of the model", "Truth", "Verdict"]

@@ -96,6 +96,7 @@ def full_content(text="Small effusion."):
         title=text,
         facts={"recipe": text},
         summary=SUMMARY
+        | {"protocol": {"test_images": 40, "test_patients": 7}}
         | {"notes": [text], "findings": findings, "not_measured": {"image.auroc_asked": f"reason {text}"}},
         reconstructions=[Reconstruction(image, image / 255.0, text, 0.0123)],
         reports=[ReportCard(image, text, text, ["right finding"], ["missed finding"], ["invented finding"], text)],
@@ -105,18 +106,43 @@ def full_content(text="Small effusion."):
         train_loss={text: curve, "empty": []},
         unseen_loss={text: [(100, 1e5, 0.2), (300, 3e5, float("nan"))]},
         stage_changes=[250],
+        data=data_of(text),
+        cohorts={
+            "stage1": {
+                "rules": [RULES[0], RULES[1] | {"rule": text}],
+                "left_out": {text: 7},
+                "too_long": {"cxr_to_report, cut": 12},
+            }
+        },
+        remarks=[text],
+        next_steps=[text],
     )
+
+
+RULES = [{"rule": "all", "images": 1234, "patients": 9}, {"rule": "views PA", "images": 1200, "patients": 8}]
+
+
+def data_of(text):
+    splits = {"train": 1000, "validate": 150, "test": 50}
+    return {
+        "rules": RULES,
+        "studies": splits,
+        "patients": splits,
+        "left_out": {"few": 3, text: 31},
+        "noted": {"odd": 5},
+        "examples": {text: [text], "odd": ["an odd one"]},
+    }
 
 
 def test_page_is_well_formed_and_has_every_section(tmp_path):
     source, reader = read(tmp_path, full_content())
     anchors = {a["href"][1:] for a in reader.all("a")}
     assert anchors == {s["id"] for s in reader.all("section")}
-    assert len(anchors) == 10
+    assert len(anchors) == 11
     assert "For research only" in reader.text
     assert "Simulated radiographs" in reader.text
     assert "Images marked as drawn are synthetic" in reader.text
-    assert source.count("What this shows.") == 10
+    assert source.count("What this shows.") == 11
     for shown in (
         "0.412",
         "0.264",
@@ -172,10 +198,52 @@ def test_the_page_says_which_images_and_labels_took_part(tmp_path):
     assert said + "count as present." in reader.text
 
 
+def test_the_page_says_what_took_part_and_why_the_rest_did_not(tmp_path):
+    _, reader = read(tmp_path, full_content("no text"))
+    rows = re.sub(r"\s+", " ", reader.text.split("after the rule")[1].split("odd 5")[0].replace("\n", " "))
+    for name, images, patients in (
+        ("all", "1,234", 9), ("views PA", "1,200", 8), ("training", "1,000", "1,000"), ("validation", 150, 150),
+        ("test", 50, 50), ("stage1: no text", "1,200", 8), ("measured", 40, 7),
+    ):  # fmt: skip
+        assert f"{name}{images}{patients}" in rows
+    assert rows.index("no text31no text") < rows.index("few3") < rows.index("stage1: no text7")
+    assert "stage1, examples longer than tuning.max_tokens: cxr_to_report, cut12" in rows
+    assert "odd5an odd one" in reader.text
+
+
+def test_a_part_that_is_empty_says_why(tmp_path):
+    """Escaped: names of the data's own stand in reasons."""
+    missing = {"report.micro_f1": HOSTILE, "vqa.accuracy": "there are no questions", "image.auroc": "no reports"}
+    source, reader = read(tmp_path, PageContent("t", summary={"not_measured": missing}))
+    assert f"Not measured: {HOSTILE}." in reader.text and "<script" not in source
+    assert (
+        "Not measured: there are no questions." in reader.text and reader.text.count("Not measured: no reports.") == 2
+    )
+
+
+def test_a_report_that_could_not_be_compared_is_not_called_right(tmp_path):
+    image = np.zeros((8, 8), np.uint8)
+    cards = [ReportCard(image, "a", "b", unread="the labeller knows none"), ReportCard(image, "a", "b")]
+    _, reader = read(tmp_path, PageContent("t", reports=cards))
+    assert reader.text.count("findings not compared: the labeller knows none") == 1
+    assert reader.text.count("no finding is labelled here, and none is stated") == 1
+
+
+def test_a_score_that_falls_short_says_so_on_its_card(tmp_path):
+    image = {"auroc": 0.6, "auroc_low": 0.55, "auroc_high": 0.7, "auroc_shuffled": 0.795, "auroc_real": 0.5, "n": 9}
+    page = PageContent("t", summary={"image": image, "vqa": SUMMARY["vqa"]})
+    _, reader = read(tmp_path, page)
+    card = reader.text.split("Drawn images, AUROC")[1].split("n = 9")[0]
+    assert "⚠ worse than the baseline" in card and "⚠ the baseline reaches the ceiling" in card
+    good = reader.text.split("Questions, AUROC of p(yes)")[1].split("Findings, calibration error")[0]
+    assert "⚠" not in good
+
+
 def test_an_empty_run_says_so(tmp_path):
     _, reader = read(tmp_path, PageContent("Nothing yet", simulated=False))
-    assert reader.text.count("Not measured in this run.") == 8
-    assert "Simulated radiographs" not in reader.text
+    assert reader.text.count("Not measured: not in this run.") == 6
+    assert reader.text.count("Not known of this run.") == reader.text.count("Nothing was trained in this run.") == 1
+    assert "Simulated radiographs" not in reader.text and "under the same terms" in reader.text
     assert reader.text.count("not measured") >= 9
 
 

@@ -225,6 +225,18 @@ def test_a_cell_may_hold_several_labels(folder):
         labels_of(folder, cells[:2], report_from_label={"covid-19": "COVID-19."})
 
 
+def test_a_label_that_says_nothing_is_unknown_and_counted(folder):
+    """ "todo" was a class of its own, of which all others counted as absent."""
+    (folder / "l.csv").write_text(
+        'file,kind\na.png,todo\nb.png,Unknown\nc.png,"Mass, unknown"\nd.png,No Finding\ne.png,\n'
+    )
+    values = {"path": folder / "l.csv", "images": folder / "pictures", "columns": {"image": "file", "label": "kind"}}
+    source = TableSource(build_settings(TableSettings, values), 0)
+    assert [s.labels for s in source.studies(folder, 8)] == [{}, {}, {"Mass": 1}, {"Mass": 0}, {}]
+    assert source.tally.noted == {"label that says nothing": 2}
+    assert source.tally.examples["label that says nothing"][0].endswith("l.csv, row 2: todo")
+
+
 def test_one_class_alone(folder):
     assert labels_of(folder, ["COVID-19", "covid 19", "", "COVID-19"]) == [
         {"COVID-19": 1},
@@ -382,6 +394,29 @@ def test_time_is_not_text(folder):
     assert orders(folder, ["3", "nan", "1"]) == [None] * 3, "one of them might be the first"
     with pytest.raises(UserError, match="column 'when': 2 of 2 cells are not .* Set source.table.order_format"):
         orders(folder, ["12/31/2018", "01/15/2019"])
+
+
+def test_one_cell_that_is_no_number_turns_no_column_to_text(folder):
+    """ "10" came before "3" for everyone where one cell was "unknown"."""
+    rows = ["file,patient,when", "a.png,p,10", "b.png,p,3", "c.png,q,unknown", "d.png,q,1", "e.png,r,2"]
+    (folder / "o.csv").write_text("\n".join(rows))
+    named = {"image": "file", "patient": "patient", "order": "when"}
+    source = TableSource(
+        build_settings(TableSettings, {"path": folder / "o.csv", "images": folder / "pictures", "columns": named}), 0
+    )
+    assert [s.order for s in source.studies(folder, 8)] == [1, 0, None, None, 0]
+    assert source.tally.noted["time of the study not readable"] == 1
+
+
+def test_without_a_column_of_order_it_is_known_of_single_studies_alone(folder):
+    """It was 0 for all, so that `earliest_only` kept every follow-up and said nothing."""
+    (folder / "o.csv").write_text("file,patient\na.png,p\nb.png,p\nc.png,q\n")
+    values = {
+        "path": folder / "o.csv", "images": folder / "pictures", "columns": {"image": "file", "patient": "patient"}
+    }  # fmt: skip
+    source = TableSource(build_settings(TableSettings, values), 0)
+    assert [s.order for s in source.studies(folder, 8)] == [None, None, 0]
+    assert source.tally.noted == {"patient of several studies whose order is not known": 1}
 
 
 def test_a_study_of_several_images_is_of_its_first(folder):

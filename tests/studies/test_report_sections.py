@@ -127,6 +127,9 @@ KINDS = {
     "only asked for": ("INDICATION: Known left pneumothorax. Evaluate for change.", "", ""),
     "only compared": ("TECHNIQUE: Portable.\nCOMPARISON: Multiple chest radiographs, most recent from ___.", "", ""),
     "a report that is one heading": ("REPORT: Patchy opacities.", "", "Patchy opacities."),
+    "a report that is one heading of the examination": ("CXR: Patchy opacities.", "Patchy opacities.", ""),
+    "the same by what was examined": ("CHEST: Patchy opacities.", "Patchy opacities.", ""),
+    "findings of a kind": ("RADIOGRAPHIC FINDINGS: Patchy opacities.", "Patchy opacities.", ""),
     "a note before a history": (
         "Day 4: patchy opacities, intubated. History: Man of 54 with fever.",
         "",

@@ -99,8 +99,9 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 def _show_results(run) -> None:
     """The scores of a finished run, and what to try next."""
-    from llmcxr.evaluation.scoring import next_steps, score_table
+    from llmcxr.evaluation.scoring import score_table
     from llmcxr.foundation.artifacts import read_json
+    from llmcxr.stages.evaluation import steps_to_try
 
     context = run.context
     if not context.processes.main:
@@ -109,9 +110,7 @@ def _show_results(run) -> None:
     summary = read_json(folder / "evaluation" / "summary.json")
     print("\n" + score_table(summary))
     print(f"\nResults page: {(folder / 'evaluation' / 'report.html').resolve()}")
-    image = folder / next(s.image_path for s in context.studies if s.split == "test")  # an absolute path stays as it is
-    model = run.recipe.model or str(folder)
-    if steps := next_steps(summary, context.findings, str(image), model, _own_name()):
+    if steps := steps_to_try(context, summary, _own_name()):
         print("\nTry next:\n  " + "\n  ".join(steps))
 
 

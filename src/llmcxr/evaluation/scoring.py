@@ -19,6 +19,9 @@ MEASUREMENTS: tuple[Measurement, ...] = tuple(
 )
 SCORES: tuple[Score, ...] = tuple(score for measurement in MEASUREMENTS for score in measurement.scores)
 NOT_MEASURED = "not measured"
+FEW_PATIENTS = (
+    30  # below, intervals over patients are too short (bootstrap of small samples) and most rare findings are missing
+)
 
 
 def summarise(predictions: Sequence[Prediction], cases: Cases) -> dict[str, Any]:
@@ -50,6 +53,7 @@ def summarise(predictions: Sequence[Prediction], cases: Cases) -> dict[str, Any]
     summary["not_measured"] = missing
     summary["protocol"] = {
         "test_images": len(cases.test),
+        "test_patients": len({study.patient_id for study in cases.test}),
         "left_out": dict(cases.left_out),
         "unknown_labels": cases.unknown_labels,
         "uncertain_labels": cases.uncertain_labels,
@@ -127,34 +131,59 @@ def score_table(summary: Mapping[str, Any]) -> str:
 
 
 def shortfalls(summary: Mapping[str, Any]) -> list[str]:
-    """A sentence on every score that is not clearly better than its baseline, or better than its ceiling, and the tasks' own."""
+    """A sentence on a test of few patients, on every score that is not clearly better than its baseline, or better than its
+    ceiling, or whose baseline reaches the ceiling, and the tasks' own."""
     notes = []
+    protocol = summary.get("protocol") or {}
+    if (patients := protocol.get("test_patients", FEW_PATIENTS)) < FEW_PATIENTS:
+        notes.append(
+            f"The test has {protocol['test_images']} images of {patients} patients: no number here says much. Give more patients "
+            f"the split test, or bring more data."
+        )
     for measurement in MEASUREMENTS:
         for score in measurement.scores:
-            value, baseline = look_up(summary, score.key), look_up(summary, score.baseline)
-            low, high = (look_up(summary, key) for key in score.interval or (None, None))
-            sign = -1 if score.lower_is_better else 1
-            bound = high if score.lower_is_better else low
-            if value is None:
-                continue
-            if baseline is not None and sign * (value if bound is None else bound) <= sign * baseline:
-                beaten = "worse than" if sign * value < sign * baseline else "no better than"
-                sure = "" if bound is None or beaten == "worse than" else " (95 % interval)"
-                notes.append(f"{score.label}: {value:.3f} is {beaten} {score.baseline_name}, {baseline:.3f}{sure}.")
-            ceiling = look_up(summary, score.ceiling) if isinstance(score.ceiling, str) else None
-            if ceiling is not None and sign * value > sign * ceiling:
-                notes.append(f"{score.label}: {value:.3f} is above the ceiling, {score.ceiling_name}, {ceiling:.3f}.")
+            notes += falls_short(score, summary).values()
         notes += measurement.notes(summary.get(measurement.group) or {})
     return notes
 
 
+def falls_short(score: Score, summary: Mapping[str, Any]) -> dict[str, str]:
+    """In a few words for its card, and as a sentence: a score that is not clearly better than its baseline, is better than its
+    ceiling, or whose baseline reaches the ceiling."""
+    value, baseline, ceiling = (look_up(summary, key) for key in (score.key, score.baseline, score.ceiling))
+    low, high = (look_up(summary, key) for key in score.interval or (None, None))
+    sign = -1 if score.lower_is_better else 1
+    bound = high if score.lower_is_better else low
+    found: dict[str, str] = {}
+    if value is None:
+        return found
+    if baseline is not None and sign * (value if bound is None else bound) <= sign * baseline:
+        beaten = "worse than" if sign * value < sign * baseline else "no better than"
+        sure = "" if bound is None or beaten == "worse than" else " (95 % interval)"
+        sentence = f"{score.label}: {value:.3f} is {beaten} {score.baseline_name}, {baseline:.3f}{sure}."
+        found[f"{beaten} the baseline{sure}"] = sentence
+    if baseline is not None and ceiling is not None and sign * baseline >= sign * ceiling:
+        found["the baseline reaches the ceiling: says nothing here"] = (
+            f"{score.label}: the baseline, {score.baseline_name} ({baseline:.3f}), reaches the ceiling, "
+            f"{score.ceiling_name} ({ceiling:.3f}), so on these cases the score tells no good model from a bad one."
+        )
+    elif ceiling is not None and sign * value > sign * ceiling:
+        sentence = f"{score.label}: {value:.3f} is better than the ceiling, {score.ceiling_name}, {ceiling:.3f}."
+        found["better than the ceiling"] = sentence
+    return found
+
+
 def next_steps(summary: Mapping[str, Any], findings: Sequence[str], image: str, model: str, command: str) -> list[str]:
-    """Command lines to try on a test image, about the finding of this data that the model reads best.
+    """Command lines to try on a test image, about the finding of this data that the model reads best, else the most frequent.
 
     `command` is how llmcxr is called. Nothing is suggested that the model has not learned: reports and drawings need reports.
     """
     rows = {row["name"]: row for row in summary.get("findings") or ()}
-    named = sorted(LabelSet(findings), key=lambda name: -(number(rows.get(name, {}).get("reading")) or 0.0))
+
+    def rank(name: str) -> tuple[float, float]:
+        return tuple(-(number(rows.get(name, {}).get(key)) or 0.0) for key in ("reading", "positives"))  # type: ignore[return-value]
+
+    named = sorted(LabelSet(findings), key=rank)
     steps = []
     if (summary.get("report") or {}).get("n"):
         steps.append([command, "report", image, "--model", model])

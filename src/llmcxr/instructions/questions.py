@@ -47,8 +47,11 @@ LIST_QUESTION = "Which abnormal findings does this chest radiograph show?"
 NORMAL_QUESTION = "Is this chest radiograph normal?"
 
 _ACRONYM = re.compile(r"[A-Z]{2,5}s?|\S*\d\S*")
-# Endings of names that take no article: plurals, and what is not counted (pneumonia, cardiomegaly, oedema, hyperinflation).
-_NO_ARTICLE = re.compile(r"(?:(?<!s)s|(?<!hern)ia|megaly|pathy|ema|tion|ing|disease|covid)$", re.I)
+# Endings of names that take no article: plurals, what is not counted (pneumonia, cardiomegaly, oedema, hyperinflation), and
+# germs (Klebsiella, Influenza, E.Coli), of which the COVID-19 image data collection makes classes.
+_NO_ARTICLE = re.compile(
+    r"(?:(?<!s)s|(?<!hern)ia|megaly|pathy|ema|tion|ing|disease|covid|ella|enza|plasma|phila|coli)$", re.I
+)
 _VOWEL_SOUND = re.compile(r"[AEFHILMNORSX][A-Z]{0,4}\b|(?i:[aeio]|u(?!ni))")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from llmcxr.pages.results import DrawingCard, QuestionRow, Reconstruction, ReportCard
 from llmcxr.studies.study import Study
 from llmcxr.tasks import cxr_to_report, cxr_vqa, report_to_cxr
@@ -35,6 +37,7 @@ def cards(predictions: Sequence[Prediction], cases: Cases) -> dict[str, Any]:
     reports = []
     for p in those(cxr_to_report.MEASUREMENT.name):
         names: dict[str, list[str]] = {"right": [], "missed": [], "invented": []}
+        unread: str = cases.unreadable() or ""
         if cases.readable:
             truth, stated = cases.labels([cases.by_id[p.image_id]])[0], cases.stated([p.response])[0]
             for i in cases.readable:
@@ -43,8 +46,10 @@ def cards(predictions: Sequence[Prediction], cases: Cases) -> dict[str, Any]:
                 )
                 if kind:
                     names[kind].append(cases.findings[i])
+            if np.isnan(truth[cases.readable]).all():
+                unread = "no label of this image is known"
         found = names["right"], names["missed"], names["invented"]
-        reports.append(ReportCard(image(p), p.reference, p.response, *found))
+        reports.append(ReportCard(image(p), p.reference, p.response, *found, caption(p), unread))
     answers = those(cxr_vqa.MEASUREMENT.name)
     right = cxr_vqa.vqa_right(answers)
     return {

@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Picture = NDArray[Any]
+TERMS = (
+    "This page holds pictures and texts of the data: it is under the same terms as they are. Pass it on only to whom you may "
+    "pass on the data."
+)
 
 
 def as_image(picture: Picture | Image.Image) -> Image.Image:
@@ -45,5 +49,5 @@ def page_environment(**named: Any) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
-    environment.globals.update(embedded=embedded, style=style, **named)
+    environment.globals.update(embedded=embedded, style=style, terms=TERMS, **named)
     return environment

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from llmcxr.evaluation.scoring import NOT_MEASURED, SCORES, look_up, number, text_of
+from llmcxr.evaluation.scoring import NOT_MEASURED, SCORES, falls_short, look_up, number, text_of
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.inference.provenance import mark_visibly
 from llmcxr.pages.pictures import Picture, as_image, page_environment
@@ -49,6 +49,7 @@ class ReportCard:
     missed: Sequence[str] = ()
     invented: Sequence[str] = ()
     caption: str = ""
+    unread: str = ""  # why findings could not be compared
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class PageContent:
     """All that the page shows. Whatever is left empty is shown as not measured.
 
     `facts`: name -> value of the run (recipe, sizes, minutes of each stage, versions). `summary`: what `summary.json`
-    holds. `train_loss` and `unseen_loss`: task -> curve, on the training batches and on patients never trained on.
+    holds. `data`: what `studies.json` holds; `cohorts`: training stage -> what its `cohort.json` holds, and `too_long` of
+    its `summary.json`; `remarks`: what the data cannot give; `next_steps`: command lines for the run's folder. `train_loss` and `unseen_loss`: task -> curve, on the training batches and on patients never trained on.
     `stage_changes`: the steps at which a new stage of training began.
     """
 
@@ -95,6 +97,10 @@ class PageContent:
     unseen_loss: Mapping[str, Curve] = field(default_factory=dict)
     stage_changes: Sequence[float] = ()
     simulated: bool = True
+    data: Mapping[str, Any] = field(default_factory=dict)
+    cohorts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
+    next_steps: Sequence[str] = ()
 
 
 ROUTES = {
@@ -236,7 +242,8 @@ def _score_cards(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         low, high = (look_up(summary, key) for key in score.interval or (None, None))
         numbers = {name: look_up(summary, key) for name, key in keys.items()}
         ends = {"low": low, "high": high} if low is not None and high is not None else {"low": None, "high": None}
-        cards.append({"score": score, "why": missing.get(score.key, ""), **numbers, **ends})
+        short = list(falls_short(score, summary))
+        cards.append({"score": score, "why": missing.get(score.key, ""), "short": short, **numbers, **ends})
     return cards
 
 
@@ -250,6 +257,39 @@ def _finding_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+_SPLIT_NAMES = {"train": "training", "validate": "validation", "test": "test"}
+
+
+def _rules(content: PageContent) -> list[dict[str, Any]]:
+    """Images and patients after every rule of the data, in each split, after every rule of each training stage, and those measured."""
+    data = content.data
+    rows = [dict(rule) for rule in data.get("rules", ())]
+    for split, name in _SPLIT_NAMES.items() if rows else ():
+        rows.append({"rule": name, "images": data["studies"][split], "patients": data["patients"][split]})
+    for stage, cohort in content.cohorts.items():
+        rows += [rule | {"rule": f"{stage}: {rule['rule']}"} for rule in cohort.get("rules", ())[1:]]
+    protocol = content.summary.get("protocol") or {}
+    if rows and "test_patients" in protocol:  # not of runs before it was kept
+        rows.append({"rule": "measured", "images": protocol["test_images"], "patients": protocol["test_patients"]})
+    return rows
+
+
+def _left_out(content: PageContent) -> list[dict[str, Any]]:
+    """What took no part, by where and why, the most first: of the data, and of each training stage."""
+    data = content.data
+    groups = [("", data.get("left_out", {}))]
+    for stage, cohort in content.cohorts.items():
+        groups.append((f"{stage}: ", cohort.get("left_out", {})))
+        groups.append((f"{stage}, examples longer than tuning.max_tokens: ", cohort.get("too_long", {})))
+    return [row | {"reason": where + row["reason"]} for where, counts in groups for row in _counted(counts, data)]
+
+
+def _counted(counts: Mapping[str, int], data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    examples = data.get("examples", {})
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return [{"reason": reason, "count": count, "examples": examples.get(reason, ())} for reason, count in ordered]
 
 
 def _protocol(summary: Mapping[str, Any]) -> str:
@@ -276,8 +316,12 @@ def write_page(path: Path, content: PageContent) -> None:
         findings=_finding_rows(summary),
         reliability=_reliability(summary),
         routes=list(ROUTES.items()),
+        why=summary.get("not_measured") or {},
         trace=(summary.get("language") or {}).get("trace") or [],
         notes=summary.get("notes") or [],
+        rules=_rules(content),
+        left_out=_left_out(content),
+        noted=_counted(content.data.get("noted", {}), content.data),
         protocol=_protocol(summary),
         not_measured=NOT_MEASURED,
     )

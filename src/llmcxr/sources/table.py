@@ -127,11 +127,15 @@ class _Classes:
         return clean_text(" ".join(self.lines.get(normal_form(name), "") for name in own))
 
 
+# Cells of labels that say that nothing is known, as in the COVID-19 image data collection; never a class, nor the absence of one.
+_NOT_KNOWN = {"nan", "unknown", "todo", "tbd", "?", "unlabeled", "unlabelled", "not known"}
+
+
 def _parts(text: str) -> list[str]:
     """The labels in a cell: apart by commas or "|", in the brackets and quotes of a printed list or without."""
     parts = re.findall(r"'([^']*)'|\"([^\"]*)\"", text) if re.fullmatch(r"\[.*\]", text, re.DOTALL) else []
     texts = ["".join(pair) for pair in parts] or re.split(r"[,|]", text.strip("[]"))
-    return [part for text in texts if (part := " ".join(text.split())) and part.casefold() != "nan"]
+    return [part for text in texts if (part := " ".join(text.split())) and part.casefold() not in _NOT_KNOWN]
 
 
 def _label_cell(row: Mapping[str, Any], column: str) -> str:
@@ -356,6 +360,9 @@ class TableSource:
     def _labels(self, row: Row, classes: _Classes, where: str) -> dict[str, int]:
         columns = self.settings.label_columns
         labels = labels_of({name: state_of(row.get(name), f"{where}, column {name!r}") for name in columns})
-        if present := LabelSet(classes.named(_label_cell(row, self.settings.column("label")))):
+        told = _label_cell(row, self.settings.column("label"))
+        if present := LabelSet(classes.named(told)):
             labels |= {name: int(name in present) for name in classes.names if is_finding(name)}
+        elif told:
+            self.tally.note("label that says nothing", f"{where}: {told}")
         return labels

@@ -11,6 +11,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.workflow import Stage
 from llmcxr.instructions.questions import write_questions
 from llmcxr.labelling.registry import label_studies
+from llmcxr.model.outside import FEWEST
 from llmcxr.pages.data import write_data_page
 from llmcxr.pages.questions import sample_questions
 from llmcxr.sources.base import Tally
@@ -140,17 +141,29 @@ def _say(summary: dict[str, Any]) -> None:
             print(f"    {word}: {len(summary[what]) - _SHOWN} more reasons (studies.json)")
     for note in summary["without_effect"]:
         print(f"    note: {note}")
-    if copies["groups"]:
-        print(
-            f"    note: {copies['images']:,} images are {copies['groups']:,}, pixel for pixel; "
-            f"{copies['across patients']:,} of these are of several patients, {copies['across splits']:,} in several "
-            f"splits"
-            + (
-                f"; {copies['patients moved']:,} patients were moved into one"
-                if copies["patients moved"]
-                else " (source.copies: one_split keeps them in one)" * bool(copies["across splits"])
-            )
-        )
+    for note in copies_said(copies):
+        print(f"    note: {note}")
+
+
+def copies_said(copies: dict[str, Any]) -> list[str]:
+    """A sentence on images that are there several times, if there are some."""
+    if not copies["groups"]:
+        return []
+    said = (
+        f"{copies['images']:,} images are {copies['groups']:,}, pixel for pixel; {copies['across patients']:,} of these are of "
+        f"several patients, {copies['across splits']:,} in several splits"
+    )
+    if copies["patients moved"]:
+        return [f"{said}; {copies['patients moved']:,} patients were moved into one."]
+    return [said + " (source.copies: one_split keeps them in one)" * bool(copies["across splits"]) + "."]
+
+
+def remarks(context: Context, summary: dict[str, Any]) -> list[str]:
+    """What is to be known of the data beside scores; `summary` is what `studies.json` holds."""
+    references = summary["prior_references"]
+    said = f"{references['sentences']:,} sentences of {references['reports']:,} reports refer to earlier studies, which one image cannot show"
+    kept = [f"{said} (prior_references: {context.recipe.prior_references})."] if references["sentences"] else []
+    return [*summary["without_effect"], *copies_said(summary["copies"]), *kept, *notes(context)]
 
 
 def write_page(context: Context) -> None:
@@ -194,6 +207,11 @@ def notes(context: Context) -> list[str]:
     for split in SPLITS:
         if not any(s.split == split for s in studies):
             result.append(f"no patient is in the split {split}.")
+    unseen = sum(s.split == "validate" for s in studies)
+    if context.given is None and 0 < unseen < FEWEST:
+        result.append(
+            f"{unseen} validation images: the model will not say which images are outside its data, for which it takes {FEWEST}."
+        )
     for stage in context.recipe.tuning.stages if context.given is None else ():
         training = [s for s in studies if s.split == "train"]
         result += [f"{stage.name}: {note}" for note in select_cohort(training, stage.cohort).notes]

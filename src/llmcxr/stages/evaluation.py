@@ -12,7 +12,7 @@ from llmcxr import __version__
 from llmcxr.evaluation.judge import Judge, judge_findings
 from llmcxr.evaluation.predict import ModelUnderTest, predict
 from llmcxr.evaluation.predictions import read_predictions
-from llmcxr.evaluation.scoring import summarise
+from llmcxr.evaluation.scoring import next_steps, summarise
 from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
 from llmcxr.foundation.devices import core_count, precision
 from llmcxr.foundation.workflow import RECORDS, Stage
@@ -21,6 +21,7 @@ from llmcxr.inference.provenance import save_marked_png
 from llmcxr.pages.content import cards
 from llmcxr.pages.results import PageContent, glance, write_page
 from llmcxr.stages.context import Context
+from llmcxr.stages.data import remarks
 from llmcxr.stages.image_tokens import codebook_in_training
 from llmcxr.studies.cohort import CohortSettings, select_cohort
 from llmcxr.studies.findings import LabelSet
@@ -138,7 +139,11 @@ def rescore(context: Context) -> None:
 
 def _facts(context: Context, summary: Mapping[str, Any], tuning: str) -> dict[str, str]:
     recipe, info = context.recipe, context.info
-    counts = read_json(context.folder / "studies.json")["studies"]
+    counts = read_json(context.folder / "studies.json")
+
+    def said(split: str, name: str) -> str:
+        return f"{counts['studies'][split]:,} {name} (of {counts['patients'][split]:,} patients)"
+
     # Of the stages before: what this one takes is known only when the page is written.
     records = [p for p in (context.folder / RECORDS).glob("*.json") if p.stem not in ("evaluation", "owner")]
     seconds = {p.stem: read_json(p).get("seconds", 0) for p in sorted(records, key=lambda p: p.stat().st_mtime)}
@@ -146,7 +151,7 @@ def _facts(context: Context, summary: Mapping[str, Any], tuning: str) -> dict[st
         "Recipe": recipe.name,
         "Model": "trained in this run" if recipe.model is None else recipe.model,
         "Base LLM": info.base,
-        "Radiographs": f"{counts['train']} training, {counts['validate']} validation, {counts['test']} test",
+        "Radiographs": f"{said('train', 'training')}, {said('validate', 'validation')}, {said('test', 'test')}",
         "Image tokens": f"{info.grid} x {info.grid} of {info.codebook_size} codes, {info.image_size} px",
         "Codebook in training": codebook_in_training(context.folder / "image_tokenizer"),
         "Tuning": tuning,
@@ -164,12 +169,25 @@ def _facts(context: Context, summary: Mapping[str, Any], tuning: str) -> dict[st
     return {name: value for name, value in facts.items() if value}
 
 
+def steps_to_try(
+    context: Context, summary: Mapping[str, Any], command: str = "llmcxr", within: bool = False
+) -> list[str]:
+    """Command lines about a test image of this run and its model, to be called anywhere or `within` the run's folder."""
+    image, model = next(s.image_path for s in context.studies if s.split == "test"), "."
+    if not within:
+        image, model = str(context.folder / image), str(context.folder)  # an absolute path stays as it is
+    return next_steps(summary, context.findings, image, context.recipe.model or model, command)
+
+
 def _write_page(context: Context, summary: dict[str, Any], shown: dict[str, Any]) -> None:
     train_loss: dict[str, list[tuple[float, float, float]]] = {}
     unseen_loss: dict[str, list[tuple[float, float, float]]] = {}
     changes: list[float] = []
     step = tokens = 0.0
+    cohorts: dict[str, dict[str, Any]] = {}
     for stage in context.recipe.tuning.stages if context.given is None else []:
+        cohorts[stage.name] = read_json(context.folder / stage.name / "cohort.json")
+        cohorts[stage.name]["too_long"] = read_json(context.folder / stage.name / "summary.json").get("too_long", {})
         curve = read_json(context.folder / stage.name / "curves.json")
         for record in curve:
             for target, key in ((train_loss, "train"), (unseen_loss, "unseen")):
@@ -179,7 +197,7 @@ def _write_page(context: Context, summary: dict[str, Any], shown: dict[str, Any]
         changes.append(step)
     method = context.recipe.tuning.method
     tuning = f"{method}, {tokens:,.0f} tokens, {step:,.0f} steps" if context.given is None else ""
-    overview = glance(shown["drawings"])
+    overview, data = glance(shown["drawings"]), read_json(context.folder / "studies.json")
     page = PageContent(
         title=f"llmcxr: {context.recipe.name}",
         facts=_facts(context, summary, tuning),
@@ -190,6 +208,10 @@ def _write_page(context: Context, summary: dict[str, Any], shown: dict[str, Any]
         unseen_loss=unseen_loss,
         stage_changes=changes[:-1],
         simulated=context.source.simulated,
+        data=data,
+        cohorts=cohorts,
+        remarks=remarks(context, data),
+        next_steps=steps_to_try(context, summary, within=True),  # so a run that is moved keeps its page
     )
     folder = context.folder / "evaluation"
     write_page(folder / "report.html", page)

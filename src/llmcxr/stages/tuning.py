@@ -308,6 +308,8 @@ def _measure_language(context: Context, stage: StageSettings, folder: Path) -> N
         if name not in known and (context.folder / name / "weights.safetensors").exists():
             load_stage(tunable, context.folder / name)
             trace = check.extend(trace, name, tunable.model.to(context.device))  # type: ignore[arg-type]
+    for what, count in summary["too_long"].items():
+        print(f"    longer than tuning.max_tokens ({tuning.max_tokens}), {count:,} examples: {what}")
     last = trace[-1]
     print(f"    language: perplexity {last['perplexity']:.2f}, {last['perplexity_ratio']:.3f} of the base model's")
     write_json(folder / "summary.json", summary | {"language": trace})

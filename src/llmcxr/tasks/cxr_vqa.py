@@ -114,7 +114,8 @@ YES_NO: frozenset[str] = frozenset({"presence", "normal"})  # kinds whose answer
 PROBABILITIES = "probabilities"  # kind of the predictions of p(yes)
 _MOST_TOKENS = 32
 _NO_CALIBRATION = (
-    "the model has no calibration (`llmcxr calibrate`), so its probabilities of findings are as it answers"
+    "the model has no calibration (`llmcxr calibrate` makes one, or says why it cannot), so its probabilities of findings are as "
+    "it answers"
 )
 _NO_LABEL = "no label of a test image is known"
 _NO_QUESTION = "no question is known about any test image: it needs labels, or findings that are known exactly"

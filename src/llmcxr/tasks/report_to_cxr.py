@@ -120,6 +120,7 @@ TASK = ReportToCxr()
 # ----------------------------------------------------------------------------------------------------- how it is measured
 
 DRAWN_AGAIN = 64  # reports that are drawn a second time, for how much drawings of one vary
+SHOWN, MORE = 8, 3  # reports whose drawings the page shows, and how many more it shows of each
 
 
 class DrawingMeasurement(Measurement):
@@ -170,7 +171,7 @@ class DrawingMeasurement(Measurement):
     def asks(self, cases: Cases) -> list[list[Ask]]:
         """Reports of test images."""
         told = [(s, text) for s in cases.shuffled if (text := report_text(s, cases.part))][: cases.counts["drawings"]]
-        shown = to_show([study for study, _ in told], 8)
+        shown = to_show([study for study, _ in told], SHOWN)
         asks = [
             Ask(s, cases.part, text, shown=k in shown, repeated=k < DRAWN_AGAIN) for k, (s, text) in enumerate(told)
         ]
@@ -194,7 +195,7 @@ class DrawingMeasurement(Measurement):
             if k in likeness:
                 extra["ms_ssim_again"] = likeness[k]
             if ask.shown:
-                extra["drawn"] += map(picture_text, model.decode(model.draw([texts[k]] * 3, seed + 1)))
+                extra["drawn"] += map(picture_text, model.decode(model.draw([texts[k]] * MORE, seed + 1)))
                 extra["kept"] = picture_text(model.decode(own_codes[k : k + 1])[0])
             predictions.append(self.prediction(ask, **extra))
         return predictions
