@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
+from llmcxr.evaluation.calibration import told
 from llmcxr.foundation.workflow import Stage, Workflow
+from llmcxr.model.calibration import CALIBRATION, save_calibration
 from llmcxr.recipe import Recipe
 from llmcxr.stages import data, evaluation, image_tokens, synthesis, tuning
+from llmcxr.stages.calibration import IMAGES, READINGS, fitted_calibration, folder_to_calibrate
 from llmcxr.stages.context import Context
 
 
@@ -65,5 +69,23 @@ class Run:
         self.workflow.wrote("studies")
 
     def _rescore(self) -> None:
-        evaluation.rescore(self.context)
-        self.workflow.wrote("evaluation")
+        with self.workflow.renewing("evaluation"):
+            evaluation.rescore(self.context)
+
+    def calibrate(self, into: Path | None, images: int = IMAGES) -> str:
+        """Calibrate the run's model and keep that in its folder or `into` another that holds it. What to say.
+
+        An evaluation that is done is scored anew: how far probabilities can be taken at their word is part of it.
+        `UserError` as `folder_to_calibrate` and `fitted_calibration` raise.
+        """
+        with self.workflow.alone():
+            folder = folder_to_calibrate(self.context, into)
+            kept = self.context.folder / READINGS.format("validate")
+            calibration = fitted_calibration(self.context, images, kept)
+            scored = folder.resolve() == self.context.model.resolve() and self.workflow.has("evaluation")
+            with self.workflow.renewing("evaluation") if scored else nullcontext():
+                save_calibration(folder, calibration)
+                self.workflow.wrote("model")
+                if scored:
+                    evaluation.rescore(self.context)
+        return f"{told(calibration)}\n{folder / CALIBRATION}"

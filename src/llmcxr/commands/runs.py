@@ -189,12 +189,7 @@ def _choose_decoding(arguments: argparse.Namespace) -> None:
 )
 def _calibrate(arguments: argparse.Namespace) -> None:
     run = finished_run(arguments.folder, arguments.overrides)
-
-    from llmcxr.stages.calibration import calibrate_run
-
-    with run.workflow.alone():
-        print(calibrate_run(run.context, arguments.into, arguments.images))
-        run.workflow.wrote("model")
+    print(run.calibrate(arguments.into, *filter(None, [arguments.images])))
 
 
 @command(

@@ -99,6 +99,14 @@ def check_length(tokens: int, response: int, context: int | None, most: int | No
         )
 
 
+def first_tokens(answers: Sequence[str], vocabulary: ImageVocabulary) -> list[int]:
+    """The token that each answer begins with, by which they are told apart. ValueError where two begin with the same."""
+    ids = [vocabulary.encode_text(answer)[0] for answer in answers]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"the answers {list(answers)} begin with the same token")
+    return ids
+
+
 def whole_response(
     tokens: Sequence[int], request: Request, end_id: int, length: int, vocabulary: ImageVocabulary
 ) -> Response:
