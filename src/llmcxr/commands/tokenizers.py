@@ -91,10 +91,10 @@ def _encode(arguments: argparse.Namespace) -> None:
     from llmcxr.recipe import Recipe
     from llmcxr.recipes import find_recipe
     from llmcxr.stages.context import Context
-    from llmcxr.stages.image_tokens import encode_stage
+    from llmcxr.stages.image_tokens import ENCODED, encode_stage
 
     context = Context(load_settings(Recipe, find_recipe(arguments.recipe), arguments.overrides))
     Workflow(context.folder, [encode_stage(context)], context.processes).run()
     if context.processes.main:
-        print(context.folder / "encoded" / "codes.parquet")
+        print(context.folder / ENCODED / "codes.parquet")
     context.processes.close()
