@@ -290,7 +290,8 @@ def _pack(arguments: argparse.Namespace) -> None:
 def _plan(arguments: argparse.Namespace) -> None:
     recipe = _recipe(arguments)
 
-    from llmcxr.plan import PlanOptions, plan, plan_text
+    from llmcxr.plan import PlanOptions, plan
+    from llmcxr.plan_text import plan_text
 
     names = ("devices", "rate", "measure", "tflops", "utilisation", "images")
     options = {name: getattr(arguments, name) for name in names}
