@@ -186,6 +186,12 @@ def test_settings_lists_every_key(capsys):
     assert "no setting's key contains 'zzzz'" in fails(capsys, "settings", "zzzz")
 
 
+def test_no_command_gets_the_list_of_them(capsys):
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert "write the report of a radiograph" in said.out and said.err == ""
+
+
 def test_help_is_quick_and_names_every_command():
     result = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "llmcxr", "--help"], capture_output=True, text=True, check=True

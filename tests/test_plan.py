@@ -264,6 +264,7 @@ def recipe_path(tmp_path) -> Path:
         "name": "toy",
         "runs": str(tmp_path / "runs"),
         "device": "cpu",
+        "precision": "bfloat16",  # what auto finds depends on what else the machine does
         "llm": str(tmp_path / "llm"),
         "source": {"kind": "table", "table": table},
         "image_tokenizer": {
@@ -323,7 +324,7 @@ def test_the_precision_is_that_of_the_run(recipe_path, monkeypatch):
     )  # rows stay wide
     assert 1.5 < wide.activations / narrow.activations < 2.1 and plans["float32"].stages == plans["bfloat16"].stages
     monkeypatch.setattr(planning, "asked_precision", lambda setting, device: {"training": torch.float32})
-    recipe = load_settings(Recipe, recipe_path)
+    recipe = load_settings(Recipe, recipe_path, ["precision=auto"])
     assert plan(recipe).memory == plans["float32"].memory
     elsewhere = plan(recipe, PlanOptions(tflops=100.0))
     assert elsewhere.memory == plans["bfloat16"].memory and "--tflops trains in bfloat16" in elsewhere.notes[-1]

@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     about = f"Teach a text-only LLM to read and write chest radiographs. {NOTICE}"
     parser = argparse.ArgumentParser(prog="llmcxr", description=about)
     parser.add_argument("--version", action="version", version=f"llmcxr {__version__}")
-    words = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    words = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, own in COMMANDS.items():
         about, example = (
             own.about.removesuffix(f" {NOTICE}").split(". ")[0].removesuffix("."),
@@ -90,6 +90,9 @@ def main(argv: list[str] | None = None) -> int:
         arguments.overrides += rest  # argparse itself takes them only before --stage
     elif rest:
         parser.error(f"unrecognized arguments: {shlex.join(rest)}")
+    if arguments.command is None:
+        parser.print_help()
+        return 2
     try:
         with ends_like_interrupts():
             status = arguments.function(arguments)
