@@ -137,9 +137,9 @@ def _check_candidates(candidates: int, needed: Sequence[str], info: ModelInfo) -
         )
 
 
-def presence_answers(asker: Asker, images: Sequence[np.ndarray], findings: Sequence[str]) -> np.ndarray:
-    """p of each of `PRESENCE_ANSWERS` to whether there are the `findings`, asked for as in training, on each of R images with
-    codes [L]: float32 [R, len(findings), 2]."""
+def presence_answers(asker: Asker, images: np.ndarray, findings: Sequence[str]) -> np.ndarray:
+    """p of each of `PRESENCE_ANSWERS` to whether there are the `findings`, asked for as in training, on each of
+    images with codes [R, L]: float32 [R, len(findings), 2]."""
     known = LabelSet(asker.info.findings)
     asked = [presence_question(known.spelling(name) if name in known else name) for name in findings]
     turns = [cxr_vqa.TASK.prompt(codes, question) for codes in images for question in asked]
