@@ -6,7 +6,7 @@ import argparse
 import itertools
 from pathlib import Path
 
-from llmcxr.commands.table import DEVICE, OVERRIDES, RECIPE, argument, command, count, path
+from llmcxr.commands.table import OVERRIDES, RECIPE, argument, command, count, path
 from llmcxr.foundation.artifacts import check_output, write_json
 from llmcxr.foundation.errors import UserError
 
@@ -24,11 +24,10 @@ from llmcxr.foundation.errors import UserError
         "--clinical",
         metavar="NETWORK",
         help="also the Fréchet distance on this network's features: the folder of a clinical network (a run's clinical_features/), or "
-        "a TorchXRayVision name or file (default: none)",
+        "a TorchXRayVision name or file",
     ),
     argument("--shown", type=count, default=8, help="images in the grid (default: %(default)s)"),
-    DEVICE,
-    example="runs/quickstart/image_tokenizer images/",
+    argument("--device", default="auto", help="auto, cpu, cuda, ..."),
 )
 def _evaluate_tokenizer(arguments: argparse.Namespace) -> None:
     from llmcxr.studies.image_files import image_files, read_squares
