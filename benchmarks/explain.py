@@ -30,9 +30,10 @@ from PIL import Image
 from scipy import ndimage
 
 from llmcxr.foundation.artifacts import write_json
+from llmcxr.inference.backend import first_tokens
 from llmcxr.inference.explanation import beliefs, likely_alternatives, mean_falls, patches, replaced, stretched
 from llmcxr.inference.llm_cxr import LlmCxr
-from llmcxr.instructions.questions import NOTHING, presence_question
+from llmcxr.instructions.questions import NOTHING, PRESENCE_ANSWERS, presence_question
 from llmcxr.studies.pixel_store import PixelStore
 from llmcxr.studies.radiographs import from_uint8
 from llmcxr.studies.study import Study, read_manifest
@@ -124,7 +125,7 @@ def gradients(data: Data, method: str, codes: np.ndarray, findings: Sequence[str
     """The same by Captum, of the embeddings of the image's codes: log-odds of yes, attributed."""
     asker = data.model.asker
     model, vocabulary = asker.backend.model, asker.vocabulary
-    ids = [vocabulary.encode_text(answer)[0] for answer in ("Yes.", "No.")]
+    ids = first_tokens(PRESENCE_ANSWERS, vocabulary)
 
     def odds(tokens: torch.Tensor) -> torch.Tensor:
         last = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, -1]

@@ -20,8 +20,7 @@ import numpy as np
 
 from llmcxr import LlmCxr
 from llmcxr.foundation.assets import DEFAULT_MODEL
-from llmcxr.instructions.questions import presence_question
-from llmcxr.instructions.rendering import encode_free
+from llmcxr.instructions.rendering import encode_responses
 from llmcxr.metrics.scores import auroc
 from llmcxr.sources.phantom.settings import PhantomSettings
 from llmcxr.sources.phantom.source import PhantomSource
@@ -38,12 +37,11 @@ def measured(model: LlmCxr, codes: np.ndarray, reports: list[str], truth: np.nda
 
     def perplexity(turns: list[Any], texts: list[str]) -> float:
         # Each text with its end token, which counts.
-        tokens = sum(len(encode_free(text, asker.template, asker.vocabulary)) + 1 for text in texts)
+        tokens = sum(map(len, encode_responses(texts, asker.template, asker.vocabulary)))
         return float(np.exp(-backend.log_likelihoods(asker.prompts(turns), texts).sum() / tokens))
 
     begin = time.perf_counter()
-    asked = [presence_question(name) for name in model.info.findings]
-    yes = np.stack([model.yes_probabilities(row, asked) for row in codes])
+    yes = np.stack([model.presence_probabilities(row, model.info.findings) for row in codes])
     general = general_texts()[:TEXTS]
     empty = language.TASK.prompt([{"role": "user", "content": "Write a text."}])
     return {

@@ -27,7 +27,7 @@ from llmcxr.foundation.settings import load_settings
 from llmcxr.inference.backend import Request, Sampling
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.example import Turn
-from llmcxr.instructions.questions import LIST_QUESTION, presence_question
+from llmcxr.instructions.questions import LIST_QUESTION, PRESENCE_ANSWERS, presence_question
 from llmcxr.instructions.rendering import render_prompt
 from llmcxr.labelling.rules import RuleLabeller
 from llmcxr.metrics.scores import best_constant_prediction, mean_auroc, micro_macro_f1
@@ -139,7 +139,7 @@ class TimedStage(Stage):
         for row, codes in enumerate(self.codes):
             turns = [Turn(presence_question(name), codes) for name in self.findings]
             prompts = [render_prompt((turn,), self.template, self.tunable.vocabulary) for turn in turns]
-            p_yes[row] = self.backend.answer_probabilities(prompts, ("Yes.", "No."))[:, 0]
+            p_yes[row] = self.backend.answer_probabilities(prompts, PRESENCE_ANSWERS)[:, 0]
         lists = self._write([(Turn(LIST_QUESTION, codes),) for codes in self.codes], 40)
         named: list[str | None] = [*lists] if self.settings.findings_first else [None] * len(lists)
         reports = self._write([cxr_to_report.TASK.prompt(c, n) for c, n in zip(self.codes, named, strict=True)], 90)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import subprocess
 import sys
 
@@ -11,8 +12,9 @@ import pytest
 from PIL import Image
 
 import llmcxr
-from llmcxr import commands
+from llmcxr import cli, commands
 from llmcxr.cli import CLOSED_PIPE, main
+from llmcxr.commands import COMMANDS
 
 
 def fails(capsys, *arguments: str) -> str:
@@ -184,6 +186,12 @@ def test_settings_lists_every_key(capsys):
     assert "no setting's key contains 'zzzz'" in fails(capsys, "settings", "zzzz")
 
 
+def test_no_command_gets_the_list_of_them(capsys):
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert "write the report of a radiograph" in said.out and said.err == ""
+
+
 def test_help_is_quick_and_names_every_command():
     result = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "llmcxr", "--help"], capture_output=True, text=True, check=True
@@ -191,6 +199,25 @@ def test_help_is_quick_and_names_every_command():
     for word in ("fetch", "run", "report", "ask", "draw", "findings", "chat", "For research only"):
         assert word in result.stdout
     assert " torch\n" not in result.stderr  # heavy libraries only where they are needed
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "evaluate-tokenizer"])
+def test_help_answers_what_a_newcomer_asks(name, capsys):
+    """What each argument is, what it is where it is left out, and a line to copy, which is one of the command's."""
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    helped, command = capsys.readouterr().out, COMMANDS[name]
+    assert f"\ne.g. llmcxr {command.example}\n" in helped
+    parser = cli._parser()
+    given = parser.parse_args(shlex.split(command.example))
+    assert given.function is command.function
+    own = parser._subparsers._group_actions[0].choices[name]
+    for action in own._actions[1:]:
+        told = " ".join((action.help or "").split())
+        assert len(told.split()) >= 4, f"{action.dest}: {told!r} says too little"
+        may_be_left_out = action.option_strings and not action.required and action.nargs != 0
+        if may_be_left_out or action.nargs == "?":
+            assert "default: " in told, f"{action.dest}: what is it where it is left out?"
 
 
 def test_home_is_home_in_every_path(tmp_path, capsys, monkeypatch):

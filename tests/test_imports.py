@@ -32,6 +32,7 @@ ORDER = (
     "packing",
     "speed",
     "plan",
+    "plan_text",
     "commands",
     "cli",
     "__main__",

@@ -280,12 +280,19 @@ def test_probabilities_are_calibrated_on_validation_patients(copied, tiny, monke
     kept = json.loads((copied.folder / "readings-validate.json").read_text())["rows"]
     studies = {s.image_id: s for s in read_manifest(copied.folder / "manifest.parquet")}
     assert len(kept) == 8 and {studies[row["image_id"]].split for row in kept} == {"validate"}
+    results = copied.folder / "evaluation" / "summary.json"
+    assert "calibration_error" in json.loads(results.read_text())["vqa"]  # scored by it at once
     write_limits(model, OutsideLimits(50, (-3.0, 2.0), (0.1, 0.1), tuple(float(i) for i in range(101))))
     monkeypatch.setattr(
-        "llmcxr.inference.llm_cxr.LlmCxr.yes_probabilities", None
+        "llmcxr.inference.llm_cxr.LlmCxr.presence_probabilities", None
     )  # nothing is asked again, whatever is usual
     assert main(command) == 0 and load_calibration(model) == own
     assert copied() == []  # the run takes it as it is
+    monkeypatch.setattr("llmcxr.stages.evaluation.summarise", None)  # killed between the calibration and the scores
+    with pytest.raises(TypeError):
+        main(command)
+    monkeypatch.undo()
+    assert copied() == ["evaluation"] and json.loads(results.read_text())["vqa"]["brier"] > 0
     assert main([*command, f"model={tiny / 'runs' / copied.folder.name}"]) == 2
     assert "Say with --into which folder" in capsys.readouterr().err
 

@@ -23,6 +23,7 @@ from llmcxr.instructions.rendering import RenderedExample
 from llmcxr.instructions.templates import build_template
 from llmcxr.pipeline import Run
 from llmcxr.plan import PlanOptions, plan
+from llmcxr.plan_text import plan_text
 from llmcxr.recipe import Recipe
 from llmcxr.stages.tuning import task_items
 from llmcxr.tuning.alignment import alignment_prompt
@@ -56,6 +57,7 @@ SIZE = ModelSize(
     step_gradient_bytes=1200,
     optimizer_bytes=3600,
     table_copies=3,
+    number_bytes=2,
     logit_bytes=2,
 )
 NOTHING = Counts(*[0] * len(Counts._fields))
@@ -85,11 +87,20 @@ def test_the_stand_in_shape_is_used_only_where_nothing_better_is_there(tmp_path)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("neox", False), ("gpt2", True), ("qwen3", False)])
-def test_counts_are_those_of_the_real_model_and_optimizer(kind, tied, method, toy_vocabulary):
+@pytest.mark.parametrize(
+    ("kind", "tied", "dtype"),
+    [
+        ("llama", True, torch.bfloat16),
+        ("llama", True, torch.float32),
+        ("neox", False, torch.bfloat16),
+        ("gpt2", True, torch.float32),
+        ("qwen3", False, torch.bfloat16),
+    ],
+)
+def test_counts_are_those_of_the_real_model_and_optimizer(kind, tied, dtype, method, toy_vocabulary):
     settings = TuningSettings(method=method, lora_rank=3, max_tokens=256)
-    model = build_model(kind, 340, tied).to(torch.bfloat16)
-    size = size_of(build_tunable(model.config, toy_vocabulary, settings, META))
+    model = build_model(kind, 340, tied).to(dtype)
+    size = size_of(build_tunable(model.config, toy_vocabulary, settings, META, dtype))
     real = TunableModel(model, toy_vocabulary, torch.zeros(K, 32), settings)
     trainable = list(real.trainable().values())
     assert size.trained == sum(p.numel() for p in trainable)
@@ -102,7 +113,8 @@ def test_counts_are_those_of_the_real_model_and_optimizer(kind, tied, method, to
     masters = [master for p, master in optimizer._pairs if master is not p]
     moments = [v for state in optimizer.optimizer.state.values() for k, v in state.items() if k != "step"]
     assert size.optimizer_bytes == sum(t.nbytes for t in masters + moments)
-    assert (size.table_copies, size.logit_bytes) == (3 if method == "full" else 2, 2)
+    assert size.table_copies == (3 if method == "full" else 2)
+    assert size.logit_bytes == size.number_bytes == dtype.itemsize
     assert size.step_gradient_bytes == size.gradient_bytes + 4 * size.trained  # a toy: all at once
     assert size.parameters == sum(p.numel() for p in {id(p): p for p in real.merge().parameters()}.values())
 
@@ -171,6 +183,8 @@ def test_memory_by_hand():
     )  # then the optimiser's step is larger
     anchored = device_memory(SIZE, 100, 64.0, largest._replace(anchored=3))
     assert anchored.activations == activations + 3 * 50 * (8 - 2)
+    wide = device_memory(dataclasses.replace(SIZE, number_bytes=4, logit_bytes=4), 100, 64.0, largest)
+    assert wide.activations == 100 * 64 + 4 * (7 * 50 + 30 * 16) + 12 * 50 * 8
     sharded = device_memory(SIZE, 100, 64.0, largest, shards=4)
     assert sharded.weights == 8000 // 4 + 2 * 8000 // 4 and sharded.optimizer == 900 and sharded.gradients == 150
     assert sharded.activations == activations
@@ -250,6 +264,7 @@ def recipe_path(tmp_path) -> Path:
         "name": "toy",
         "runs": str(tmp_path / "runs"),
         "device": "cpu",
+        "precision": "bfloat16",  # what auto finds depends on what else the machine does
         "llm": str(tmp_path / "llm"),
         "source": {"kind": "table", "table": table},
         "image_tokenizer": {
@@ -296,6 +311,23 @@ def test_tokens_and_steps_are_the_trainers(loss, recipe_path, tmp_path):
         assert count == sum(n for key, n in trainer.feed.too_long.items() if key.endswith(what)) > 0
     assert planned.tasks == trainer.mixture.counts() and sum(planned.tasks.values()) == 300
     assert planned.epochs["cxr_to_report"] == planned.tasks["cxr_to_report"] / 16
+
+
+def test_the_precision_is_that_of_the_run(recipe_path, monkeypatch):
+    """The recipe's, or the one that is faster here; the rate of another device is one in bfloat16."""
+    plans = {p: plan(load_settings(Recipe, recipe_path, [f"precision={p}"])) for p in ("float32", "bfloat16")}
+    wide, narrow = (p.memory[""] for p in plans.values())
+    assert "(float32; moments in float32; " in plan_text(plans["float32"])
+    assert "(bfloat16; masters and moments in float32; " in plan_text(plans["bfloat16"])
+    assert (
+        wide.optimizer < narrow.optimizer and narrow.weights < wide.weights < 2 * narrow.weights + 5000
+    )  # rows stay wide
+    assert 1.5 < wide.activations / narrow.activations < 2.1 and plans["float32"].stages == plans["bfloat16"].stages
+    monkeypatch.setattr(planning, "asked_precision", lambda setting, device: {"training": torch.float32})
+    recipe = load_settings(Recipe, recipe_path, ["precision=auto"])
+    assert plan(recipe).memory == plans["float32"].memory
+    elsewhere = plan(recipe, PlanOptions(tflops=100.0))
+    assert elsewhere.memory == plans["bfloat16"].memory and "--tflops trains in bfloat16" in elsewhere.notes[-1]
 
 
 def test_alignment_is_planned(recipe_path, capsys, monkeypatch):

@@ -23,7 +23,7 @@ def recipe(tmp_path) -> Path:
 PATHS = ["/home/me/thesis", "../../x", "..", ".", "", ".stages", "a/b", "a\\b", "a b", "a\nb", "a\0b", "-a", "x" * 101]
 
 
-@pytest.mark.parametrize("name", [*PATHS, "a.b", "images", "masks", "model", "Evaluation", "owner"])
+@pytest.mark.parametrize("name", [*PATHS, "a.b", "images", "masks", "model", "Evaluation", "owner", "encoded"])
 def test_names_of_stages_are_no_paths(name, recipe, tmp_path, capsys):
     stages = json.dumps([{"name": "stage1"}, {"name": name}])
     assert main(["run", str(recipe), f"tuning.stages={stages}"]) == 2

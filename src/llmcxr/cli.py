@@ -18,15 +18,24 @@ from llmcxr.foundation.stopping import ends_like_interrupts, exit_code
 CLOSED_PIPE = 141  # what a shell gives for a command that wrote to a pipe which nobody reads: 128 + SIGPIPE
 
 
+class _Help(argparse.HelpFormatter):
+    """As wide as the terminal, but examples on one line, so that they can be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return indent + text if text.startswith("e.g. ") else super()._fill_text(text, width, indent)
+
+
 def _parser() -> argparse.ArgumentParser:
     about = f"Teach a text-only LLM to read and write chest radiographs. {NOTICE}"
     parser = argparse.ArgumentParser(prog="llmcxr", description=about)
     parser.add_argument("--version", action="version", version=f"llmcxr {__version__}")
-    words = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    words = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, own in COMMANDS.items():
-        added = words.add_parser(
-            name, help=own.about.removesuffix(f" {NOTICE}").split(". ")[0].removesuffix("."), description=own.about
+        about, example = (
+            own.about.removesuffix(f" {NOTICE}").split(". ")[0].removesuffix("."),
+            f"e.g. llmcxr {own.example}",
         )
+        added = words.add_parser(name, help=about, description=own.about, epilog=example, formatter_class=_Help)
         added.set_defaults(function=own.function)
         for add in own.arguments:
             add(added)
@@ -81,6 +90,9 @@ def main(argv: list[str] | None = None) -> int:
         arguments.overrides += rest  # argparse itself takes them only before --stage
     elif rest:
         parser.error(f"unrecognized arguments: {shlex.join(rest)}")
+    if arguments.command is None:
+        parser.print_help()
+        return 2
     try:
         with ends_like_interrupts():
             status = arguments.function(arguments)

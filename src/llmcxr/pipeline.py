@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
-from llmcxr.foundation.workflow import Stage, Workflow
+from llmcxr.evaluation.calibration import told
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.workflow import RESERVED, Stage, Workflow
+from llmcxr.model.calibration import CALIBRATION, save_calibration
 from llmcxr.recipe import Recipe
 from llmcxr.stages import data, evaluation, image_tokens, synthesis, tuning
+from llmcxr.stages.calibration import IMAGES, READINGS, fitted_calibration, folder_to_calibrate
 from llmcxr.stages.context import Context
 
 
 def stages(context: Context) -> list[Stage]:
-    """All stages of a recipe, in order: from data to a results page."""
+    """All stages of a recipe, in order: from data to a results page. `UserError` where two would share a name."""
     if context.given is not None:  # a finished model is measured
         return [
             data.studies_stage(context),
@@ -21,7 +26,7 @@ def stages(context: Context) -> list[Stage]:
             evaluation.judge_stage(context),
             evaluation.evaluation_stage(context),
         ]
-    return [
+    before = [
         data.studies_stage(context),
         image_tokens.clinical_features_stage(context),
         image_tokens.image_tokenizer_stage(context),
@@ -30,11 +35,16 @@ def stages(context: Context) -> list[Stage]:
         data.vqa_stage(context),
         *tuning.alignment_stage(context),
         *tuning.replay_stage(context),
-        *tuning.tuning_stages(context),
-        tuning.model_stage(context),
-        evaluation.judge_stage(context),
-        evaluation.evaluation_stage(context),
     ]
+    named_by_recipe = tuning.tuning_stages(context)
+    after = [tuning.model_stage(context), evaluation.judge_stage(context), evaluation.evaluation_stage(context)]
+    taken = {*RESERVED, image_tokens.ENCODED, *(stage.name for stage in (*before, *after))}
+    for i, stage in enumerate(named_by_recipe):  # each is a folder that is removed
+        if stage.name.casefold() in taken:
+            raise UserError(
+                f"tuning.stages[{i}].name: {stage.name!r} is the name of something else in the run's folder. Give that stage another."
+            )
+    return [*before, *named_by_recipe, *after]
 
 
 class Run:
@@ -65,5 +75,23 @@ class Run:
         self.workflow.wrote("studies")
 
     def _rescore(self) -> None:
-        evaluation.rescore(self.context)
-        self.workflow.wrote("evaluation")
+        with self.workflow.renewing("evaluation"):
+            evaluation.rescore(self.context)
+
+    def calibrate(self, into: Path | None, images: int = IMAGES) -> str:
+        """Calibrate the run's model and keep that in its folder or `into` another that holds it. What to say.
+
+        An evaluation that is done is scored anew: how far probabilities can be taken at their word is part of it.
+        `UserError` as `folder_to_calibrate` and `fitted_calibration` raise.
+        """
+        with self.workflow.alone():
+            folder = folder_to_calibrate(self.context, into)
+            kept = self.context.folder / READINGS.format("validate")
+            calibration = fitted_calibration(self.context, images, kept)
+            scored = folder.resolve() == self.context.model.resolve() and self.workflow.has("evaluation")
+            with self.workflow.renewing("evaluation") if scored else nullcontext():
+                save_calibration(folder, calibration)
+                self.workflow.wrote("model")
+                if scored:
+                    evaluation.rescore(self.context)
+        return f"{told(calibration)}\n{folder / CALIBRATION}"

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from llmcxr import speed
 from llmcxr.foundation.assets import ASSETS
+from llmcxr.foundation.devices import asked_precision, pick_device
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
 from llmcxr.inference.transformers_backend import TransformersBackend
@@ -42,7 +43,17 @@ from llmcxr.synthesis.gather import MEASURED, gather
 from llmcxr.tasks.report_to_cxr import DRAWN_AGAIN, MORE, SHOWN
 from llmcxr.tuning.alignment import BATCH, LAYERS, alignment_prompt
 from llmcxr.tuning.batches import plan_batches
-from llmcxr.tuning.cost import Counts, Memory, ModelSize, build_tunable, cost_of, counts_of, device_memory, size_of
+from llmcxr.tuning.cost import (
+    Cost,
+    Counts,
+    Memory,
+    ModelSize,
+    build_tunable,
+    cost_of,
+    counts_of,
+    device_memory,
+    size_of,
+)
 from llmcxr.tuning.feed import WINDOW
 from llmcxr.tuning.keep_language import REPLAY_TOKENS, general_texts
 from llmcxr.tuning.settings import StageSettings
@@ -63,7 +74,7 @@ class PlanOptions:
     devices: int = 1  # data-parallel processes, which share the batches of each step
     rate: float | None = None  # tokens a second, no padding counted
     measure: bool = False  # time the real parts here
-    tflops: float | None = None  # dense bfloat16 matrix rate, 10^12 operations a second
+    tflops: float | None = None  # dense matrix rate in the precision of training, 10^12 operations a second
     utilisation: float = 0.45  # share of `tflops` that training reaches
     images: int = 377_110  # images of a source that is not on disk (all of MIMIC-CXR-JPG)
     words: tuple[int, int] | None = None  # of findings and impression, for reports that are not on disk
@@ -87,11 +98,12 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that `plan_text` prints."""
+    """Everything that `plan_text.plan_text` prints."""
 
     recipe: Recipe
     options: PlanOptions
     llm: str
+    dtype: torch.dtype  # of training
     size: ModelSize
     stages: list[StagePlan]
     others: dict[str, float]  # hours of what is not tuning, where it is known
@@ -223,14 +235,29 @@ def _draw(
 # --- the plan
 
 
-def _hours(options: PlanOptions, rate: float | None) -> Callable[[float, float, int], float | None]:
-    """(tokens, operations, devices) -> hours."""
+@dataclass(frozen=True)
+class _Model:
+    """The language model that is tuned."""
+
+    name: str  # and where its shape is from
+    config: PreTrainedConfig
+    vocabulary: ImageVocabulary
+    template: Template
+    dtype: torch.dtype  # of training
+    size: ModelSize
+    cost: Cost
+
+
+Time = Callable[[float, float], float | None]  # (tokens, operations) -> hours on all devices; None: no speed is known
+
+
+def _hours(options: PlanOptions, rate: float | None) -> Time:
     if rate is not None:
-        return lambda tokens, flops, devices: tokens / rate / devices / 3600
+        return lambda tokens, flops: tokens / rate / options.devices / 3600
     if options.tflops is not None:
         operations = options.tflops * 1e12 * options.utilisation
-        return lambda tokens, flops, devices: flops / operations / devices / 3600
-    return lambda tokens, flops, devices: None
+        return lambda tokens, flops: flops / operations / options.devices / 3600
+    return lambda tokens, flops: None
 
 
 def measured_cases(context: Context, real: bool) -> dict[str, int]:
@@ -259,28 +286,125 @@ def _responses(recipe: Recipe, last: _Sample, cases: Mapping[str, int]) -> float
 
 
 def _measure(
-    context: Context, config: PreTrainedConfig, vocabulary: ImageVocabulary, template: Template, prompt: list[int],
-    samples: Sequence[_Sample], images: int, cases: Mapping[str, int],
-) -> tuple[float, str, dict[str, float]]:  # fmt: skip
+    context: Context,
+    model: _Model,
+    prompt: list[int],
+    samples: Sequence[_Sample],
+    images: int,
+    cases: Mapping[str, int],
+) -> tuple[float, str, dict[str, float]]:
     """Tokens a second of tuning on this device, the same in words, and hours of the other stages by name."""
     recipe, device = context.recipe, context.device
-    tunable = build_tunable(config, vocabulary, recipe.tuning, device)
+    tunable = build_tunable(model.config, model.vocabulary, recipe.tuning, device, model.dtype)
     rate = speed.tuning_rate(tunable, recipe.tuning, samples[0].kept)
     peak = speed.peak_bytes(device)
     said = f"measured here ({device.type}): {rate:,.0f} tokens/s, no padding counted"
     if peak is not None:
         said += f"; peak of {'the process' if device.type == 'cpu' else 'the device'} {peak / GIB:.1f} GiB"
-    backend = TransformersBackend(
-        tunable.model.eval(), vocabulary, template, recipe.image_tokenizer.architecture.grid**2
-    )
+    length = recipe.image_tokenizer.architecture.grid**2
+    backend = TransformersBackend(tunable.model.eval(), model.vocabulary, model.template, length)
     names = list(context.findings)
     seconds = _responses(recipe, samples[-1], cases) / speed.generation_rate(backend, [prompt] * 32)
-    general = sum(len(render_plain(text, vocabulary).ids) for text in general_texts())
+    general = sum(len(render_plain(text, model.vocabulary).ids) for text in general_texts())
     read = cases["probabilities"] * len(names) * len(prompt) + 2 * general  # these by the base model, too
     seconds += read / (3 * rate)  # not learned: a third
     del tunable, backend
     stages = {**speed.image_stages(recipe, names, images, context.processes), "evaluation": seconds}
     return rate, said, {name: value / 3600 for name, value in stages.items()}
+
+
+def _check(recipe: Recipe, devices: int) -> None:
+    """`UserError` where there is nothing to plan, or the batches of a step cannot be shared."""
+    if recipe.model is not None:
+        raise UserError(
+            f"the recipe measures the finished model {recipe.model} and trains nothing, so there is nothing to plan."
+        )
+    each = recipe.tuning.batches_per_step
+    if each % devices:
+        raise UserError(
+            f"tuning.batches_per_step is {each}: {devices} devices need a multiple of their number, "
+            f"e.g. tuning.batches_per_step={devices * math.ceil(each / devices)}."
+        )
+
+
+def _find_model(recipe: Recipe, options: PlanOptions, notes: list[str]) -> _Model:
+    """What the recipe's LLM is, and what tuning it costs."""
+    tuning, name = recipe.tuning, recipe.llm
+    (config, origin), (tokenizer, own) = find_config(name), find_tokenizer(name)
+    vocabulary = ImageVocabulary.grow(copy.deepcopy(tokenizer), recipe.image_tokenizer.architecture.codebook_size)
+    if not own:
+        notes.append(f"The tokenizer of {name} is not on disk: text is counted by that of {STAND_IN}.")
+        vocabulary.first_id = config.get_text_config().vocab_size
+    dtype = asked_precision(recipe.precision, pick_device(recipe.device))["training"]
+    if recipe.precision == "auto" and options.tflops is not None and dtype != torch.bfloat16:
+        dtype = torch.bfloat16
+        notes.append("The device of --tflops trains in bfloat16; precision=float32 plans the other.")
+    meta = build_tunable(config, vocabulary, tuning, torch.device("meta"), dtype)
+    size, cost = size_of(meta, quantised=tuning.method == "qlora"), cost_of(meta, config, tuning)
+    template = build_template(tuning.template, vocabulary.tokenizer, tuning.system_prompt)
+    return _Model(f"{name} ({config.model_type}, {origin})", config, vocabulary, template, dtype, size, cost)
+
+
+def _draw_all(context: Context, model: _Model, real: bool, own_language: bool, size: int) -> list[_Sample]:
+    """Of each tuning stage; how often items are seen is known where they are on disk."""
+    recipe, samples = context.recipe, list[_Sample]()
+    for stage in recipe.tuning.stages:
+        items, _ = task_items(context, stage, "train")
+        if not items:
+            raise UserError(f"{stage.name}: the data has nothing for any task of its mixture. Set other weights.")
+        weights = {task: stage.mixture[task] for task in items}
+        mixture = Mixture(items, weights, stage.examples, recipe.tuning.seed_of(stage, recipe.seed))
+        known = {t: len(own) for t, own in items.items() if (own_language if t == "language" else real)}
+        samples.append(_draw(stage, mixture, known, recipe, model.template, model.vocabulary, size))
+    return samples
+
+
+def _alignment_plan(recipe: Recipe, model: _Model, tokens: int, images: int, time: Time) -> StagePlan:
+    """Prompts of so many `tokens` through the first layers."""
+    share = min(LAYERS, model.size.layers) / model.size.layers
+    n = recipe.tuning.alignment.steps * min(BATCH, images)
+    codes = recipe.image_tokenizer.architecture.grid**2
+    counts = Counts(n, n * tokens, n * tokens**2, n * tokens, n * codes, 0, 0, 0, 0, 0)
+    flops = share * model.cost.operations(counts)
+    hours = time(n * tokens * share, flops)
+    return StagePlan("alignment", counts, recipe.tuning.alignment.steps, flops, hours, share=share)
+
+
+def _stage_plan(sample: _Sample, recipe: Recipe, model: _Model, time: Time) -> tuple[StagePlan, np.ndarray]:
+    """The whole stage from its sample, and the largest of each count of a batch."""
+    tuning, stage = recipe.tuning, sample.stage
+    each = np.array([counts_of(batch, model.vocabulary, tuning) for batch in sample.batches])
+    scale = stage.examples / (each[:, 0].sum() + sample.left_out)
+    counts = Counts(*(each.sum(0) * scale))._replace(examples=stage.examples)
+    drawn = {str(task): n for task, n in sample.mixture.counts().items()}
+    flops, steps = model.cost.operations(counts), math.ceil(len(each) * scale / tuning.batches_per_step)
+    epochs = {task: count / sample.items[task] for task, count in drawn.items() if task in sample.items}
+    cut, left_out = (round(n * scale) for n in (sum(r.cut is not None for r in sample.kept), sample.left_out))
+    hours = time(counts.tokens, flops)
+    return StagePlan(stage.name, counts, steps, flops, hours, drawn, epochs, cut, left_out), each.max(0)
+
+
+def _memory(recipe: Recipe, model: _Model, largest: Counts, aligned: float, devices: int) -> dict[str, Memory]:
+    """Of a device, by how devices share it; alignment has so many tokens through all layers in a step."""
+    tokens, kept = recipe.tuning.tokens_per_batch, model.cost.kept
+    whole = device_memory(model.size, tokens, kept, largest)
+    whole = dataclasses.replace(whole, activations=max(whole.activations, round(aligned * kept)))
+    kinds = {"each holds all" if devices > 1 else "": whole}
+    if devices > 1 and recipe.tuning.method != "qlora":
+        kinds["sharded (FSDP2)"] = device_memory(model.size, tokens, kept, largest, devices)
+    return kinds
+
+
+def _disk(recipe: Recipe, size: ModelSize, images: int, stages: int) -> dict[str, int]:
+    """Bytes of what a run leaves."""
+    architecture = recipe.image_tokenizer.architecture
+    return {
+        "pixels": images * architecture.image_size**2,
+        "codes": images * architecture.grid**2 * 2,
+        "weights of the stages": size.gradient_bytes * stages,
+        "checkpoint, and the one before it": 2 * (size.optimizer_bytes + 4 * size.image_rows * size.width),
+        "model": 2 * size.parameters,
+    }
 
 
 def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 1024) -> Plan:  # noqa: B008 (frozen)
@@ -289,28 +413,10 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     `UserError` where the recipe trains nothing, where the LLM's configuration cannot be had, where a task of a mixture
     has no data, or where the batches of a step cannot be shared by the devices.
     """
-    recipe = with_given_sizes(recipe)
-    tuning, architecture, devices = recipe.tuning, recipe.image_tokenizer.architecture, options.devices
-    grid = architecture.grid**2
-    notes: list[str] = []
-    if recipe.model is not None:
-        raise UserError(
-            f"the recipe measures the finished model {recipe.model} and trains nothing, so there is nothing to plan."
-        )
-    if tuning.batches_per_step % devices:
-        raise UserError(
-            f"tuning.batches_per_step is {tuning.batches_per_step}: {devices} devices need a multiple of their number, "
-            f"e.g. tuning.batches_per_step={devices * math.ceil(tuning.batches_per_step / devices)}."
-        )
-    config, origin = find_config(recipe.llm)
-    tokenizer, own = find_tokenizer(recipe.llm)
-    vocabulary = ImageVocabulary.grow(copy.deepcopy(tokenizer), architecture.codebook_size)
-    if not own:
-        notes.append(f"The tokenizer of {recipe.llm} is not on disk: text is counted by that of {STAND_IN}.")
-        vocabulary.first_id = config.get_text_config().vocab_size
-    meta = build_tunable(config, vocabulary, tuning, torch.device("meta"))
-    size, cost = size_of(meta, quantised=tuning.method == "qlora"), cost_of(meta, config, tuning)
-    template = build_template(tuning.template, vocabulary.tokenizer, tuning.system_prompt)
+    recipe, devices, notes = with_given_sizes(recipe), options.devices, list[str]()
+    tuning = recipe.tuning
+    _check(recipe, devices)
+    model = _find_model(recipe, options, notes)
 
     recipe = dataclasses.replace(recipe, start=None)  # what it starts from need not be there: the work is the same
     language, run = tuning.language.instructions, Run(recipe)
@@ -320,140 +426,41 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
         run = Run(dataclasses.replace(recipe, tuning=dataclasses.replace(tuning, language=shipped)))
     context = run.context
     images, real = find_data(context, run.workflow.has("studies"), options, notes)
-    samples = []
-    for stage in tuning.stages:
-        items, _ = task_items(context, stage, "train")
-        if not items:
-            raise UserError(f"{stage.name}: the data has nothing for any task of its mixture. Set other weights.")
-        weights = {task: stage.mixture[task] for task in items}
-        mixture = Mixture(items, weights, stage.examples, tuning.seed_of(stage, recipe.seed))
-        known = {t: len(own) for t, own in items.items() if (not missing if t == "language" else real)}
-        samples.append(_draw(stage, mixture, known, recipe, template, vocabulary, sample))
+    samples = _draw_all(context, model, real, not missing, sample)
 
-    prompt = alignment_prompt(np.zeros(grid, dtype=np.uint16), template, vocabulary)
+    codes = np.zeros(recipe.image_tokenizer.architecture.grid**2, dtype=np.uint16)
+    prompt = alignment_prompt(codes, model.template, model.vocabulary)
     rate, said, others = options.rate, "", dict[str, float]()
     if options.measure:
         cases = measured_cases(context, real)
-        rate, said, others = _measure(context, config, vocabulary, template, prompt, samples, images, cases)
+        rate, said, others = _measure(context, model, prompt, samples, images, cases)
     elif rate is not None:
         said = f"as given: {rate:,.0f} tokens/s on each device, no padding counted"
     elif options.tflops is not None:
         said = f"as given: {options.utilisation:.0%} of {options.tflops:,.1f} TFLOP/s on each device"
-    hours = _hours(options, rate)
+    time = _hours(options, rate)
 
-    train = sum(s.split == "train" for s in context.studies) if real else images
-    stages, align, aligned = list[StagePlan](), tuning.alignment, 0.0
-    if align.steps:
-        per_step, share = min(BATCH, train), min(LAYERS, size.layers) / size.layers
-        n, T, aligned = align.steps * per_step, len(prompt), per_step * len(prompt) * share
-        counts = Counts(n, n * T, n * T**2, n * T, n * grid, 0, 0, 0, 0, 0)
-        flops = share * cost.operations(counts)
-        stages.append(
-            StagePlan("alignment", counts, align.steps, flops, hours(n * T * share, flops, devices), share=share)
-        )
-    largest = np.zeros(len(Counts._fields))
-    for s in samples:
-        each = np.array([counts_of(batch, vocabulary, tuning) for batch in s.batches])
-        largest = np.maximum(largest, each.max(0))
-        scale = s.stage.examples / (each[:, 0].sum() + s.left_out)
-        counts = Counts(*(each.sum(0) * scale))._replace(examples=s.stage.examples)
-        drawn = {str(t): n for t, n in s.mixture.counts().items()}
-        flops, steps = cost.operations(counts), math.ceil(len(each) * scale / tuning.batches_per_step)
-        time = hours(counts.tokens, flops, devices)
-        epochs = {task: count / s.items[task] for task, count in drawn.items() if task in s.items}
-        cut, left_out = round(sum(r.cut is not None for r in s.kept) * scale), round(s.left_out * scale)
-        stages.append(StagePlan(s.stage.name, counts, steps, flops, time, drawn, epochs, cut, left_out))
-    first = next(s for s in stages if s.share == 1)
+    planned, largest = zip(*(_stage_plan(one, recipe, model, time) for one in samples), strict=True)
+    aligning, aligned = list[StagePlan](), 0.0
+    if tuning.alignment.steps:
+        train = sum(s.split == "train" for s in context.studies) if real else images
+        aligning.append(_alignment_plan(recipe, model, len(prompt), train, time))
+        aligned = aligning[0].counts.tokens / aligning[0].steps * aligning[0].share
+    stages, first = [*aligning, *planned], planned[0]
     if first.hours is not None:
-        others["measuring while tuning, at most"] = tuning.measure_share * sum(
-            s.hours or 0 for s in stages if s.share == 1
-        )
+        others["measuring while tuning, at most"] = tuning.measure_share * sum(s.hours or 0 for s in planned)
     paper = PAPER_IMAGES * PAPER_EPOCHS / (1 - PAPER_LANGUAGE) / first.counts.examples  # times the first stage
-    memory = device_memory(size, tuning.tokens_per_batch, cost.kept, Counts(*largest))
-    memory = dataclasses.replace(memory, activations=max(memory.activations, round(aligned * cost.kept)))
-    kinds = {"each holds all" if devices > 1 else "": memory}
-    if devices > 1 and tuning.method != "qlora":
-        kinds["sharded (FSDP2)"] = device_memory(size, tuning.tokens_per_batch, cost.kept, Counts(*largest), devices)
-    pixels = architecture.image_size**2
-    disk = {
-        "pixels": images * pixels,
-        "codes": images * grid * 2,
-        "weights of the stages": size.gradient_bytes * len(stages),
-        "checkpoint, and the one before it": 2 * (size.optimizer_bytes + 4 * size.image_rows * size.width),
-        "model": 2 * size.parameters,
-    }
-    llm = f"{recipe.llm} ({config.model_type}, {origin})"
-    theirs = (paper * first.counts.tokens, hours(paper * first.counts.tokens, paper * first.flops, devices))
-    return Plan(recipe, options, llm, size, stages, others, kinds, disk, theirs, said, notes)
-
-
-# --- for people
-
-
-def _count(number: float) -> str:
-    for unit, name in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
-        if number >= unit:
-            return f"{number / unit:.2f}{name}"
-    return f"{number:,.0f}"
-
-
-def _time(hours: float | None) -> str:
-    if hours is None:
-        return "-"
-    if hours < 1:
-        return f"{hours * 60:.1f} min"
-    return f"{hours:,.1f} h" if hours < 72 else f"{hours / 24:,.1f} days"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-
-
-def plan_text(plan: Plan) -> str:
-    """The plan for people."""
-    size, devices = plan.size, plan.options.devices
-    lines = [
-        f"Plan of {plan.recipe.name}, on {devices} device{'s' * (devices > 1)}",
-        f"\nLanguage model: {plan.llm}",
-        f"  {_count(size.parameters)} parameters, {size.layers} layers, width {size.width}, {size.rows:,} rows of which "
-        f"{size.image_rows:,} are image tokens",
-        f"  tuned by {plan.recipe.tuning.method}: {_count(size.trained)} trained",
-    ]
-    if plan.notes:
-        lines += ["\nAssumptions", *(f"  - {note}" for note in plan.notes)]
-    rows = [["", "examples", "tokens", "image", "text", "supervised", "with padding", "steps", "PFLOP", "time"]]
-    for s in plan.stages:
-        c = s.counts
-        numbers = (c.examples, c.tokens, c.image, c.tokens - c.image, c.learned, c.padded)
-        work = f"{s.flops / 1e15:,.{1 if s.flops >= 1e16 else 3}f}"
-        rows.append([s.name, *map(_count, numbers), f"{s.steps:,}", work, _time(s.hours)])
-    lines += ["\nTuning", *_columns(rows)]
-    for s in plan.stages:
-        parts = [
-            f"{task} {_count(count)}" + (f" ({s.epochs[task]:.1f} epochs)" if task in s.epochs else "")
-            for task, count in s.tasks.items()
-        ]
-        if s.share < 1:
-            parts.append(f"through {s.share:.0%} of the layers")
-        too_long = [f"{_count(n)} {what}" for n, what in ((s.cut, "cut"), (s.left_out, "left out")) if n]
-        lines.append(f"  {s.name}: {', '.join(parts)}" + (f"; too long: {', '.join(too_long)}" if too_long else ""))
-    how = "for the time: --rate TOKENS_PER_SECOND, --measure, or --tflops TFLOPS"
-    lines.append(f"  speed {plan.speed}" if plan.speed else f"  {how}")
-    if plan.others:
-        lines += ["\nOther time", *_columns([[name, _time(value)] for name, value in plan.others.items()])]
-    if plan.options.measure:
-        total = sum(plan.others.values()) + sum(s.hours or 0.0 for s in plan.stages)
-        lines.append(f"  the run, without making or reading the radiographs: {_time(total)}")
-
-    rows = [["", "weights", "optimizer", "gradients", "activations", "peak"]]
-    for name, m in plan.memory.items():
-        values = (m.weights, m.optimizer, max(m.gradients, m.step_gradients), m.activations, m.peak)
-        rows.append([name, *(f"{v / GIB:.1f}" for v in values)])
-    lines.append("\nMemory of a device, GiB (bfloat16, float32 masters and moments; gradients at the optimiser's step)")
-    lines += [*_columns(rows)]
-    lines += ["\nDisk, GiB", *_columns([[name, f"{value / GIB:.2f}"] for name, value in plan.disk.items()])]
-    return "\n".join(lines) + (
-        f"\n\nThe paper's stage 1 at this recipe's stage 1 examples: {PAPER_IMAGES:,} images x {PAPER_EPOCHS} epochs and 20 % language: "
-        f"{_count(plan.paper[0])} tokens, {_time(plan.paper[1])}"
+    return Plan(
+        recipe,
+        options,
+        model.name,
+        model.dtype,
+        model.size,
+        stages,
+        others,
+        _memory(recipe, model, Counts(*np.max(largest, 0)), aligned, devices),
+        _disk(recipe, model.size, images, len(stages)),
+        (paper * first.counts.tokens, time(paper * first.counts.tokens, paper * first.flops)),
+        said,
+        notes,
     )

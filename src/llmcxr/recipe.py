@@ -8,7 +8,6 @@ from pathlib import Path
 
 from llmcxr.evaluation.settings import EvaluationSettings
 from llmcxr.foundation.settings import NameOrPath, Precision, Seed, Settings, setting
-from llmcxr.foundation.workflow import RESERVED
 from llmcxr.image_tokens.settings import ClinicalFeatureSettings, ImageTokenizerSettings
 from llmcxr.labelling.registry import LabellerName
 from llmcxr.sources.registry import SourceSettings
@@ -78,25 +77,9 @@ class Recipe(Settings):
             faults.append("start: nothing is trained where `model` is given; set one of the two")
         if self.start is not None and self.tuning.method != "lora":
             faults.append(f"start: needs tuning.method lora, is {self.tuning.method}")
-        taken = (
-            "studies",
-            "clinical_features",
-            "image_tokenizer",
-            "codes",
-            "synthesis",
-            "vqa",
-            "alignment",
-            "replay",
-            "model",
-            "judge",
-            "evaluation",
-            "encoded",
-        )
         for i, name in enumerate(names := [s.name for s in self.tuning.stages]):  # each is a folder that is removed
             if not re.fullmatch(r"\w[\w-]{0,99}", name):
                 faults.append(f"tuning.stages[{i}].name: {name!r} should be letters, digits, '-' and '_'")
-            elif name.casefold() in (*taken, *RESERVED):
-                faults.append(f"tuning.stages[{i}].name: {name!r} is the name of something else in the run's folder")
             elif name.casefold() in [n.casefold() for n in names[:i]] and name not in names[:i]:
                 faults.append(f"tuning.stages[{i}].name: {name!r} is on some disks the same as another stage's")
         if self.start is not None and self.image_tokenizer.start is not None:

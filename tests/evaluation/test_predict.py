@@ -16,7 +16,8 @@ class KilledError(Exception):
 
 
 def process(rank: int = 0, count: int = 1, main: bool = True):
-    return SimpleNamespace(rank=rank, count=count, main=main and rank == 0, wait=lambda: None)
+    main = main and rank == 0
+    return SimpleNamespace(rank=rank, count=count, main=main, wait=lambda: None, from_main=lambda flag: flag)
 
 
 def killed_after(model: ToyModel, groups: int):
@@ -74,4 +75,6 @@ def test_nothing_is_loaded_where_all_is_answered(cases, tmp_path):
     def load():
         raise AssertionError("loaded")
 
-    assert len(predict(cases, load, tmp_path, process())) > 80
+    predictions = predict(cases, load, tmp_path, process())
+    assert len(predictions) > 80 and not (tmp_path / "predictions").exists()
+    assert predict(cases, load, tmp_path, process()) == predictions  # killed before they were scored

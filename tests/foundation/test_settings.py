@@ -212,7 +212,6 @@ def test_describe_settings_covers_the_whole_recipe_and_explains_each():
         ({"tuning": {"system_prompt": "Be brief."}}, "system_prompt: the paper's template has none"),
         ({"tuning": {"stages": [{"conversations": {}}]}}, "conversations: {} needs a weight above 0"),
         ({"tuning": {"stages": [{"mixture": {"language": 0}}]}}, "needs a weight above 0"),
-        ({"tuning": {"stages": [{"name": "model"}]}}, "tuning.stages[0].name: 'model' is the name of something else"),
         ({"tuning": {"stages": [{"mixture": {"vqa": 1}}]}}, "tuning.stages[0].mixture.vqa: no such task"),
         ({"tuning": {"max_tokens": 200}}, "tuning.max_tokens: 200 leaves no room"),
         ({"tuning": {"stages": [{"adapters_kept": 1.5}]}}, "adapters_kept: 1.5 should be 0 to 1"),

@@ -171,6 +171,21 @@ class Bakery(Kitchen):
         return Stage(name, f"bakes {name}", run, self.settings[name], after, (name,))
 
 
+def test_what_is_made_anew_counts_as_finished_when_it_is_whole(kitchen):
+    kitchen.cook()
+    flow = Workflow(kitchen.folder, [], Processes("cpu"))
+    with flow.renewing("two"):
+        (kitchen.folder / "two").write_text("2.0")
+        assert not flow.record("two")["finished"]
+    assert kitchen.cook() == []
+    with pytest.raises(KeyboardInterrupt), flow.renewing("two"):
+        raise KeyboardInterrupt
+    assert kitchen.cook() == ["two"]
+    with flow.renewing("four"):  # which never ran
+        pass
+    assert flow.record("four") == {}
+
+
 def test_only_what_a_stage_wrote_is_removed(tmp_path):
     bakery = Bakery(tmp_path / "run")
     bakery.cook()

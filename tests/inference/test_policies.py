@@ -14,11 +14,12 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.inference import policies
 from llmcxr.inference.backend import CANDIDATE, DRAWING, GREEDY, Sampling
+from llmcxr.inference.explanation import beliefs
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.inference.policies import Asker, drawings, reports, with_sides_asked
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.example import Turn
-from llmcxr.instructions.questions import LIST_QUESTION, NOTHING, listed_findings
+from llmcxr.instructions.questions import LIST_QUESTION, NOTHING, listed_findings, presence_question
 from llmcxr.instructions.templates import build_template
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.folder import ModelInfo
@@ -221,10 +222,23 @@ def test_the_same_conversation_is_answered_anew_each_time_and_each_seed_otherwis
     assert seeds[2] == seeds[3] and len(set(seeds)) == 6, "candidates of one seed are not those of the next"
 
 
+def test_a_finding_is_asked_for_as_in_training_whoever_asks():
+    own = asker(findings=("Mass", "Pleural Effusion"))
+    p = policies.presence_answers(own, CODES[:2], ["pleural_effusion", "mass", "cough"])
+    assert p.shape == (2, 3, 2) and np.allclose(p.sum(-1), 1)
+    model = LlmCxr(own, codec())
+    questions = [presence_question("Pleural Effusion"), presence_question("Mass"), presence_question("cough")]
+    np.testing.assert_allclose(p[1, :, 0], model.yes_probabilities(CODES[1], questions), atol=1e-6)
+    np.testing.assert_allclose(p[1, :2, 0], model.presence_probabilities(CODES[1], own.info.findings[::-1]), atol=1e-6)
+    np.testing.assert_allclose(
+        np.log(p[..., 0] / p[..., 1])[:, :2], beliefs(own, CODES[:2], ["pleural effusion", "mass"]).T, atol=1e-4
+    )
+
+
 def test_a_model_without_findings_says_so():
     model = LlmCxr(asker(findings=()), codec())
     with pytest.raises(UserError, match="asked about no finding in tuning"):
         model.finding_probabilities(np.zeros((S, S)))
-    assert model.yes_probabilities(CODES[0], []).shape == (0,)
+    assert model.yes_probabilities(CODES[0], []).shape == model.presence_probabilities(CODES[0], []).shape == (0,)
     assert model.reports(CODES[:0]) == [] and policies.reports(asker(), CODES[:0], GREEDY, 3) == []
     assert model.draw_codes([], DRAWING, 2).shape == (0, G * G)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from llmcxr.foundation.artifacts import write_json
 from llmcxr.foundation.assets import DEFAULT_MODEL, SHIPPED_MODELS, cache_folder
 from llmcxr.inference.llm_cxr import LlmCxr
-from llmcxr.instructions.questions import LIST_QUESTION, presence_question
+from llmcxr.instructions.questions import LIST_QUESTION
 from llmcxr.metrics.scores import mean_auroc
 from llmcxr.model.find import find_model, shipped_models
 from llmcxr.model.folder import load_info
@@ -50,8 +50,7 @@ def test_the_default_model_reads_patients_it_has_never_seen(tmp_path):
     studies = PhantomSource(settings).studies(tmp_path, 128)
     model = LlmCxr.from_pretrained(device="cpu")
     codes = model.encode([tmp_path / study.image_path for study in studies])
-    questions = [presence_question(name) for name in model.info.findings]
-    p_yes = np.stack([model.yes_probabilities(row, questions) for row in codes])
+    p_yes = np.stack([model.presence_probabilities(row, model.info.findings) for row in codes])
     result = mean_auroc(label_matrix(studies, model.info.findings), p_yes)
     assert np.isfinite(result.per_finding).sum() >= 8 and result.mean > 0.75
     # Of several reports the model keeps the one from which it would read what it named on the image.

@@ -1,6 +1,7 @@
 """What `llmcxr` can be told. Heavy libraries are imported where they are used."""
 
-from llmcxr.commands import formats, looks, runs, synthesis, tokenizers, use
+# In the order in which `llmcxr --help` lists them: what a newcomer does first.
+from llmcxr.commands import use, runs, looks, synthesis, tokenizers, formats  # isort: skip
 from llmcxr.commands.table import COMMANDS, NOTICE
 
 __all__ = ["COMMANDS", "NOTICE", "formats", "looks", "runs", "synthesis", "tokenizers", "use"]

@@ -36,18 +36,25 @@ IMPORTS = {"llm-cxr": _import_llm_cxr, "tokenizer": _import_tokenizer}
 
 @command(
     "import",
-    "make a folder of ours from files of other programs. tokenizer: a VQ-GAN of taming-transformers (the paper's own, UniXGen's, "
-    "TorchXRayVision's), which is a .ckpt and its .yaml; llm-cxr: the model that the paper's authors publish, with its VQ-GAN",
-    argument("kind", choices=sorted(IMPORTS)),
-    argument("file", type=path, help="the weights; of llm-cxr the folder"),
+    "make a folder that llmcxr reads from files of other programs. Nothing in them is run",
+    argument(
+        "kind",
+        choices=sorted(IMPORTS),
+        help="tokenizer: an image tokenizer, a VQ-GAN of taming-transformers (the paper's own, UniXGen's, TorchXRayVision's); llm-cxr: "
+        "the whole model that the paper's authors publish",
+    ),
+    argument(
+        "file", type=path, help="of a tokenizer its weights, a .ckpt; of llm-cxr the folder of the language model"
+    ),
     argument(
         "beside",
         type=path,
         nargs="?",
-        help="of a tokenizer its configuration (default: the one beside it); of llm-cxr its image tokenizer: a .ckpt, or a folder that "
-        "`import tokenizer` made",
+        help="of a tokenizer its configuration, a .yaml (default: the one beside the weights); of llm-cxr its image tokenizer: a .ckpt, "
+        "or a folder that `import tokenizer` made (needed)",
     ),
-    argument("output", type=path, help="folder to write"),
+    argument("output", type=path, help="folder to write, which should not be there yet"),
+    example="tokenizer vqgan.ckpt vqgan.yaml imported",
 )
 def _import(arguments: argparse.Namespace) -> None:
     check_new_folder(arguments.output)
@@ -95,13 +102,29 @@ EXPORTS = {"gguf": _to_gguf, "hf": _to_hf, "taming": _to_taming}
 
 @command(
     "export",
-    "write what is ours for other programs. hf: a model as a folder for transformers, vLLM and the like, with a card that says how to "
-    "ask it; gguf: its language model as one file for llama.cpp; taming: an image tokenizer as taming-transformers' .ckpt, and .yaml "
-    "beside it",
-    argument("model", help="what --model of other commands takes; of taming the folder of an image tokenizer"),
-    argument("output", type=path, help="folder (hf) or file to write"),
-    argument("--to", choices=sorted(EXPORTS), required=True, help="the form"),
-    argument("--weights", choices=("f16", "q8_0"), default="f16", help="of a GGUF file (default: %(default)s)"),
+    "write a model, or an image tokenizer, in the form of other programs",
+    argument(
+        "model",
+        help="the model: a shipped one by name, or a folder, as --model of other commands takes it; for taming the folder of an image "
+        "tokenizer, e.g. runs/quickstart/image_tokenizer",
+    ),
+    argument("output", type=path, help="for hf the folder to write, for gguf a file .gguf, for taming a file .ckpt"),
+    argument(
+        "--to",
+        choices=sorted(EXPORTS),
+        required=True,
+        help="the form. hf: a folder for transformers, vLLM and the like, whose card says how to ask it; gguf: the language model as "
+        "one file for llama.cpp, without the image tokenizer; taming: an image tokenizer as taming-transformers' .ckpt, with its "
+        ".yaml beside it",
+    ),
+    argument(
+        "--weights",
+        choices=("f16", "q8_0"),
+        default="f16",
+        help="of a GGUF file, how its numbers are kept: f16 in 16 bits, q8_0 in 8, which halves the file and loses a little (default: "
+        "%(default)s)",
+    ),
+    example="phantom phantom.gguf --to gguf",
 )
 def _export(arguments: argparse.Namespace) -> None:
     if arguments.to != "gguf" and arguments.weights != "f16":

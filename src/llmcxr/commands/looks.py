@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmcxr.commands.many import load
 from llmcxr.commands.runs import finished_run
-from llmcxr.commands.table import IMAGE, MODEL, NOTICE, RUN, argument, command, path, png
+from llmcxr.commands.table import DEVICE, IMAGE, MODEL, NOTICE, RUN, argument, command, path, png
 from llmcxr.foundation.artifacts import check_output
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.texts import check_text
@@ -28,7 +28,7 @@ def _load(arguments: argparse.Namespace):
 
 @command(
     "explain",
-    f"show where the model sees findings, or what speaks for a sentence. {NOTICE}",
+    f"show where on a radiograph the model sees a finding, or what speaks for a sentence, as a heat map. {NOTICE}",
     *MODEL,
     IMAGE,
     argument(
@@ -38,6 +38,7 @@ def _load(arguments: argparse.Namespace):
         help=f"a finding that the model knows, or a sentence of a report (default: the {_SHOWN} likeliest findings)",
     ),
     argument("-o", "--output", type=png, default=Path("map.png"), help="PNG to write (default: %(default)s)"),
+    example='image.dcm "pleural effusion" -o map.png',
 )
 def _explain(arguments: argparse.Namespace) -> None:
     from llmcxr.inference.heat_maps import save_heat_maps
@@ -67,6 +68,7 @@ def _explain(arguments: argparse.Namespace) -> None:
     *MODEL,
     IMAGE,
     argument("-o", "--output", type=png, default=Path("seen.png"), help="PNG to write (default: %(default)s)"),
+    example="image.dcm -o seen.png",
 )
 def _look(arguments: argparse.Namespace) -> None:
     from llmcxr.inference.heat_maps import save_reconstruction
@@ -81,14 +83,16 @@ def _look(arguments: argparse.Namespace) -> None:
 
 @command(
     "measure-outside",
-    "from a run's validation images, how unlike its training radiographs an image may be before a model warns",
+    "measure on a run's validation images how unlike its training radiographs an image may be before the model warns, and keep it in "
+    "the model's folder (a run that trains does so by itself)",
     RUN,
     argument(
         "--into",
         type=path,
         help="folder of the model, packed or not, that should hold it (default: the run's own model/)",
     ),
-    MODEL[1],
+    DEVICE,
+    example="runs/quickstart",
 )
 def _measure_outside(arguments: argparse.Namespace) -> None:
     from llmcxr.inference.llm_cxr import LlmCxr

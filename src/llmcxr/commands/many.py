@@ -25,11 +25,11 @@ AT_ONCE = 16  # images: their candidates and guided twins fill the engine; what 
 SOME_FAILED = 1  # exit status
 
 IMAGES = (
-    argument("images", type=path, nargs="+", metavar="IMAGE", help="PNG, JPEG or DICOM, one or many"),
+    argument("images", type=path, nargs="+", metavar="IMAGE", help="PNG, JPEG or DICOM files, one or many"),
     argument(
         "--json",
         action="store_true",
-        help="a line of JSON for each image, with its file and what was asked for, or an error",
+        help="print a line of JSON for each image, with its file and what was asked for, or an error",
     ),
 )
 STATUS = (

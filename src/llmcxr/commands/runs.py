@@ -29,7 +29,7 @@ from llmcxr.foundation.errors import UserError
 @command(
     "fetch",
     "download embedded data into the cache, once; afterwards everything works offline",
-    argument("names", nargs="*", metavar="NAME", help="assets to fetch (all where none is named)"),
+    argument("names", nargs="*", metavar="NAME", help="what to fetch, e.g. smollm2-135m-instruct (default: all)"),
 )
 def _fetch(arguments: argparse.Namespace) -> None:
     from llmcxr.foundation.assets import ASSETS, fetch
@@ -60,8 +60,9 @@ def _run_of(recipe):
     "run a recipe from data to results page; what is done is skipped, what was interrupted goes on",
     RECIPE,
     OVERRIDES,
-    argument("--stage", help="run only this stage, e.g. image_tokenizer; those before it must be done"),
-    argument("--until", metavar="STAGE", help="run this stage and those that it needs, and no more"),
+    argument("--stage", help="run this stage alone, e.g. image_tokenizer; those before it must be done (default: all)"),
+    argument("--until", metavar="STAGE", help="run this stage and those that it needs, and no more (default: all)"),
+    example="quickstart name=wide tuning.lora_rank=64",
 )
 def _run(arguments: argparse.Namespace) -> None:
     run = _run_of(_recipe(arguments))
@@ -75,9 +76,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
 @command(
     "prepare",
-    "only the data of a recipe: which studies a run would use and why, as a page of counts, labels, texts and pictures",
+    "prepare only the data of a recipe, and write a page of what a run would use, what is left out and why",
     RECIPE,
     OVERRIDES,
+    example="quickstart",
 )
 def _prepare(arguments: argparse.Namespace) -> None:
     run = _run_of(_recipe(arguments))
@@ -90,7 +92,9 @@ def _prepare(arguments: argparse.Namespace) -> None:
     run.context.processes.close()
 
 
-@command("inspect", "make the page of a run's data anew, and say where it lies", RUN, OVERRIDES)
+@command(
+    "inspect", "write the page of a run's data anew, and say where it lies", RUN, OVERRIDES, example="runs/quickstart"
+)
 def _inspect(arguments: argparse.Namespace) -> None:
     run = finished_run(arguments.folder, arguments.overrides)
     print(f"Data page: {run.inspect().resolve()}")
@@ -143,8 +147,9 @@ def finished_run(given: Path, overrides: Sequence[str] = ()):
     argument(
         "--rescore",
         action="store_true",
-        help="scores and page anew from the predictions that are there, without the model",
+        help="only make scores and page anew, from the predictions that are there, without the model",
     ),
+    example="runs/quickstart --rescore",
 )
 def _evaluate(arguments: argparse.Namespace) -> None:
     run = finished_run(arguments.folder, arguments.overrides)
@@ -161,7 +166,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     "try guidance, candidates and asking for sides on a run's validation patients, and say what to set",
     RUN,
     OVERRIDES,
-    argument("--images", type=count, default=64, help="validation images (default: %(default)s)"),
+    argument(
+        "--images",
+        type=count,
+        default=64,
+        metavar="N",
+        help="validation images to try on, at most (default: %(default)s)",
+    ),
+    example="runs/quickstart",
 )
 def _choose_decoding(arguments: argparse.Namespace) -> None:
     run = finished_run(arguments.folder, arguments.overrides)
@@ -181,31 +193,33 @@ def _choose_decoding(arguments: argparse.Namespace) -> None:
     "folder (a run that trains does so by itself)",
     RUN,
     OVERRIDES,
-    argument("--images", type=count, help="validation images, at most (default: as many as a run takes by itself)"),
+    argument(
+        "--images",
+        type=count,
+        metavar="N",
+        help="validation images to fit to, at most (default: as many as a run takes by itself, 150)",
+    ),
     argument(
         "--into",
         type=path,
         help="folder of the model, packed or not, that should hold it (default: the run's own model/; needed where the run "
         "measures a model that it did not make)",
     ),
+    example="runs/quickstart",
 )
 def _calibrate(arguments: argparse.Namespace) -> None:
     run = finished_run(arguments.folder, arguments.overrides)
-
-    from llmcxr.stages.calibration import calibrate_run
-
-    with run.workflow.alone():
-        print(calibrate_run(run.context, arguments.into, arguments.images))
-        run.workflow.wrote("model")
+    print(run.calibrate(arguments.into, *filter(None, [arguments.images])))
 
 
 @command(
     "pack",
-    "what a finished run trained as a small folder (adapters, image tokenizer, judge), without the base LLM; every "
-    "command takes it as --model",
+    "write what a finished run trained as a small folder (adapters, image tokenizer, judge), without the base LLM. Every command "
+    "takes it as --model",
     RECIPE,
-    argument("output", type=path, help="folder to write"),
+    argument("output", type=path, help="folder to write, which should not be there yet"),
     OVERRIDES,
+    example="quickstart small",
 )
 def _pack(arguments: argparse.Namespace) -> None:
     check_new_folder(arguments.output)
@@ -220,43 +234,66 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 @command(
     "plan",
-    "tokens, steps, memory and disk that tuning by a recipe takes, and with --measure, --rate or --tflops its hours, "
-    "without running it or loading weights. What is not on disk (data, the LLM's tokenizer, the run to start from) is "
-    "replaced by assumptions, which are printed",
+    "say what a recipe takes before it runs: tokens, steps, memory and disk, and with --measure, --rate or --tflops hours. No weights "
+    "are loaded. What is not on disk (data, the LLM's tokenizer, the run to start from) is replaced by assumptions, which are printed",
     RECIPE,
     OVERRIDES,
-    argument("--devices", type=count, default=1, help="data-parallel devices (default: 1)"),
+    argument(
+        "--devices",
+        type=count,
+        default=1,
+        metavar="N",
+        help="GPUs (or CPU processes) that share the work (default: %(default)s)",
+    ),
     either(
-        argument("--rate", type=rate, metavar="TOKENS_PER_SECOND", help="speed of one device, no padding counted"),
+        argument(
+            "--rate",
+            type=rate,
+            metavar="TOKENS_PER_SECOND",
+            help="hours at this speed of tuning on one device, no padding counted (default: no hours)",
+        ),
         argument(
             "--measure",
             action="store_true",
-            help="time the real step (forward, backward, optimiser) on this device for about 20 seconds, "
-            "with random weights of the LLM's shape",
+            help="hours as timed here: the real step (forward, backward, optimiser) for about 20 seconds, with random weights of "
+            "the LLM's shape",
         ),
         argument(
-            "--tflops", type=rate, help="bfloat16 matrix rate of one device, e.g. about 700 as measured on an H100"
+            "--tflops",
+            type=rate,
+            metavar="T",
+            help="hours at this rate of matrix products of one device, in 10^12 operations a second in the precision of training, "
+            "e.g. 700 as measured on an H100 in bfloat16 (default: no hours)",
         ),
     ),
-    argument("--utilisation", type=rate, default=0.45, help="share of --tflops that is reached (default: %(default)s)"),
+    argument(
+        "--utilisation",
+        type=rate,
+        default=0.45,
+        metavar="SHARE",
+        help="share of --tflops that training reaches, 0 to 1 (default: %(default)s)",
+    ),
     argument(
         "--images",
         type=count,
         default=377_110,
-        help="images of a source that is not on disk (default: MIMIC-CXR-JPG's)",
+        metavar="N",
+        help="images to assume of a source that is not on disk (default: %(default)s, MIMIC-CXR-JPG's)",
     ),
     argument(
         "--words",
         type=count,
         nargs=2,
         metavar=("FINDINGS", "IMPRESSION"),
-        help="words of reports that are not on disk (default: 32 11 for the phantom, 50 20 for a table)",
+        help="words to assume of reports that are not on disk (default: 32 11 for the phantom, 50 20 for a table)",
     ),
+    example="quickstart --measure",
 )
 def _plan(arguments: argparse.Namespace) -> None:
     recipe = _recipe(arguments)
 
-    from llmcxr.plan import PlanOptions, plan, plan_text
+    from llmcxr.plan import PlanOptions, plan
+    from llmcxr.plan_text import plan_text
 
     names = ("devices", "rate", "measure", "tflops", "utilisation", "images")
     options = {name: getattr(arguments, name) for name in names}
@@ -276,7 +313,8 @@ def _recipes(arguments: argparse.Namespace) -> None:
 @command(
     "settings",
     "list every setting of a recipe with its default and meaning",
-    argument("part", nargs="?", default="", help="only those whose key contains this"),
+    argument("part", nargs="?", default="", help="only those whose key contains this, e.g. tuning (default: all)"),
+    example="tuning.lora",
 )
 def _settings(arguments: argparse.Namespace) -> None:
     from llmcxr.foundation.settings import describe_settings
@@ -291,10 +329,13 @@ def _settings(arguments: argparse.Namespace) -> None:
 
 @command(
     "preview",
-    "contact sheets of phantom radiographs: normal variation, and each finding",
-    argument("-o", "--output", type=path, default=Path("preview"), help="folder for the sheets"),
-    argument("--size", type=count, default=256, help="pixels a side of each radiograph (default: %(default)s)"),
+    "write sheets of phantom (simulated) radiographs to look at: how normal ones vary, and each finding",
+    argument("-o", "--output", type=path, default=Path("preview"), help="folder for the sheets (default: %(default)s)"),
+    argument(
+        "--size", type=count, default=256, metavar="PIXELS", help="of a side of each radiograph (default: %(default)s)"
+    ),
     SEED,
+    example="-o preview --size 128",
 )
 def _preview(arguments: argparse.Namespace) -> None:
     from llmcxr.sources.phantom.contact_sheet import contact_sheet, finding_sheet

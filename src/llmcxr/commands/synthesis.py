@@ -13,7 +13,12 @@ from llmcxr.commands.table import OVERRIDES, RECIPE, argument, command
     "is answered is never asked again",
     RECIPE,
     OVERRIDES,
-    argument("--dry-run", action="store_true", help="print the prompt of three reports and what all would take"),
+    argument(
+        "--dry-run",
+        action="store_true",
+        help="ask nothing: print the prompts of three reports, and how many requests and tokens all would take",
+    ),
+    example="ours.yaml chat.base_url=http://localhost:8000/v1 --dry-run",
 )
 def _synthesize_vqa(arguments: argparse.Namespace) -> None:
     from llmcxr.foundation.settings import load_settings

@@ -21,18 +21,21 @@ class Command:
     """What a command word does, and what it takes."""
 
     function: Callable[[argparse.Namespace], int | None]  # its exit status; None is 0
-    about: str
+    about: str  # its first sentence stands in the list of commands
     arguments: tuple[Adding, ...]
+    example: str  # what may follow `llmcxr`
 
 
 COMMANDS: dict[str, Command] = {}
 
 
-def command(name: str, about: str, *arguments: Adding) -> Callable[[Callable[[argparse.Namespace], int | None]], None]:
-    """Makes the function below a command."""
+def command(
+    name: str, about: str, *arguments: Adding, example: str = ""
+) -> Callable[[Callable[[argparse.Namespace], int | None]], None]:
+    """Makes the function below a command. `example` is what may follow its name."""
 
     def enter(function: Callable[[argparse.Namespace], int | None]) -> None:
-        COMMANDS[name] = Command(function, about, arguments)
+        COMMANDS[name] = Command(function, about, arguments, f"{name} {example}".strip())
 
     return enter
 
@@ -91,42 +94,69 @@ def png(text: str) -> Path:
 
 # --- arguments that several commands take
 
-RECIPE = argument("recipe", help="a shipped recipe by name (`llmcxr recipes` lists them), or a YAML file")
+RECIPE = argument("recipe", help="a shipped recipe by name (`llmcxr recipes` lists them), or a YAML file of your own")
 OVERRIDES = argument(
     "overrides",
     nargs="*",
     metavar="KEY.SUB=VALUE",
-    help="settings that replace the file's; `llmcxr settings` lists them",
+    help="settings in the place of the recipe's, e.g. tuning.lora_rank=64; `llmcxr settings` lists all, with their defaults",
 )
-RUN = argument("folder", type=path, metavar="RUN", help="folder of a run, e.g. runs/quickstart")
-IMAGE = argument("image", type=path, help="PNG, JPEG or DICOM")
-SEED = argument("--seed", type=int, default=0, help="of what is drawn by chance (default: %(default)s)")
+RUN = argument("folder", type=path, metavar="RUN", help="folder that `llmcxr run` made, e.g. runs/quickstart")
+IMAGE = argument("image", type=path, help="the radiograph: a PNG, JPEG or DICOM file")
+SEED = argument(
+    "--seed",
+    type=int,
+    default=0,
+    metavar="N",
+    help="of what is drawn by chance: the same number draws the same again, another draws anew (default: %(default)s)",
+)
+DEVICE = argument(
+    "--device",
+    default="auto",
+    help="where to compute: cpu, cuda, cuda:1, ..., or auto: a GPU where there is one (default: %(default)s)",
+)
 MODEL = (
     argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="a shipped model by name, the folder of a run, of a model, or of a packed one, or "
-        "the id of a Hugging Face repository (default: %(default)s)",
+        help="which model: a shipped one by name, the folder of a run, of a model, or of a packed one, or the id of a Hugging Face "
+        "repository (default: %(default)s)",
     ),
-    argument("--device", default="auto", help="auto, cpu, cuda, ..."),
+    DEVICE,
     argument(
         "--precision",
         default="auto",
-        help="auto (the faster of float32 and bfloat16), float32, bfloat16, or int8 (on CPUs: faster, loses a little)",
+        help="of its numbers: float32, bfloat16, int8 (on CPUs: faster, loses a little), or auto: the faster of the first two here "
+        "(default: %(default)s)",
     ),
 )
 
 
 def sampling(temperature: float) -> tuple[Adding, ...]:
     """How a response is drawn; `Sampling` says what these can be."""
-    about = "0: the most likely token (default: %(default)s)"
     return (
-        argument("--temperature", type=float, default=temperature, help=about),
         argument(
-            "--top-p", type=float, default=1.0, help="likeliest tokens of which to draw, as a share of probability"
+            "--temperature",
+            type=float,
+            default=temperature,
+            metavar="T",
+            help="how freely each token is drawn: 0 takes the likeliest, 1 draws as often as the model finds each likely, more "
+            "also what it finds unlikely (default: %(default)s)",
         ),
         argument(
-            "--max-new-tokens", type=int, default=256, help="most tokens of a text response (default: %(default)s)"
+            "--top-p",
+            type=float,
+            default=1.0,
+            metavar="P",
+            help="draw only among the likeliest tokens that together have this probability, e.g. 0.9; 1: among all. Nothing "
+            "changes at temperature 0 (default: %(default)s)",
+        ),
+        argument(
+            "--max-new-tokens",
+            type=int,
+            default=256,
+            metavar="N",
+            help="where a text is cut off, in tokens: a word is one to three. Images have their own length (default: %(default)s)",
         ),
         SEED,
     )
@@ -134,8 +164,8 @@ def sampling(temperature: float) -> tuple[Adding, ...]:
 
 def chosen(guidance: str, candidates: str) -> tuple[Adding, ...]:
     """What leads a response, and of how many it is the best."""
-    own = " (default: the model's own)"
+    own = " (default: the model's own, in its llmcxr.json)"
     return (
-        argument("--guidance", type=rate, help=guidance + own),
-        argument("--candidates", type=count, help=candidates + own),
+        argument("--guidance", type=rate, metavar="G", help=guidance + own),
+        argument("--candidates", type=count, metavar="N", help=candidates + own),
     )

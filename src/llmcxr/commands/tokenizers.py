@@ -195,6 +195,7 @@ def _data_set(name: str, settings: list[str], split: str, size: int, drawn: Path
     "(image_tokenizer.pretrained, or the one that its run has trained). Killed, it goes on; several processes share the work",
     RECIPE,
     OVERRIDES,
+    example="ours.yaml image_tokenizer.pretrained=runs/quickstart/image_tokenizer",
 )
 def _encode(arguments: argparse.Namespace) -> None:
     from llmcxr.foundation.settings import load_settings
@@ -202,10 +203,10 @@ def _encode(arguments: argparse.Namespace) -> None:
     from llmcxr.recipe import Recipe
     from llmcxr.recipes import find_recipe
     from llmcxr.stages.context import Context
-    from llmcxr.stages.image_tokens import encode_stage
+    from llmcxr.stages.image_tokens import ENCODED, encode_stage
 
     context = Context(load_settings(Recipe, find_recipe(arguments.recipe), arguments.overrides))
     Workflow(context.folder, [encode_stage(context)], context.processes).run()
     if context.processes.main:
-        print(context.folder / "encoded" / "codes.parquet")
+        print(context.folder / ENCODED / "codes.parquet")
     context.processes.close()

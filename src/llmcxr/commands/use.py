@@ -40,20 +40,20 @@ def _sampling(arguments: argparse.Namespace):
 
 @command(
     "report",
-    f"report of a radiograph (PNG, JPEG or DICOM), or of each of many. {STATUS} {NOTICE}",
+    f"write the report of a radiograph, or of each of many. {STATUS} {NOTICE}",
     *MODEL,
     *sampling(0.0),
     *chosen(
-        "how strongly the report follows the findings that the model named first: 1 as the model says, more to leave "
-        "fewer out",
-        "write so many and keep the one that states best what the model named on the image",
+        "how strongly the report follows the findings that the model named first: 1 as it would by itself, 2 leaves fewer out",
+        "write so many reports and keep the one that states best what the model named on the image; takes so many times as long",
     ),
     argument(
         "--check",
         action="store_true",
-        help="a sentence a line, with those marked that the model itself does not believe",
+        help="a sentence a line, each marked ? that the model does not believe when it is asked for the finding alone",
     ),
     *IMAGES,
+    example="image.dcm --check",
 )
 def _report(arguments: argparse.Namespace) -> int:
     drawn = _sampling(arguments)
@@ -86,7 +86,8 @@ def _checked(found: Sequence[CheckedSentence]) -> dict[str, Any]:
     *MODEL,
     *sampling(0.0),
     *IMAGES,
-    argument("question", help="comes last, after the images"),
+    argument("question", help="in quotation marks; comes last, after the images"),
+    example='image.dcm "Is there a pleural effusion?"',
 )
 def _ask(arguments: argparse.Namespace) -> int:
     drawn, question = _sampling(arguments), check_text(arguments.question, "the question")
@@ -100,7 +101,12 @@ def _ask(arguments: argparse.Namespace) -> int:
 
 
 @command(
-    "findings", f"probability of each finding on a radiograph, or on each of many. {STATUS} {NOTICE}", *MODEL, *IMAGES
+    "findings",
+    f"say how probable each finding is on a radiograph, or on each of many. Probabilities (0 to 1) are calibrated where the model "
+    f"has a calibration. {STATUS} {NOTICE}",
+    *MODEL,
+    *IMAGES,
+    example="image.dcm",
 )
 def _findings(arguments: argparse.Namespace) -> int:
     def answer(model: LlmCxr, codes: Sequence[np.ndarray]) -> list[dict[str, Any]]:
@@ -120,16 +126,18 @@ def _findings(arguments: argparse.Namespace) -> int:
 
 @command(
     "draw",
-    f"draw a radiograph for a report. {NOTICE}",
+    f"draw a radiograph of a report. It is synthetic, and says so. {NOTICE}",
     *MODEL,
     *sampling(1.0),
     *chosen(
-        "how strongly the image follows the text: 1 as the model says, more for clearer findings and less variety",
-        "draw so many and keep the one on which the model's clinical network best sees what the text states",
+        "how strongly the image follows the text: 1 as the model would by itself, 2 shows findings more clearly and varies less",
+        "draw so many images and keep the one on which the model's clinical network best sees what the text states; takes so many "
+        "times as long",
     ),
-    argument("text", help="the report"),
+    argument("text", help="the report, in quotation marks"),
     argument("-o", "--output", type=png, default=Path("drawn.png"), help="PNG to write (default: %(default)s)"),
     argument("--no-mark", action="store_true", help="leave out the visible mark (the metadata always say synthetic)"),
+    example='"Large right pleural effusion." -o drawn.png',
 )
 def _draw(arguments: argparse.Namespace) -> None:
     from llmcxr.inference.provenance import save_synthetic
@@ -144,10 +152,13 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 @command(
     "chat",
-    f"plain chat with the language model. {NOTICE}",
+    f"chat with the language model, without an image. {NOTICE}",
     *MODEL,
     *sampling(0.0),
-    argument("message", nargs="?", help="one message instead of a conversation"),
+    argument(
+        "message", nargs="?", help="one message, in quotation marks (default: a conversation, which an empty line ends)"
+    ),
+    example='"What is a pneumothorax?"',
 )
 def _chat(arguments: argparse.Namespace) -> None:
     drawn = _sampling(arguments)

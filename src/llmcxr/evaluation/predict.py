@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llmcxr.evaluation.judge import Judge
-from llmcxr.evaluation.predictions import Journal, write_predictions
+from llmcxr.evaluation.predictions import Journal, read_predictions, write_predictions
 from llmcxr.evaluation.scoring import MEASUREMENTS
 from llmcxr.foundation.processes import Processes
 from llmcxr.image_tokens.classifier import in_batches
@@ -25,7 +25,6 @@ from llmcxr.inference.backend import DRAWING, Sampling
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.instructions.example import Turn
-from llmcxr.instructions.questions import presence_question
 from llmcxr.metrics import reconstruction
 from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.radiographs import to_uint8
@@ -47,7 +46,6 @@ class ModelUnderTest:
     ) -> None:
         self.model, self.judge, self.findings, self._codes, self.images = model, judge, findings, codes, images
         self.device = model.image_tokenizer.codebook.device
-        self._known = LabelSet(model.info.findings)
 
     def generate(
         self, conversations: Sequence[tuple[Turn, ...]], most_tokens: int, seed: int = 0, temperature: float = 0.0
@@ -66,14 +64,8 @@ class ModelUnderTest:
         return policies.answers(self.model.asker, self.codes(image_ids), questions, sampling)
 
     def finding_probabilities(self, image_id: str, findings: Sequence[str]) -> list[float]:
-        """p(yes) of each finding, asked for as the model spells it."""
-        spelt = [self._known.spelling(name) if name in self._known else name for name in findings]
-        asked = [presence_question(name) for name in spelt]
-        return self.model.yes_probabilities(self._codes[image_id], asked).astype(float).tolist()
-
-    def calibrated(self, p_yes: Mapping[str, float]) -> dict[str, float] | None:
-        """These as calibrated probabilities; None where the model has no calibration."""
-        return None if self.model.calibration is None else self.model.calibration.probabilities(p_yes)
+        """p(yes) of each finding."""
+        return self.model.presence_probabilities(self._codes[image_id], findings).astype(float).tolist()
 
     def draw(self, texts: Sequence[str], seed: int) -> np.ndarray:
         """Codes uint16 [N, L] drawn from reports."""
@@ -137,6 +129,11 @@ def predict(
 
     `load` is called where something is left to be answered. Every process must call this.
     """
+    table = folder / "predictions.parquet"
+    if processes.from_main(
+        processes.main and table.exists()
+    ):  # all answered, and killed or failed only when it was scored
+        return read_predictions(table) if processes.main else None
     plan, journal = _planned(cases), Journal(folder / "predictions", processes.rank)
     done = journal.read()
     processes.wait()  # until all have read: then each mends and goes on with its own file
@@ -159,6 +156,6 @@ def predict(
         return None
     found = journal.read()
     predictions = [prediction for key, *_ in plan for prediction in found[key]]
-    write_predictions(folder / "predictions.parquet", predictions)
+    write_predictions(table, predictions)
     shutil.rmtree(journal.folder, ignore_errors=True)
     return predictions

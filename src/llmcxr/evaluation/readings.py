@@ -17,7 +17,7 @@ from llmcxr.evaluation.predict import ModelUnderTest
 from llmcxr.foundation.artifacts import read_json, write_json
 from llmcxr.foundation.errors import UserError
 from llmcxr.inference.backend import Sampling
-from llmcxr.instructions.questions import SIDE_ANSWERS, presence_question
+from llmcxr.instructions.questions import SIDE_ANSWERS
 from llmcxr.studies.findings import LabelSet
 from llmcxr.studies.study import Study
 from llmcxr.tasks.cxr_to_report import MOST_TOKENS, side_of
@@ -70,7 +70,7 @@ def read_images(
             written = Sampling(max_new_tokens=MOST_TOKENS)
             texts = [""] * len(part) if candidates == 0 else own.reports(list(codes), written, candidates)
             for study, row, text in zip(part, codes, texts, strict=True):
-                p_yes = own.yes_probabilities(row, [presence_question(name) for name in names]).astype(float).tolist()
+                p_yes = own.presence_probabilities(row, names).astype(float).tolist()
                 there = {known.spelling(f.name): None for f in study.truth if f.name in known}
                 sided = [name for name in there if side_of(study, name) in SIDE_ANSWERS]
                 p_sides = own.side_answers(row, sided).astype(float) if sided else np.zeros((0, 3))

@@ -218,6 +218,17 @@ class Workflow:
                 end(True, left_out=said[0])
                 print(f"    left out: {said[0]}", flush=True)
 
+    @contextmanager
+    def renewing(self, name: str) -> Iterator[None]:
+        """Around what makes outputs of the named stage anew: until it has ended the stage counts as not finished, so that after
+        a kill or a fault the next run goes on with it."""
+        path, record = self.folder / RECORDS / f"{name}.json", self.record(name)
+        if record:
+            write_json(path, record | {"finished": False})
+        yield
+        if record:
+            write_json(path, record | {"files": self._files(record.get("outputs", ()))})
+
     def wrote(self, name: str) -> None:
         """Keep in the record of the named stage, which is done, what lies in its outputs now."""
         path = self.folder / RECORDS / f"{name}.json"

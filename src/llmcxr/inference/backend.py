@@ -22,19 +22,25 @@ Prompt = Sequence[int]  # token ids that end where the response begins
 class Sampling(Settings):
     """How tokens are drawn. `SettingsError` for values that cannot be."""
 
-    temperature: Annotated[float, Range(0, 100)] = setting(0.0, "0: the most likely token")
-    top_p: Annotated[float, Range(0, 1, above=True)] = setting(1.0, "share of the likeliest tokens that can come")
-    top_k: Annotated[int, Range(0, 10_000_000)] = setting(0, "how many of the likeliest tokens can come; 0: all")
-    max_new_tokens: Annotated[int, Range(1, 1_000_000)] = setting(
-        128, "of text, in which an image counts as one; it always has its exact length"
+    temperature: Annotated[float, Range(0, 100)] = setting(
+        0.0, "how freely tokens are drawn: 0 takes the likeliest, 1 draws each as often as the model finds it likely"
     )
-    seed: Annotated[int, Range(0, 2**63 - 1)] = setting(0, "of the draws")
+    top_p: Annotated[float, Range(0, 1, above=True)] = setting(
+        1.0, "draw only among the likeliest tokens that together have this probability; 1: among all"
+    )
+    top_k: Annotated[int, Range(0, 10_000_000)] = setting(
+        0, "draw only among so many of the likeliest tokens; 0: among all"
+    )
+    max_new_tokens: Annotated[int, Range(1, 1_000_000)] = setting(
+        128, "where a text is cut off, in tokens; an image in it counts as one, and always has its exact length"
+    )
+    seed: Annotated[int, Range(0, 2**63 - 1)] = setting(0, "the same draws the same again")
     guidance: Guidance | None = setting(None, "classifier-free guidance; 1: as the model says; None: the model's own")
     min_p: Annotated[float, Range(0, 1)] = setting(
-        0.0, "least probability of a token, as a share of the likeliest one's"
+        0.0, "draw only tokens that are at least so many times as probable as the likeliest, e.g. 0.05; 0: all"
     )
     repetition_penalty: Annotated[float, Range(1, 1e9)] = setting(
-        1.0, "of tokens that the text holds (Keskar et al., 2019)"
+        1.0, "makes what the text already holds less likely, e.g. 1.2; 1: does not (Keskar et al., 2019)"
     )
     stop: tuple[str, ...] = setting((), "a text ends before the first of these")
 
@@ -97,6 +103,14 @@ def check_length(tokens: int, response: int, context: int | None, most: int | No
             f"the text is too long: with all that goes with it, it takes {tokens:,} tokens, and this model reads at most "
             f"{limit - response:,}. Shorten it."
         )
+
+
+def first_tokens(answers: Sequence[str], vocabulary: ImageVocabulary) -> list[int]:
+    """The token that each answer begins with, by which they are told apart. ValueError where two begin with the same."""
+    ids = [vocabulary.encode_text(answer)[0] for answer in answers]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"the answers {list(answers)} begin with the same token")
+    return ids
 
 
 def whole_response(

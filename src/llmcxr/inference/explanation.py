@@ -18,10 +18,10 @@ import torch.nn.functional as F
 
 from llmcxr.foundation.randomness import stream
 from llmcxr.inference.backend import GREEDY
-from llmcxr.inference.policies import Asker, Conversation
-from llmcxr.instructions.questions import NOTHING, presence_question
+from llmcxr.inference.policies import Asker, Conversation, presence_answers
+from llmcxr.instructions.questions import NOTHING
 from llmcxr.studies.findings import LabelSet
-from llmcxr.tasks import cxr_to_report, cxr_vqa, report_to_cxr
+from llmcxr.tasks import cxr_to_report, report_to_cxr
 
 # On a few validation patients no worse than smaller ones, of which three times as many are read (benchmarks/explain.py).
 PATCHES_ALONG = 2  # a patch is so many times smaller than the image along each side
@@ -94,12 +94,10 @@ def beliefs(asker: Asker, images: np.ndarray, texts: Sequence[str]) -> np.ndarra
     known = LabelSet(asker.info.findings)
     result = np.zeros((len(texts), len(images)))
     questions = [i for i, text in enumerate(texts) if text in known]
-    asked = [presence_question(known.spelling(texts[i])) for i in questions]
-    if asked:
-        turns = [cxr_vqa.TASK.prompt(image, question) for image in images for question in asked]
-        yes = asker.backend.answer_probabilities(asker.prompts(turns), ("Yes.", "No."))
-        odds = np.log(np.maximum(yes.astype(np.float64), np.finfo(np.float32).tiny))
-        result[questions] = (odds[:, 0] - odds[:, 1]).reshape(len(images), len(asked)).T
+    if questions:
+        p = presence_answers(asker, images, [texts[i] for i in questions])
+        log_p = np.log(np.maximum(p.astype(np.float64), np.finfo(np.float32).tiny))
+        result[questions] = (log_p[..., 0] - log_p[..., 1]).T
     first = {cxr_to_report.TASK.name, report_to_cxr.TASK.name} <= {*asker.info.findings_first}
     for i in sorted(set(range(len(texts))) - {*questions}):
         named = asker.texts([report_to_cxr.TASK.list_prompt(texts[i])], GREEDY)[0] if first else None

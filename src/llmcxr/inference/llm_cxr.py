@@ -32,7 +32,7 @@ from llmcxr.inference.streaming import PartialDrawing, filled, rows_of_codes, te
 from llmcxr.inference.transformers_backend import TransformersBackend
 from llmcxr.inference.vllm_backend import VllmBackend
 from llmcxr.instructions.example import Grammar, Turn
-from llmcxr.instructions.questions import SIDE_ANSWERS, presence_question, side_question
+from llmcxr.instructions.questions import PRESENCE_ANSWERS, SIDE_ANSWERS, side_question
 from llmcxr.instructions.templates import build_template
 from llmcxr.model.calibration import Calibration, load_calibration
 from llmcxr.model.find import find_model
@@ -333,7 +333,15 @@ class LlmCxr:
         >>> p = model.yes_probabilities(model.encode(["chest.png"])[0], ["Is there cardiomegaly?"])
         """
         prompts = self.asker.prompts([cxr_vqa.TASK.prompt(codes, question) for question in questions])
-        return self.asker.backend.answer_probabilities(prompts, ("Yes.", "No."))[:, 0]
+        return self.asker.backend.answer_probabilities(prompts, PRESENCE_ANSWERS)[:, 0]
+
+    def presence_probabilities(self, codes: np.ndarray, findings: Sequence[str]) -> np.ndarray:
+        """p(yes) of "Is there ...?" of findings on one image with codes [L], not calibrated: float32 [len(findings)].
+
+        >>> model.presence_probabilities(model.encode(["chest.png"])[0], ["mass"]).shape
+        (1,)
+        """
+        return policies.presence_answers(self.asker, codes[None], findings)[0, :, 0]
 
     def side_answers(self, codes: np.ndarray, findings: Sequence[str]) -> np.ndarray:
         """p of each of `SIDE_ANSWERS` to the side question of findings on one image with codes [L]: float32 [len(findings), 3].
@@ -356,9 +364,7 @@ class LlmCxr:
             raise UserError(
                 "this model was asked about no finding in tuning: its data had no label both present and absent."
             )
-        values = self.yes_probabilities(
-            self.images.asked_about([image])[0], [presence_question(name) for name in names]
-        )
+        values = self.presence_probabilities(self.images.asked_about([image])[0], names)
         p_yes = dict(zip(names, values.tolist(), strict=True))
         return p_yes if self.calibration is None else self.calibration.probabilities(p_yes)
 

@@ -20,7 +20,15 @@ from llmcxr.foundation.settings import checked
 from llmcxr.image_tokens.codec import ImageCodec
 from llmcxr.inference.backend import CANDIDATE, GREEDY, Backend, Request, Response, Sampling
 from llmcxr.instructions.example import Grammar, Turn
-from llmcxr.instructions.questions import NOTHING, SIDE_ANSWERS, finding_list, listed_findings, side_question
+from llmcxr.instructions.questions import (
+    NOTHING,
+    PRESENCE_ANSWERS,
+    SIDE_ANSWERS,
+    finding_list,
+    listed_findings,
+    presence_question,
+    side_question,
+)
 from llmcxr.instructions.rendering import render_prompt
 from llmcxr.instructions.templates import Template
 from llmcxr.model.decoding import Candidates
@@ -127,6 +135,16 @@ def _check_candidates(candidates: int, needed: Sequence[str], info: ModelInfo) -
             f"this model names no findings first in {' and '.join(lacking)} (tuning.findings_first), by which candidates could be "
             "told apart. Leave candidates at 1."
         )
+
+
+def presence_answers(asker: Asker, images: np.ndarray, findings: Sequence[str]) -> np.ndarray:
+    """p of each of `PRESENCE_ANSWERS` to whether there are the `findings`, asked for as in training, on each of
+    images with codes [R, L]: float32 [R, len(findings), 2]."""
+    known = LabelSet(asker.info.findings)
+    asked = [presence_question(known.spelling(name) if name in known else name) for name in findings]
+    turns = [cxr_vqa.TASK.prompt(codes, question) for codes in images for question in asked]
+    p = asker.backend.answer_probabilities(asker.prompts(turns), PRESENCE_ANSWERS)
+    return p.reshape(len(images), len(asked), len(PRESENCE_ANSWERS))
 
 
 def with_sides_asked(asker: Asker, codes: np.ndarray, lists: Sequence[str]) -> list[str]:

@@ -24,12 +24,12 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from llmcxr.foundation.randomness import stream
-from llmcxr.inference.backend import Backend, Prompt, Request, Response, check_length, whole_response
+from llmcxr.inference.backend import Backend, Prompt, Request, Response, check_length, first_tokens, whole_response
 from llmcxr.inference.drawing import draw_tokens, is_greedy, penalised
 from llmcxr.inference.grammar import Next, Progress, before_stop, segments
 from llmcxr.inference.llama import Llama, check_int8, is_stock_llama, state_of
 from llmcxr.inference.slots import SlotCache, use_grouped_attention
-from llmcxr.instructions.rendering import encode_free, response_end
+from llmcxr.instructions.rendering import encode_responses, response_end
 from llmcxr.instructions.templates import Template
 from llmcxr.vocabulary.head import project
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
@@ -105,8 +105,7 @@ class TransformersBackend(Backend):
         use_grouped_attention(model)
         # Tokens that the model can read (None: it sets no limit).
         self.context: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.ending = response_end(template, vocabulary)
-        self.end_id = self.ending[-1]
+        self.end_id = response_end(template, vocabulary)[-1]
         V = model.get_output_embeddings().weight.shape[0]
         # In text only the end token, and no other control or image token nor an unused row of a padded table, may come.
         self._text = torch.ones(V, dtype=torch.bool)
@@ -325,7 +324,7 @@ class TransformersBackend(Backend):
     @torch.inference_mode()
     def log_likelihoods(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         """log p(text response, its end included | prompt) in nats: float64 [B]."""
-        endings = [[*encode_free(response, self.template, self.vocabulary), *self.ending] for response in responses]
+        endings = encode_responses(responses, self.template, self.vocabulary)
         rows = [[*prompt, *ending] for prompt, ending in zip(prompts, endings, strict=True)]
         result = np.zeros(len(rows))
         for numbers, P, hidden, _ in self._read(rows, [len(prompt) - 1 for prompt in prompts]):
@@ -339,9 +338,7 @@ class TransformersBackend(Backend):
     @torch.inference_mode()
     def answer_probabilities(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
         """p(answer), by first token, over the given answers only: float32 [B, len(answers)], rows sum to 1."""
-        ids = [self.vocabulary.encode_text(answer)[0] for answer in answers]
-        if len(set(ids)) < len(ids):
-            raise ValueError(f"the answers {list(answers)} begin with the same token")
+        ids = first_tokens(answers, self.vocabulary)
         result = np.zeros((len(prompts), len(answers)), dtype=np.float32)
         for numbers, P, hidden, _ in self._read(prompts, [len(prompt) - 1 for prompt in prompts]):
             last = hidden[torch.arange(len(numbers)), [len(prompts[i]) - P - 1 for i in numbers]]

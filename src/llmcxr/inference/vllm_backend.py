@@ -20,9 +20,9 @@ import numpy as np
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.optional import require
 from llmcxr.foundation.randomness import stream
-from llmcxr.inference.backend import Backend, Prompt, Request, Response, check_length, whole_response
+from llmcxr.inference.backend import Backend, Prompt, Request, Response, check_length, first_tokens, whole_response
 from llmcxr.inference.drawing import is_greedy
-from llmcxr.instructions.rendering import encode_free, response_end
+from llmcxr.instructions.rendering import encode_responses, response_end
 from llmcxr.instructions.templates import Template
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 from llmcxr.vocabulary.language_model import load_config
@@ -53,8 +53,7 @@ class VllmBackend(Backend):
         config = load_config(str(folder))
         self.vocabulary, self.template, self.image_length = vocabulary, template, image_length
         self.context: int | None = getattr(config, "max_position_embeddings", None)
-        self.ending = response_end(template, vocabulary)
-        self.end_id = self.ending[-1]
+        self.end_id = response_end(template, vocabulary)[-1]
         first = vocabulary.first_id
         never = vocabulary.never_in_text(config.vocab_size, self.end_id)
         self._allowed = {
@@ -124,7 +123,7 @@ class VllmBackend(Backend):
 
     def log_likelihoods(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         """See `Backend`."""
-        endings = [[*encode_free(response, self.template, self.vocabulary), *self.ending] for response in responses]
+        endings = encode_responses(responses, self.template, self.vocabulary)
         rows = [[*prompt, *ending] for prompt, ending in zip(prompts, endings, strict=True)]
         # Of every token of the prompt its own log-probability; one token has to be drawn.
         parameters = self.vllm.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -136,9 +135,7 @@ class VllmBackend(Backend):
 
     def answer_probabilities(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> np.ndarray:
         """See `Backend`."""
-        ids = [self.vocabulary.encode_text(answer)[0] for answer in answers]
-        if len(set(ids)) < len(ids):
-            raise ValueError(f"the answers {list(answers)} begin with the same token")
+        ids = first_tokens(answers, self.vocabulary)
         parameters = self.vllm.SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=ids, detokenize=False)
         values = np.zeros((len(prompts), len(ids)))
         for i, found in enumerate(self._run(prompts, [parameters] * len(prompts))):

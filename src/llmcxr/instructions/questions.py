@@ -28,6 +28,7 @@ Origin = Literal["truth", "rules", "llm"]
 
 NOTHING = "No abnormal finding."
 _NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
+PRESENCE_ANSWERS = ("Yes.", "No.")
 SIDE_ANSWERS = {"left": "Left.", "right": "Right.", "both": "Both sides."}
 
 
@@ -122,7 +123,9 @@ def _from_truth(study: Study, present_share: dict[str, float], seed: int) -> lis
     for name in present:
         share = present_share.get(name, 0.0)
         if share <= 0.5 or rng.random() < (1 - share) / share:  # see below, for findings that most images have
-            result.append(QuestionAnswer(study.image_id, presence_question(name), "Yes.", "presence", name))
+            result.append(
+                QuestionAnswer(study.image_id, presence_question(name), PRESENCE_ANSWERS[0], "presence", name)
+            )
         same = [f for f in study.truth if f.name == name]
         sides = {f.side for f in same if f.side}
         if sides:
@@ -141,7 +144,9 @@ def _from_truth(study: Study, present_share: dict[str, float], seed: int) -> lis
     # so that the wording of a question gives nothing away.
     for name, share in present_share.items():
         if study.labels.get(name) == 0 and rng.random() < share / max(1e-9, 1 - share):
-            result.append(QuestionAnswer(study.image_id, presence_question(name), "No.", "presence", name))
+            result.append(
+                QuestionAnswer(study.image_id, presence_question(name), PRESENCE_ANSWERS[1], "presence", name)
+            )
     return result
 
 

@@ -6,6 +6,7 @@ Shapes: T tokens of an example.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -125,6 +126,12 @@ def render_prompt(
         raise ValueError("the last turn already has a response")
     opening = vocabulary.encode_control(template.around_image[0]) if grammar == "image" else []
     return _render(turns, template, vocabulary)[0] + opening
+
+
+def encode_responses(texts: Sequence[str], template: Template, vocabulary: ImageVocabulary) -> list[list[int]]:
+    """Ids of each text as a whole response, its end included, as they follow a prompt."""
+    end = response_end(template, vocabulary)
+    return [[*encode_free(text, template, vocabulary), *end] for text in texts]
 
 
 def response_end(template: Template, vocabulary: ImageVocabulary) -> list[int]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit, logit, softmax
 
-from llmcxr.foundation.artifacts import read_json, write_json
+from llmcxr.foundation.artifacts import read_json
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import (
     Count,
@@ -28,7 +28,7 @@ from llmcxr.foundation.settings import (
     build_settings,
     settings_to_dict,
 )
-from llmcxr.model.sums import SUMS, check_sums, remedy, write_sums
+from llmcxr.model.sums import put_json, remedy
 from llmcxr.studies.findings import LabelSet
 
 CALIBRATION = "calibration.json"
@@ -108,12 +108,5 @@ def load_calibration(folder: Path) -> Calibration | None:
 
 
 def save_calibration(folder: Path, calibration: Calibration) -> None:
-    """Write calibration.json into a model folder, packed or not, and its sums anew where it has them.
-
-    `UserError` where another file is not the one that the sums describe: new ones would hide it.
-    """
-    if (folder / SUMS).exists():
-        check_sums(folder)
-    write_json(folder / CALIBRATION, settings_to_dict(calibration))
-    if (folder / SUMS).exists():
-        write_sums(folder)
+    """Put calibration.json into a model folder, packed or not (`sums.put_json`)."""
+    put_json(folder, CALIBRATION, settings_to_dict(calibration))

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import numpy as np
 
-from llmcxr.foundation.artifacts import read_json, write_json
+from llmcxr.foundation.artifacts import read_json
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import Range, Settings, SettingsError, build_settings
-from llmcxr.model.sums import SUMS, remedy, write_sums
+from llmcxr.model.sums import put_json, remedy
 
 NAME = "outside.json"
 FEWEST = 50  # unseen images of which a 99th percentile can be said
@@ -73,7 +73,5 @@ def read_limits(folder: Path) -> OutsideLimits | None:
 
 
 def write_limits(folder: Path, limits: OutsideLimits) -> None:
-    """Put outside.json into a model folder, packed or not, and renew its sums where it has some."""
-    write_json(Path(folder) / NAME, asdict(limits))
-    if (Path(folder) / SUMS).exists():
-        write_sums(Path(folder))
+    """Put outside.json into a model folder, packed or not (`sums.put_json`)."""
+    put_json(Path(folder), NAME, asdict(limits))

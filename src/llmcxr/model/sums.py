@@ -7,13 +7,17 @@ again.
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from llmcxr.foundation.artifacts import atomic_path, file_hashes, sha256
+from llmcxr.foundation.artifacts import atomic_path, file_hashes, sha256, write_json, writing
 from llmcxr.foundation.assets import cache_folder
 from llmcxr.foundation.errors import UserError
 
 SUMS = "SHA256SUMS"
+_UPDATE = ".update"  # a file and the sums with it, on their way into the folder
 
 
 def unpacked_models() -> Path:
@@ -34,8 +38,9 @@ def remedy(folder: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All but the sums themselves, and what file managers leave behind."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS and not p.name.startswith("."))
+    """All but the sums themselves, what file managers leave behind, and what is on its way."""
+    found = (p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def write_sums(folder: Path) -> None:
@@ -45,8 +50,37 @@ def write_sums(folder: Path) -> None:
         temporary.write_text("".join(lines), encoding="utf-8")
 
 
+def put_json(folder: Path, name: str, value: Any) -> None:
+    """Put what is learned of a model later into its `folder`, packed or not, as the file `name`, and into its sums where it has
+    some. After a kill all is as it was, or the next who reads the sums ends it.
+
+    `UserError` where another file is not the one that the sums describe: new ones would hide it.
+    """
+    if not (folder / SUMS).exists():
+        write_json(folder / name, value)
+        return
+    check_sums(folder)
+    with atomic_path(folder / _UPDATE) as update:
+        write_json(update / name, value)
+        others = [line for line in read_sums(folder).splitlines() if not line.endswith(f"  {name}")]
+        lines = sorted([*others, f"{sha256(update / name)}  {name}"], key=lambda line: line.partition("  ")[2])
+        (update / SUMS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    _end_update(folder)
+
+
+def _end_update(folder: Path) -> None:
+    """Move in what is whole and on its way: it need not be the process that made it."""
+    update = folder / _UPDATE
+    if update.is_dir():
+        with writing(folder), suppress(FileNotFoundError):  # another process does the same
+            for path in sorted(update.iterdir()):
+                os.replace(path, folder / path.name)
+            update.rmdir()
+
+
 def read_sums(folder: Path) -> str:
     """The text of SHA256SUMS. `UserError` where it cannot be read."""
+    _end_update(folder)
     try:
         return (folder / SUMS).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llmcxr.evaluation.calibration import fit_calibration, known_labels, told, too_few
+from llmcxr.evaluation.calibration import fit_calibration, known_labels, too_few
 from llmcxr.evaluation.readings import ImageReading, read_images
 from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.inference.consistency import labeller_for
 from llmcxr.inference.llm_cxr import LlmCxr
-from llmcxr.model.calibration import CALIBRATION, Calibration, save_calibration
+from llmcxr.model.calibration import CALIBRATION, Calibration
 from llmcxr.model.folder import load_checked
 from llmcxr.model.outside import NAME as OUTSIDE
 from llmcxr.model.sums import SUMS, read_sums
@@ -41,7 +41,7 @@ def readings_of(
     studies = list(cases.shuffled[:images])
     if not any(report_text(study, context.info.report) for study in studies):
         candidates = 0
-    folder = context.given or context.folder / "model"
+    folder = context.model
     sums = read_sums(folder) if (folder / SUMS).exists() else ""
     measured = (f"  {CALIBRATION}", f"  {OUTSIDE}")  # of which answers know nothing
     weights = [line for line in sums.splitlines() if not line.endswith(measured)]
@@ -61,10 +61,10 @@ def lacking(context: Context, images: int) -> str | None:
     return too_few(known_labels(studies, findings))
 
 
-def calibrate(
-    context: Context, folder: Path, images: int = IMAGES, kept: Path | None = None, model: LlmCxr | None = None
+def fitted_calibration(
+    context: Context, images: int = IMAGES, kept: Path | None = None, model: LlmCxr | None = None
 ) -> Calibration:
-    """Fit a calibration to the run's validation patients and keep it in the model `folder`, which `model` is (None: it is loaded).
+    """Of the run's `model` (None: it is loaded), fitted to validation patients; `kept` as in `read_images`.
 
     `UserError` where it cannot be.
     """
@@ -72,13 +72,11 @@ def calibrate(
         raise UserError(f"{why}. Give the run more of them, with labels.")
     readings, studies = readings_of(context, "validate", images, kept=kept, model=model)
     findings = context.info.findings
-    calibration = fit_calibration(readings, studies, findings, labeller_for(findings), context.recipe.source.kind)
-    save_calibration(folder, calibration)
-    return calibration
+    return fit_calibration(readings, studies, findings, labeller_for(findings), context.recipe.source.kind)
 
 
-def calibrate_run(context: Context, into: Path | None, images: int | None = None) -> str:
-    """The command: calibrate the model that a run made, into its folder, or the one that it measures, `into` another. What to say.
+def folder_to_calibrate(context: Context, into: Path | None) -> Path:
+    """That of the run's own model, or `into`, which holds the same one.
 
     `UserError` where it is not said into which folder, and where that holds another model.
     """
@@ -87,9 +85,8 @@ def calibrate_run(context: Context, into: Path | None, images: int | None = None
             f"the run {context.folder.name} measures the model {context.recipe.model}, which it did not make. Say with --into which "
             "folder should hold the calibration: that of the model, packed or not, or of a copy."
         )
-    folder = into or context.folder / "model"
+    folder = into or context.model
     own, there = replace(context.info, image_tokenizer=""), replace(load_checked(folder), image_tokenizer="")
     if own != there:
         raise UserError(f"{folder} holds another model than the one that the run {context.folder.name} is of.")
-    calibration = calibrate(context, folder, images or IMAGES, context.folder / READINGS.format("validate"))
-    return f"{told(calibration)}\n{folder / CALIBRATION}"
+    return folder

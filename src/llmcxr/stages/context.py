@@ -140,10 +140,15 @@ class Context:
         load_checked(folder)
         return folder
 
+    @property
+    def model(self) -> Path:
+        """Folder of the model that is measured: the given one, or the one that this run makes."""
+        return self.given or self.folder / "model"
+
     @cached_property
     def info(self) -> ModelInfo:
-        """What the measured model says of itself: the given one, or the one that this run made."""
-        return load_info(self.given or self.folder / "model")
+        """What the measured model says of itself."""
+        return load_info(self.model)
 
     @cached_property
     def start(self) -> Start | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import shutil
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from llmcxr.foundation.devices import core_count, precision
 from llmcxr.foundation.workflow import RECORDS, Stage
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.inference.provenance import save_marked_png
+from llmcxr.model.calibration import load_calibration
 from llmcxr.pages.content import cards
 from llmcxr.pages.results import PageContent, glance, write_page
 from llmcxr.stages.context import Context
@@ -96,7 +98,7 @@ def cases_of(context: Context, split: Split) -> Cases:
 def under_test(context: Context, cases: Cases, model: LlmCxr | None = None) -> ModelUnderTest:
     """The finished `model` (None: it is loaded) with the judge, where there is one."""
     if model is None:
-        model = LlmCxr.from_pretrained(context.given or context.folder / "model", str(context.device))
+        model = LlmCxr.from_pretrained(context.model, str(context.device))
     folder = context.folder / "judge"
     judge = Judge.load(folder, cases.findings).to(context.device) if (folder / "model.safetensors").exists() else None
     codes = {s.image_id: context.codes[s.image_id] for s in (*cases.train, *cases.test)}
@@ -126,9 +128,11 @@ def evaluation_stage(context: Context) -> Stage:
 
 
 def rescore(context: Context) -> None:
-    """Scores and page anew from the predictions, without the model."""
+    """Scores and page anew from the predictions and the model's calibration, without the model."""
     folder = context.folder / "evaluation"
-    predictions, cases = read_predictions(folder / "predictions.parquet"), cases_of(context, "test")
+    predictions, calibration = read_predictions(folder / "predictions.parquet"), load_calibration(context.model)
+    calibrated = None if calibration is None else calibration.probabilities
+    cases = dataclasses.replace(cases_of(context, "test"), calibrated=calibrated)
     summary = summarise(predictions, cases)
     if context.given is None:
         last = context.folder / context.recipe.tuning.stages[-1].name / "summary.json"

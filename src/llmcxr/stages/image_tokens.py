@@ -21,6 +21,8 @@ from llmcxr.sources.registry import read_studies
 from llmcxr.stages.context import Context, start_files
 from llmcxr.studies.study import Study, sided_labels
 
+ENCODED = "encoded"  # folder and stage of `llmcxr encode`, in the folder of a run or its own
+
 
 def clinical_features_stage(context: Context) -> Stage:
     """The network of the clinical feature loss, trained on this run's labels or published."""
@@ -158,20 +160,20 @@ def encode_stage(context: Context) -> Stage:
             read()
         ids, paths = [s.image_id for s in found], [folder / s.image_path for s in found]  # an absolute path stays
         codec.to(context.device)
-        encoded, unreadable = encode_files(codec, ids, paths, folder / "encoded", context.processes, context.geometry)
+        encoded, unreadable = encode_files(codec, ids, paths, folder / ENCODED, context.processes, context.geometry)
         if context.processes.main:
-            print(f"    {encoded:,} images encoded, {unreadable:,} files unreadable (encoded/unreadable.json)")
+            print(f"    {encoded:,} images encoded, {unreadable:,} files unreadable ({ENCODED}/unreadable.json)")
 
     def check() -> None:
         source.check()
         ImageTokenizer.from_pretrained(name)
 
     return Stage(
-        "encoded",
+        ENCODED,
         "every file of the source written as image tokens",
         run,
         settings=(source.fingerprint(), context.recipe.source.cohort, context.geometry, str(name)),
-        outputs=("encoded",),
+        outputs=(ENCODED,),
         reads=(Path(name),) if Path(name).is_dir() else (),
         check=check,
         everywhere=True,

@@ -18,11 +18,12 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import settings_to_dict
 from llmcxr.foundation.workflow import Stage
 from llmcxr.inference.llm_cxr import LlmCxr
+from llmcxr.model.calibration import save_calibration
 from llmcxr.model.decoding import DecodingSettings
 from llmcxr.model.folder import ModelInfo, save_model
 from llmcxr.model.outside import FEWEST, write_limits
 from llmcxr.model.patients import patient_hash, seen_patients
-from llmcxr.stages.calibration import IMAGES, calibrate, lacking
+from llmcxr.stages.calibration import IMAGES, fitted_calibration, lacking
 from llmcxr.stages.context import Context, start_files
 from llmcxr.stages.outside import limits_of
 from llmcxr.studies.cohort import select_cohort
@@ -322,7 +323,8 @@ def _learn_of_validation_patients(context: Context) -> None:
     if why := lacking(context, IMAGES):
         print(f"    no calibration: {why}")
     else:
-        fitted = calibrate(context, folder, model=model)
+        fitted = fitted_calibration(context, model=model)
+        save_calibration(folder, fitted)
         print(f"    calibrated on {fitted.fitted_on.images} validation images: {fitted.method}")
     if limits := limits_of(model, context.of_split("validate")[1]):
         write_limits(folder, limits)

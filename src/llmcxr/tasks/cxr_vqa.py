@@ -221,8 +221,7 @@ class VqaMeasurement(Measurement):
             judged = model.judged(model.images(ids))
             rows = [dict(zip(names, model.finding_probabilities(i, names), strict=True)) for i in ids]
             return [
-                self.prediction(ask, p_yes=row, p_calibrated=model.calibrated(row), judge=seen)
-                for ask, row, seen in zip(group, rows, judged, strict=True)
+                self.prediction(ask, p_yes=row, judge=seen) for ask, row, seen in zip(group, rows, judged, strict=True)
             ]
         texts = model.answers(ids, [ask.question for ask in group], _MOST_TOKENS)
         return [self.prediction(ask, text, shown=ask.shown) for ask, text in zip(group, texts, strict=True)]
@@ -291,10 +290,9 @@ class VqaMeasurement(Measurement):
         self, read: Sequence[Prediction], cases: Cases, labels: np.ndarray, p_yes: np.ndarray
     ) -> dict[str, Any]:
         """How far probabilities can be taken at their word: of p(yes), and as calibrated where the model has a calibration."""
-        calibrated = [own for p in read if (own := p.extra.get("p_calibrated")) is not None]
         given = {"raw": p_yes}
-        if len(calibrated) == len(read):
-            given["calibrated"] = cases.matrix(calibrated)
+        if cases.calibrated is not None:
+            given["calibrated"] = cases.matrix([cases.calibrated(p.extra["p_yes"]) for p in read])
         errors = {name: expected_calibration_error(labels, p) for name, p in given.items()}
         known = cases.labels(cases.train) if cases.train else np.full((1, len(cases.findings)), np.nan)
         shares = np.broadcast_to([scores.mean(column) for column in known.T], labels.shape)

@@ -106,9 +106,6 @@ class Examinee(Protocol):
     def finding_probabilities(self, image_id: str, findings: Sequence[str]) -> list[float]:
         """p(yes) of the presence question of each finding."""
 
-    def calibrated(self, p_yes: Mapping[str, float]) -> dict[str, float] | None:
-        """These as calibrated probabilities; None where the model has no calibration."""
-
     def draw(self, texts: Sequence[str], seed: int) -> np.ndarray:
         """Codes uint16 [N, L] drawn from reports."""
 
@@ -154,6 +151,8 @@ class Cases:
     unknown_labels: UnknownLabels = "left_out"
     uncertain_labels: UncertainLabels = "left_out"
     left_out: Mapping[str, int] = field(default_factory=dict)  # test images that are not of the cohort, by reason
+    # p(yes) by finding -> calibrated: when answers are scored, not when they are given, so that a calibration can change
+    calibrated: Callable[[Mapping[str, float]], dict[str, float]] | None = None  # None: the model has no calibration
 
     @functools.cached_property
     def shuffled(self) -> list[Study]:

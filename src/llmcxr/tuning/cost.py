@@ -50,7 +50,8 @@ class ModelSize:
     table_copies: (
         int  # beside the table: with image rows laid over it, that one's gradient, the head's where it is trained
     )
-    logit_bytes: int  # that a logit keeps: 2, or 8 where the head's output is capped or scaled
+    number_bytes: int  # of a number in products: 2 in bfloat16, 4 in float32
+    logit_bytes: int  # that a logit keeps: those of a number, or 8 where the head's output is capped or scaled
 
 
 @dataclass(frozen=True)
@@ -106,16 +107,20 @@ class Cost:
 
 
 def build_tunable(
-    config: PreTrainedConfig, vocabulary: ImageVocabulary, settings: TuningSettings, device: torch.device
+    config: PreTrainedConfig,
+    vocabulary: ImageVocabulary,
+    settings: TuningSettings,
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> TunableModel:
-    """The model as it is tuned, in bfloat16 with random (on the meta device: no) weights, without checkpointing.
+    """The model as it is tuned, with random (on the meta device: no) weights, without checkpointing.
 
     There are no weights to pack on the meta device: QLoRA is LoRA there, and `size_of` counts its 4 bits.
     """
     method = "lora" if device.type == "meta" and settings.method == "qlora" else settings.method
     settings = dataclasses.replace(settings, method=method, gradient_checkpointing=False)
     with device:
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
         width = model.get_input_embeddings().weight.shape[1]
         return TunableModel(model, vocabulary, torch.zeros(vocabulary.size, width), settings)
 
@@ -143,7 +148,8 @@ def size_of(tunable: TunableModel, quantised: bool = False) -> ModelSize:
         step_gradient_bytes=gradients + 4 * min(count, UPDATED_AT_ONCE + max(p.numel() for p in trained)),
         optimizer_bytes=sum((8 if p.dtype == torch.float32 else 12) * p.numel() for p in trained),
         table_copies=2 + table.requires_grad,
-        logit_bytes=8 if any(after_head(config)) else 2,
+        number_bytes=tunable.model.dtype.itemsize,
+        logit_bytes=8 if any(after_head(config)) else tunable.model.dtype.itemsize,
     )
 
 
@@ -164,7 +170,7 @@ def cost_of(tunable: TunableModel, config: PreTrainedConfig, settings: TuningSet
             text.layer_types = list(kinds)[:layers]
         words = copy.copy(tunable.vocabulary)
         words.first_id, words.size = 8, 2
-        small = build_tunable(shallow, words, settings, torch.device("meta"))
+        small = build_tunable(shallow, words, settings, torch.device("meta"), tunable.model.dtype)
         model = cast(nn.Module, small.model).to_empty(device="cpu").train()
         own = {t.untyped_storage().data_ptr() for t in itertools.chain(model.parameters(), model.buffers())}
 
@@ -205,7 +211,7 @@ def cost_of(tunable: TunableModel, config: PreTrainedConfig, settings: TuningSet
     depth = config.get_text_config().num_hidden_layers
     short, long, plain = one + (two - one) * (depth - 1)
     if settings.gradient_checkpointing:  # what goes into each layer, and all of the one that is computed again
-        plain = one[2] + 2 * width * (depth - 1)
+        plain = one[2] + tunable.model.dtype.itemsize * width * (depth - 1)
     half = (long / 64 - short / 32) / 64  # of the square; the causal half is what is needed
     linear = short / 32 - 64 * half
     return Cost(
@@ -219,13 +225,14 @@ def cost_of(tunable: TunableModel, config: PreTrainedConfig, settings: TuningSet
 def device_memory(size: ModelSize, tokens: int, kept: float, largest: Counts, shards: int = 1) -> Memory:
     """Bytes on one device for batches of `tokens` padded tokens, with the learned ones of `largest`.
 
-    The layers keep `kept` bytes a token. The head adds `logit_bytes` a logit (2: it becomes its own gradient), 8 against the base
+    The layers keep `kept` bytes a token. The head adds `logit_bytes` a logit (it becomes its own gradient), 8 against the base
     model's distribution; the table exists `table_copies` times more. `shards` > 1: weights, gradients and
     optimizer states are spread over that many devices, and one layer's weights are gathered at a time.
     """
     logits = (largest.outside - largest.anchored) * size.rows + largest.inside * size.image_rows
     gathered = 0 if shards == 1 else 2 * size.weight_bytes // max(1, size.layers)  # this layer and the next
-    head = size.logit_bytes * logits + 8 * largest.anchored * size.rows + 2 * size.table_copies * size.rows * size.width
+    tables = size.number_bytes * size.table_copies * size.rows * size.width
+    head = size.logit_bytes * logits + 8 * largest.anchored * size.rows + tables
     return Memory(
         weights=size.weight_bytes // shards + gathered,
         optimizer=size.optimizer_bytes // shards,

@@ -1,0 +1,78 @@
+"""A plan for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llmcxr.plan import GIB, PAPER_EPOCHS, PAPER_IMAGES, Plan
+
+
+def _count(number: float) -> str:
+    for unit, name in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
+        if number >= unit:
+            return f"{number / unit:.2f}{name}"
+    return f"{number:,.0f}"
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return "-"
+    if hours < 1:
+        return f"{hours * 60:.1f} min"
+    return f"{hours:,.1f} h" if hours < 72 else f"{hours / 24:,.1f} days"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan for people."""
+    size, devices = plan.size, plan.options.devices
+    lines = [
+        f"Plan of {plan.recipe.name}, on {devices} device{'s' * (devices > 1)}",
+        f"\nLanguage model: {plan.llm}",
+        f"  {_count(size.parameters)} parameters, {size.layers} layers, width {size.width}, {size.rows:,} rows of which "
+        f"{size.image_rows:,} are image tokens",
+        f"  tuned by {plan.recipe.tuning.method}: {_count(size.trained)} trained",
+    ]
+    if plan.notes:
+        lines += ["\nAssumptions", *(f"  - {note}" for note in plan.notes)]
+    rows = [["", "examples", "tokens", "image", "text", "supervised", "with padding", "steps", "PFLOP", "time"]]
+    for s in plan.stages:
+        c = s.counts
+        numbers = (c.examples, c.tokens, c.image, c.tokens - c.image, c.learned, c.padded)
+        work = f"{s.flops / 1e15:,.{1 if s.flops >= 1e16 else 3}f}"
+        rows.append([s.name, *map(_count, numbers), f"{s.steps:,}", work, _time(s.hours)])
+    lines += ["\nTuning", *_columns(rows)]
+    for s in plan.stages:
+        parts = [
+            f"{task} {_count(count)}" + (f" ({s.epochs[task]:.1f} epochs)" if task in s.epochs else "")
+            for task, count in s.tasks.items()
+        ]
+        if s.share < 1:
+            parts.append(f"through {s.share:.0%} of the layers")
+        too_long = [f"{_count(n)} {what}" for n, what in ((s.cut, "cut"), (s.left_out, "left out")) if n]
+        lines.append(f"  {s.name}: {', '.join(parts)}" + (f"; too long: {', '.join(too_long)}" if too_long else ""))
+    how = "for the time: --rate TOKENS_PER_SECOND, --measure, or --tflops TFLOPS"
+    lines.append(f"  speed {plan.speed}" if plan.speed else f"  {how}")
+    if plan.others:
+        lines += ["\nOther time", *_columns([[name, _time(value)] for name, value in plan.others.items()])]
+    if plan.options.measure:
+        total = sum(plan.others.values()) + sum(s.hours or 0.0 for s in plan.stages)
+        lines.append(f"  the run, without making or reading the radiographs: {_time(total)}")
+
+    rows = [["", "weights", "optimizer", "gradients", "activations", "peak"]]
+    for name, m in plan.memory.items():
+        values = (m.weights, m.optimizer, max(m.gradients, m.step_gradients), m.activations, m.peak)
+        rows.append([name, *(f"{v / GIB:.1f}" for v in values)])
+    own = str(plan.dtype).removeprefix("torch.")
+    kept = "moments" if own == "float32" else "masters and moments"
+    lines.append(f"\nMemory of a device, GiB ({own}; {kept} in float32; gradients at the optimiser's step)")
+    lines += [*_columns(rows)]
+    lines += ["\nDisk, GiB", *_columns([[name, f"{value / GIB:.2f}"] for name, value in plan.disk.items()])]
+    return "\n".join(lines) + (
+        f"\n\nThe paper's stage 1 at this recipe's stage 1 examples: {PAPER_IMAGES:,} images x {PAPER_EPOCHS} epochs and 20 % language: "
+        f"{_count(plan.paper[0])} tokens, {_time(plan.paper[1])}"
+    )
