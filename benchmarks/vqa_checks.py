@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--reports", type=int, default=4000, help="Indiana reports for speed and control")
     parser.add_argument("--mistakes", action="store_true", help="print the pairs judged wrongly, of the tuning half")
     options = parser.parse_args()
-    for half in ("tuning", "held out"):
+    for half in ("tuning", "held out", "fresh"):
         quality(half, options.mistakes)
     made = indiana(options.reports)
     speed(made)

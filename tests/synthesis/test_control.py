@@ -43,7 +43,7 @@ def test_balance_lowers_what_the_words_give_away():
     assert before["presence"].by_question > 0.85
     assert abs(before["location"].by_question - 0.5) < 0.06
     assert after["presence"].by_question < 0.6 and after["yes or no"].by_majority == 0.5
-    assert after["presence"].pairs > 200 and after["location"].pairs == before["location"].pairs
+    assert after["presence"].pairs > 200 and after["location"].pairs > 0.9 * before["location"].pairs
 
 
 def test_too_few_pairs_say_nothing():

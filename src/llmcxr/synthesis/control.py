@@ -7,11 +7,14 @@ of others. What it gets right beyond chance is no proof of seeing; in public set
 
 from __future__ import annotations
 
+import heapq
 import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import compress
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 
 from llmcxr.foundation.randomness import stream
 from llmcxr.metrics.scores import normalize_answer
-from llmcxr.synthesis.balance import yes_or_no
+from llmcxr.synthesis.balance import balanced, chance, yes_or_no
 from llmcxr.synthesis.pairs import QaPair
 
 _FEATURES = 2**14
@@ -36,13 +39,57 @@ class Blind:
     by_majority: float  # by the answer that is commonest in the group
 
 
-def answered_blind(pairs: Sequence[QaPair], seed: int, most: int = 50_000) -> dict[str, Blind]:
+@dataclass(frozen=True)
+class Control:
+    """What is answered blind of all pairs, and of those that balance leaves: by type, "all" and "yes or no"."""
+
+    before: dict[str, Blind]
+    after: dict[str, Blind]
+    pairs: tuple[int, int]  # there were, of which at most `SAMPLE` were looked at
+
+    @classmethod
+    def of(cls, read: Callable[[], Iterable[QaPair]], seed: int, most: float = 0.5) -> Control:
+        """Of the pairs that `read` reads from their beginning; `most` as in `balanced`."""
+        taken = balanced(read(), seed, most)
+        before = answered_blind(read(), seed)
+        after = answered_blind(compress(read(), taken), seed)
+        return cls(before, after, (len(taken), int(taken.sum())))
+
+    def as_json(self) -> dict[str, Any]:
+        """For summary.json."""
+        parts = {name: {k: asdict(v) for k, v in getattr(self, name).items()} for name in ("before", "after")}
+        return parts | {"pairs": list(self.pairs), "sample": SAMPLE}
+
+    def table(self) -> list[list[str]]:
+        """Heading and rows: type; pairs and shares right from the question (by the commonest answer), before and after."""
+        rows = [["type", "pairs", "all", "pairs", "balanced"]]
+        for name, b in self.before.items():
+            rows.append([name, f"{b.pairs:,}", f"{b.by_question:.3f} ({b.by_majority:.3f})", "0", ""])
+            if a := self.after.get(name):
+                rows[-1][3:] = [f"{a.pairs:,}", f"{a.by_question:.3f} ({a.by_majority:.3f})"]
+        return rows
+
+    def told(self) -> list[str]:
+        """Lines for people; none where there are too few pairs."""
+        if not self.before:
+            return []
+        kept = f"balance takes {self.pairs[1]:,} of {self.pairs[0]:,} kept pairs"
+        drawn = f", of {SAMPLE:,} that were drawn" * (max(self.pairs) > SAMPLE)
+        lines = [f"{kept}; right without the image, from the question alone (by the commonest answer){drawn}:"]
+        rows = self.table()
+        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        return lines + ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+
+
+SAMPLE = 20_000  # pairs that a control looks at, at most: their words are in memory, and a core learns from them for a minute
+
+
+def answered_blind(pairs: Iterable[QaPair], seed: int, sample: int = SAMPLE) -> dict[str, Blind]:
     """Cross-validated over studies: of "all", of "yes or no", and of each type that is there.
 
-    Of more than `most` pairs as many are drawn. Empty where fewer than 50 pairs, or 5 studies, are there.
+    Of more than `sample` pairs as many are drawn as they are read. Empty where fewer than 50 pairs, or 5 studies, are there.
     """
-    if len(pairs) > most:
-        pairs = [pairs[i] for i in np.sort(stream(seed, "control").choice(len(pairs), most, replace=False))]
+    pairs = heapq.nsmallest(sample, pairs, key=lambda pair: chance(pair, seed))
     folds = np.array([zlib.crc32(pair.study_id.encode()) % _FOLDS for pair in pairs])
     if len(pairs) < 50 or len(np.unique(folds)) < _FOLDS:
         return {}
