@@ -4,8 +4,8 @@
     python benchmarks/vqa_checks.py --reports 300      # fewer of the 3,955 Indiana reports (fetched) for speed and control
     python benchmarks/vqa_checks.py --mistakes         # and the pairs judged wrongly, of the half that may be read
 
-Quality is counted on tests/synthesis/cases/reports.jsonl: 60 invented reports, half of which are not read while checks
-are mended. Speed: pairs that rules made of the Indiana reports, half of them turned wrong, each report and pair read once.
+Quality is counted on tests/synthesis/cases/reports.jsonl: 78 invented reports in three parts (docs/vqa.md says what each can
+tell). Speed: pairs that rules made of the Indiana reports, half of them turned wrong, each report and pair read once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import dataclasses
 import json
 import time
 from collections import Counter
-from itertools import compress
 from pathlib import Path
 
 from llmcxr.foundation.assets import fetch
@@ -23,9 +22,8 @@ from llmcxr.labelling.registry import build_labeller
 from llmcxr.sources.phantom.reports import read_reports
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Study
-from llmcxr.synthesis.balance import balanced
 from llmcxr.synthesis.checks import REASONS, check_pairs
-from llmcxr.synthesis.control import answered_blind
+from llmcxr.synthesis.control import Control
 from llmcxr.synthesis.pairs import QaPair
 from llmcxr.synthesis.rules import rule_pairs
 
@@ -87,19 +85,21 @@ def speed(made: list[tuple[str, list[QaPair]]]) -> None:
 
 
 def control(made: list[tuple[str, list[QaPair]]]) -> None:
-    """Print what is answered blind before and after balance."""
+    """Print what is answered blind before and after balance, and what other shares of the commonest answer would leave."""
     pairs = [pair for _, own in made for pair in own]
-    taken = list(compress(pairs, balanced(pairs, 0)))
-    before, after = answered_blind(pairs, 0), answered_blind(taken, 0)
-    print(
-        "\nAnswered right without the image, of pairs by rules: from the question's words (by the commonest answer)\n"
-    )
-    print("| type | pairs | all | pairs | balanced |\n| --- | --- | --- | --- | --- |")
-    for name, b in before.items():
-        row = [name, f"{b.pairs:,}", f"{b.by_question:.3f} ({b.by_majority:.3f})"]
-        if a := after.get(name):
-            row += [f"{a.pairs:,}", f"{a.by_question:.3f} ({a.by_majority:.3f})"]
+    print("\nAnswered right without the image, of pairs by rules: from the question's words (by the commonest answer)\n")
+    head, *rows = Control.of(lambda: pairs, 0).table()
+    print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
+    for row in rows:
         print(f"| {' | '.join(row)} |")
+    print("\n| commonest answer at most | pairs | all | severity: pairs | right | location: pairs | right |")
+    print(f"|{' --- |' * 7}")
+    for most in (0.5, 2 / 3, 0.8):
+        found = Control.of(lambda: pairs, 0, most)
+        cells = [f"{most:.2f}", f"{found.pairs[1]:,}", f"{found.after['all'].by_question:.3f}"]
+        for name in ("severity", "location"):
+            cells += [f"{found.after[name].pairs:,}", f"{found.after[name].by_question:.3f}"]
+        print(f"| {' | '.join(cells)} |")
 
 
 def main() -> None:

@@ -17,13 +17,15 @@ from itertools import compress
 from typing import Any
 
 import numpy as np
-import torch
+import scipy.special
 from numpy.typing import NDArray
 
 from llmcxr.foundation.randomness import stream
 from llmcxr.metrics.scores import normalize_answer
 from llmcxr.synthesis.balance import balanced, chance, yes_or_no
 from llmcxr.synthesis.pairs import QaPair
+
+Floats = NDArray[np.float32]
 
 _FEATURES = 2**14
 _ANSWERS = 100  # the most frequent; others count as wrong
@@ -81,7 +83,7 @@ class Control:
         return lines + ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
 
 
-SAMPLE = 20_000  # pairs that a control looks at, at most: their words are in memory, and a core learns from them for a minute
+SAMPLE = 50_000  # pairs that a control looks at, at most: their words are in memory
 
 
 def answered_blind(pairs: Iterable[QaPair], seed: int, sample: int = SAMPLE) -> dict[str, Blind]:
@@ -102,7 +104,7 @@ def answered_blind(pairs: Iterable[QaPair], seed: int, sample: int = SAMPLE) -> 
         test = np.flatnonzero(folds == fold)
         train = np.flatnonzero((folds != fold) & (answers >= 0))
         weights = _fit(bags, answers, train, len(known), seed)
-        right[test] = _scores(weights, [bags[i] for i in test]).argmax(1).numpy() == answers[test]
+        right[test] = _guesses(weights, [bags[i] for i in test]) == answers[test]
     groups = {"all": np.ones(len(pairs), dtype=bool), "yes or no": np.array([t in ("yes", "no") for t in texts])}
     types = np.array([pair.type for pair in pairs])
     groups |= {str(name): types == name for name in np.unique(types)}
@@ -122,31 +124,39 @@ def _features(question: str) -> NDArray[np.int64]:
     return np.array([zlib.crc32(gram.encode("utf-8", "surrogatepass")) % _FEATURES for gram in grams])
 
 
-def _scores(weights: torch.Tensor, bags: Sequence[NDArray[np.int64]]) -> torch.Tensor:
+def _scores(weights: Floats, bags: Sequence[NDArray[np.int64]]) -> Floats:
     """Logits [B, answers] of questions; the weights of a question's features are averaged."""
-    starts = np.cumsum([0, *(len(bag) for bag in bags)])[:-1]
-    features = torch.from_numpy(np.concatenate(bags))
-    return torch.nn.functional.embedding_bag(features, weights, torch.from_numpy(starts), mode="mean")
+    lengths = np.array([len(bag) for bag in bags])
+    starts = np.cumsum([0, *lengths])[:-1]
+    sums: Floats = np.add.reduceat(weights[np.concatenate(bags)], starts, axis=0)
+    return sums / lengths[:, None].astype(np.float32)
+
+
+def _guesses(weights: Floats, bags: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The likeliest answers, in batches."""
+    parts = [_scores(weights, bags[at : at + _BATCH]).argmax(1) for at in range(0, len(bags), _BATCH)]
+    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
 
 def _fit(
     bags: Sequence[NDArray[np.int64]], answers: NDArray[np.int64], train: NDArray[np.int64], classes: int, seed: int
-) -> torch.Tensor:
+) -> Floats:
     """Weights [features, answers] by logistic regression with Adagrad, of which a batch moves only its own rows."""
-    weights, squares = torch.zeros(_FEATURES, classes), torch.zeros(_FEATURES, classes)
+    weights, squares = np.zeros((2, _FEATURES, classes), dtype=np.float32)
     rng = stream(seed, "control", "order")
     for _ in range(_EPOCHS):
         order = rng.permutation(train)
         for at in range(0, len(order), _BATCH):
             own = order[at : at + _BATCH]
             part = [bags[i] for i in own]
-            slope = _scores(weights, part).softmax(1)  # of the loss in the logits [B, answers]
-            slope[torch.arange(len(own)), torch.from_numpy(answers[own])] -= 1
+            slope = scipy.special.softmax(_scores(weights, part), axis=1)  # of the loss in the logits [B, answers]
+            slope[np.arange(len(own)), answers[own]] -= 1
             lengths = np.array([len(bag) for bag in part])
-            slope /= len(own) * torch.from_numpy(lengths)[:, None]
-            rows, places = np.unique(np.concatenate(part), return_inverse=True)
-            each = slope[torch.from_numpy(np.repeat(np.arange(len(own)), lengths))]
-            gradient = torch.zeros(len(rows), classes).index_add_(0, torch.from_numpy(places), each)
+            slope /= (len(own) * lengths[:, None]).astype(np.float32)
+            features, questions = np.concatenate(part), np.repeat(np.arange(len(own)), lengths)
+            by_feature = np.argsort(features, kind="stable")
+            rows, first = np.unique(features[by_feature], return_index=True)
+            gradient = np.add.reduceat(slope[questions[by_feature]], first, axis=0)
             squares[rows] += gradient**2
-            weights[rows] -= _RATE * gradient / (squares[rows].sqrt() + 1e-10)
+            weights[rows] -= _RATE * gradient / (np.sqrt(squares[rows]) + np.float32(1e-10))
     return weights
