@@ -29,8 +29,17 @@ def verdict(question: str, answer: str, report: str = REPORT, labels=None) -> st
     return checked.reason or checked.verdict
 
 
-@pytest.mark.parametrize("half", ["tuning", "held out"])
-def test_good_pairs_stay_and_wrong_ones_go(half):
+# The last part is of reports that no check was ever mended for: what is true of it is true of others.
+@pytest.mark.parametrize(
+    ("half", "reports", "least"),
+    [
+        ("tuning", 30, (0.95, 0.95, 0.9)),
+        ("held out", 30, (0.95, 0.95, 0.9)),
+        ("fresh", 18, (0.95, 0.95, 0.75)),
+        ("last", 8, (0.9, 0.7, 0.7)),
+    ],
+)
+def test_good_pairs_stay_and_wrong_ones_go(half, reports, least):
     cases, counts = [case for case in CASES if case["half"] == half], Counter[tuple[str, bool]]()
     for case in cases:
         for told in case["pairs"]:
@@ -38,9 +47,9 @@ def test_good_pairs_stay_and_wrong_ones_go(half):
             group = told["expected"] if told["expected"] in ("good", "contradicted") else "unanswerable"
             right = checked.kept if group == "good" else checked.reason == told["expected"]
             counts[group, right] += 1
-    assert len(cases) == 30
-    for group, least in (("good", 0.95), ("contradicted", 0.95), ("unanswerable", 0.9)):
-        assert counts[group, True] >= least * (counts[group, True] + counts[group, False]), (group, counts)
+    assert len(cases) == reports
+    for group, share in zip(("good", "contradicted", "unanswerable"), least, strict=True):
+        assert counts[group, True] >= share * (counts[group, True] + counts[group, False]), (group, counts)
 
 
 def test_types_are_read_from_the_words():

@@ -299,7 +299,9 @@ class Said:
         content = _content(question) + (f" {answer[yes.end() :]}" if polar and yes else "")
         return shared_words(content, answer, bool(yes) if polar else None, self.sentences)
 
-    def _told(self, question: str, answer: str, statements: Sequence[Statement], negated: bool) -> tuple[Agreement, str]:
+    def _told(
+        self, question: str, answer: str, statements: Sequence[Statement], negated: bool
+    ) -> tuple[Agreement, str]:
         """By findings that the labeller knows."""
         if not statements:
             return self._whole(question, answer)
@@ -336,7 +338,7 @@ class Said:
         if claim.term == DEVICE and claim.kinds:
             return self._device(claim, own, question)
         if not own and not doubted:
-            if denied := [s for s in self.of(claim.term, 0) if not s.sides or (claim.sides and claim.sides <= s.sides)]:
+            if denied := [s for s in self.of(claim.term, 0) if s.denies(claim.sides)]:
                 return "contradicted", denied[0].sentence
             if opposed := self.of(_OPPOSITE.get(claim.term, ""), 1):
                 return "contradicted", opposed[0].sentence
@@ -370,7 +372,7 @@ class Said:
             fits = _qualified(claim, own)
             agreement: Agreement = {"entailed": "contradicted", "contradicted": "entailed"}.get(fits, "unknown")  # type: ignore[assignment]
             return agreement, own[0].sentence
-        denied = [s for s in self.of(claim.term, 0) if not s.sides or (claim.sides and claim.sides <= s.sides)]
+        denied = [s for s in self.of(claim.term, 0) if s.denies(claim.sides)]
         if denied and not self.of(claim.term, -1):
             return "entailed", denied[0].sentence
         if self.normal and self.abnormal is None and claim.term != DEVICE:

@@ -118,6 +118,11 @@ class Statement:
     sizes: frozenset[float] = frozenset()  # mm
     place: str = ""  # the part of the lung, as the text has it
 
+    def denies(self, sides: frozenset[str] = frozenset()) -> bool:
+        """Of a statement that denies: whether it does on these sides (none: anywhere). "The left lung is clear" leaves the
+        right one open."""
+        return len(self.sides) != 1 or (bool(sides) and sides <= self.sides)
+
 
 def terms_named(finding: str) -> tuple[str, ...]:
     """The terms of a finding as data spell it ("Pleural_Effusion"); none where it is no finding of the labeller."""
