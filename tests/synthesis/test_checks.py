@@ -78,6 +78,44 @@ def test_what_a_report_says_and_leaves_open(question, answer, expected):
     assert verdict(question, answer) == expected
 
 
+ONE_SIDE = "Right lower lobe consolidation. Left lung is clear. Bibasilar atelectasis. Two granulomas in the left lung."
+NO_TERM = "The aorta is calcified. Leftward tracheal shift. Right hilum is enlarged. Large hernia. Vessels are normal."
+
+
+@pytest.mark.parametrize(
+    ("report", "question", "answer", "expected"),
+    [
+        ("Right lung consolidation. Left lung is clear.", "Is the left lung clear?", "Yes.", "entailed"),
+        ("Right lung consolidation. Left lung is clear.", "Is the left lung clear?", "No.", "contradicted"),
+        ("Left lung is clear.", "Is there a right lung opacity?", "Yes.", "unknown"),
+        ("Left lung is clear.", "Is there an opacity?", "No.", "unknown"),
+        ("No left effusion.", "Is there a left pleural effusion?", "Yes.", "contradicted"),
+        (ONE_SIDE, "Is the atelectasis confined to the right base?", "Yes.", "contradicted"),
+        (ONE_SIDE, "Is there atelectasis at the right base?", "Yes.", "entailed"),
+        (ONE_SIDE, "Is the atelectasis on one or both sides?", "Only on the left.", "contradicted"),
+        (ONE_SIDE, "Is the atelectasis on one or both sides?", "Both sides.", "entailed"),
+        (ONE_SIDE, "How many granulomas are there?", "Four.", "contradicted"),
+        (ONE_SIDE, "How many granulomas are there?", "Two.", "entailed"),
+        ("Feeding tube below the diaphragm, tip not seen.", "Is there a feeding tube?", "Yes.", "entailed"),
+        ("Lungs are hyperinflated.", "Are the lung volumes low?", "Yes.", "contradicted"),
+        ("Dual-chamber pacemaker.", "What kind of pacemaker is it?", "A single-chamber pacemaker.", "contradicted"),
+        (NO_TERM, "Is the aorta calcified?", "No.", "contradicted"),
+        (NO_TERM, "Is the aorta calcified?", "Yes.", "entailed"),
+        (NO_TERM, "Is the aorta thickened?", "Yes.", "unknown"),
+        (NO_TERM, "In which direction is the trachea shifted?", "To the right.", "contradicted"),
+        (NO_TERM, "Is the trachea midline?", "Yes.", "contradicted"),
+        (NO_TERM, "Is the left hilum enlarged?", "Yes.", "contradicted"),
+        (NO_TERM, "Is the left hilum enlarged?", "No.", "unknown"),
+        (NO_TERM, "How large is the hernia?", "Small.", "contradicted"),
+        (NO_TERM, "Are the vessels enlarged?", "Yes.", "contradicted"),
+        ("The hernia has resolved.", "Is there a hernia?", "No.", "unknown"),
+        ("Possible left rib lesion. Left rib deformity.", "On which side is the rib?", "Right.", "unknown"),
+    ],
+)
+def test_what_is_said_of_one_side_and_of_what_has_no_term(report, question, answer, expected):
+    assert verdict(question, answer, report) == expected
+
+
 def test_labels_count_where_the_report_is_silent():
     assert verdict("Is there cardiomegaly?", "Yes.", labels={"Cardiomegaly": 0}) == "contradicted"
     assert verdict("Is there cardiomegaly?", "Yes.", labels={"Cardiomegaly": 1}) == "entailed"
