@@ -129,7 +129,8 @@ def _scores(weights: Floats, bags: Sequence[NDArray[np.int64]]) -> Floats:
     lengths = np.array([len(bag) for bag in bags])
     starts = np.cumsum([0, *lengths])[:-1]
     sums: Floats = np.add.reduceat(weights[np.concatenate(bags)], starts, axis=0)
-    return sums / lengths[:, None].astype(np.float32)
+    sums /= lengths[:, None]
+    return sums
 
 
 def _guesses(weights: Floats, bags: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
