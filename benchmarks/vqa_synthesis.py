@@ -250,8 +250,8 @@ def main() -> None:
     parts = [name for name in ("fill", *PARTS) if name in results]
     _print([["part", f"of {arguments.reports:,} reports", "CPU", "peak memory"]] + [_row(n, results[n]) for n in parts])
     _print(_control(results["write"]["control"]))
-    if "ask" in results:
-        own = [1000 * results[n]["cpu_seconds"] / max(1, results[n]["requests"]) for n in ("bare", "ask")]
+    if results.get("ask", {}).get("requests"):
+        own = [1000 * results[n]["cpu_seconds"] / results[n]["requests"] for n in ("bare", "ask")]
         print(f"\nours adds {own[1] - own[0]:+.2f} CPU ms a request to the client's own {own[0]:.2f}")
 
 
