@@ -119,7 +119,7 @@ def task_items() -> dict[Any, Any]:
         for s in studies
         if (text := report_text(s, "findings_and_impression"))
     ]
-    questions = gather(studies, MEASURED, build_labeller("rules"), 0)
+    questions = list(gather(studies, MEASURED, build_labeller("rules"), 0))
     return {
         "language": LanguageItems(load_instructions(SHIPPED)),
         "report_to_cxr": ReportToCxrItems(pairs),

@@ -2,10 +2,12 @@
 
     python benchmarks/vqa_checks.py                    # tables for docs/vqa.md: invented reports, speed, control
     python benchmarks/vqa_checks.py --reports 300      # fewer of the 3,955 Indiana reports (fetched) for speed and control
-    python benchmarks/vqa_checks.py --mistakes         # and the pairs judged wrongly, of the half that may be read
+    python benchmarks/vqa_checks.py --ask 40 --answers F   # instead: a chat LLM (SmolLM2 in this process) on 40 of the reports
+    python benchmarks/vqa_checks.py --ask 40 --answers F --url http://localhost:8080/v1 --model M    # or a server's
+    python benchmarks/vqa_checks.py --mistakes         # and the pairs judged wrongly, of the parts that may be read
 
-Quality is counted on tests/synthesis/cases/reports.jsonl: 60 invented reports, half of which are not read while checks
-are mended. Speed: pairs that rules made of the Indiana reports, half of them turned wrong, each report and pair read once.
+Quality is counted on tests/synthesis/cases/reports.jsonl: 86 invented reports, eight of which no check was mended
+for. Speed: pairs that rules made of the Indiana reports, half of them turned wrong, each report and pair read once.
 """
 
 from __future__ import annotations
@@ -15,41 +17,58 @@ import dataclasses
 import json
 import time
 from collections import Counter
-from itertools import compress
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from llmcxr.foundation.assets import fetch
+from llmcxr.foundation.randomness import stream
 from llmcxr.labelling.registry import build_labeller
 from llmcxr.sources.phantom.reports import read_reports
 from llmcxr.studies.report_sections import report_text
 from llmcxr.studies.study import Study
-from llmcxr.synthesis.balance import balanced
 from llmcxr.synthesis.checks import REASONS, check_pairs
-from llmcxr.synthesis.control import answered_blind
+from llmcxr.synthesis.client import ChatClient
+from llmcxr.synthesis.control import Control
+from llmcxr.synthesis.generate import reports_to_ask, requests_of, write_all
 from llmcxr.synthesis.pairs import QaPair
+from llmcxr.synthesis.prompts import vqa_prompt
 from llmcxr.synthesis.rules import rule_pairs
+from llmcxr.synthesis.settings import ChatSettings
+from llmcxr.synthesis.store import AnswerStore
 
 CASES = Path(__file__).parents[1] / "tests" / "synthesis" / "cases" / "reports.jsonl"
+PARTS = {
+    "that checks were mended for": ("tuning", "held out", "fresh"),
+    "that no check was mended for": ("last",),
+}
 WRONG = {"Yes.": "No.", "No.": "Yes.", "Left.": "Right.", "Right.": "Left.", "Mild.": "Severe.", "Severe.": "Mild."}
 
 
-def quality(half: str, mistakes: bool) -> None:
+def quality(name: str, parts: Sequence[str], mistakes: bool) -> None:
     """Print the table of precision and recall per reason, and of good pairs kept."""
     wanted, found, both = Counter[str](), Counter[str](), Counter[str]()
-    unknown = 0
+    kept, unknown, types = Counter[str](), Counter[str](), 0
     for line in CASES.open(encoding="utf-8"):
         case = json.loads(line)
-        for told in case["pairs"] if case["half"] == half else ():
+        for told in case["pairs"] if case["half"] in parts else ():
             pair = QaPair("i", "s", told["question"], told["answer"], told["type"], "llm")
             checked = check_pairs(case["report"], [pair])[0]
             got = checked.reason or "good"
             wanted[told["expected"]] += 1
             found[got] += 1
             both[got] += got == told["expected"]
-            unknown += got == "good" and checked.verdict == "unknown"
-            if mistakes and half == "tuning" and got != told["expected"]:
+            kept[told["expected"]] += checked.kept
+            unknown[told["expected"]] += checked.verdict == "unknown"
+            types += got == told["expected"] == "good" and checked.type != told["type"]
+            if mistakes and "last" not in parts and got != told["expected"]:
                 print(f"{told['expected']} -> {got}: {told['question']} {told['answer']} | {case['report']}")
-    print(f"\nInvented reports, the half called {half!r} ({unknown} of the kept pairs are marked unknown)\n")
+    print(
+        f"\nInvented reports {name}: {kept['good']} of {wanted['good']} good pairs kept; "
+        f"{wanted['contradicted'] - kept['contradicted']} of {wanted['contradicted']} contradictions rejected, "
+        f"{unknown['contradicted']} more marked unknown, as {unknown['good']} good ones are; "
+        f"{types} types other than ours\n"
+    )
     print("| reason | pairs | precision | recall |\n| --- | --- | --- | --- |")
     for name in ("good", *REASONS):
         if wanted[name]:
@@ -66,6 +85,24 @@ def indiana(count: int) -> list[tuple[str, list[QaPair]]]:
         if report := report_text(study, "findings_and_impression"):
             result.append((report, rule_pairs(study, labeller.read(report).states)))
     return result
+
+
+def ask(count: int, answers: Path, url: str | None, model: str) -> None:
+    """Print what becomes of a chat LLM's answers about Indiana reports with a finding, drawn by their number."""
+    labeller, studies = build_labeller("rules"), []
+    for r in read_reports(fetch("indiana-reports") / "NLMCXR_reports.tgz"):
+        study = Study(r.uid, r.uid, r.uid, "", "train", findings_text=r.findings, impression_text=r.impression)
+        labels = labeller.read(report_text(study, "findings_and_impression")).states
+        studies.append(dataclasses.replace(study, labels=labels))
+    reports = reports_to_ask(studies, only_positive=True)
+    reports = [reports[i] for i in stream(0, "ask").permutation(len(reports))[:count]]
+    prompt, start = vqa_prompt(), time.process_time()
+    with AnswerStore(answers) as store, TemporaryDirectory() as folder:
+        client = ChatClient(ChatSettings(model=model, base_url=url), "cpu")
+        client.answer_all(requests_of(prompt, reports), store, len(reports), "reports")
+        counts = write_all(Path(folder) / "synthesis", reports, prompt, model, store, 0)
+        told = f"{store.spent.tokens_out:,} tokens in {time.process_time() - start:,.0f} CPU seconds of this process"
+    print("\n".join([*counts.told(), f"kept by type: {dict(counts.types)}", told]))
 
 
 def speed(made: list[tuple[str, list[QaPair]]]) -> None:
@@ -87,29 +124,40 @@ def speed(made: list[tuple[str, list[QaPair]]]) -> None:
 
 
 def control(made: list[tuple[str, list[QaPair]]]) -> None:
-    """Print what is answered blind before and after balance."""
+    """Print what is answered blind before and after balance, and what other shares of the commonest answer would leave."""
     pairs = [pair for _, own in made for pair in own]
-    taken = list(compress(pairs, balanced(pairs, 0)))
-    before, after = answered_blind(pairs, 0), answered_blind(taken, 0)
     print(
         "\nAnswered right without the image, of pairs by rules: from the question's words (by the commonest answer)\n"
     )
-    print("| type | pairs | all | pairs | balanced |\n| --- | --- | --- | --- | --- |")
-    for name, b in before.items():
-        row = [name, f"{b.pairs:,}", f"{b.by_question:.3f} ({b.by_majority:.3f})"]
-        if a := after.get(name):
-            row += [f"{a.pairs:,}", f"{a.by_question:.3f} ({a.by_majority:.3f})"]
+    head, *rows = Control.of(lambda: pairs, 0).table()
+    print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
+    for row in rows:
         print(f"| {' | '.join(row)} |")
+    print("\n| commonest answer at most | pairs | all | severity: pairs | right | location: pairs | right |")
+    print(f"|{' --- |' * 7}")
+    for most in (0.5, 2 / 3, 0.8):
+        found = Control.of(lambda: pairs, 0, most)
+        cells = [f"{most:.2f}", f"{found.pairs[1]:,}", f"{found.after['all'].by_question:.3f}"]
+        for name in ("severity", "location"):
+            cells += [f"{found.after[name].pairs:,}", f"{found.after[name].by_question:.3f}"]
+        print(f"| {' | '.join(cells)} |")
 
 
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reports", type=int, default=4000, help="Indiana reports for speed and control")
-    parser.add_argument("--mistakes", action="store_true", help="print the pairs judged wrongly, of the tuning half")
+    parser.add_argument("--ask", type=int, help="Indiana reports that a chat LLM is asked about, instead of all else")
+    parser.add_argument("--answers", type=Path, default=Path("vqa_answers.jsonl"), help="what it says; asked for once")
+    parser.add_argument("--url", help="its server; none: a model in this process")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--mistakes", action="store_true", help="print the pairs judged wrongly, but for the last part")
     options = parser.parse_args()
-    for half in ("tuning", "held out"):
-        quality(half, options.mistakes)
+    if options.ask:
+        ask(options.ask, options.answers, options.url, options.model)
+        return
+    for name, parts in PARTS.items():
+        quality(name, parts, options.mistakes)
     made = indiana(options.reports)
     speed(made)
     control(made)

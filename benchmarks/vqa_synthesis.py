@@ -2,12 +2,14 @@
 part runs in a fresh process, whose time and peak memory are printed.
 
     python benchmarks/vqa_synthesis.py                       # 200,000 reports of invented text: half an hour to an hour
+    python benchmarks/vqa_synthesis.py --folder F --json F.json    # the same, and what is done stays done when it is stopped
     python benchmarks/vqa_synthesis.py --reports 2000        # a minute
     python benchmarks/vqa_synthesis.py --without-server      # only what comes after: answers are made here, none is asked for
 
-Parts: `bare` is the official client alone, eight requests at once; `ask` is ours, which also keeps, paces and counts;
-(`fill` instead, without a server); `restart` opens what is answered and finds nothing to ask; `write` parses, checks and writes all pairs. What there is of a run that was
-stopped is gone on with (`--folder`).
+Parts: `bare` is the official client alone, eight requests at once; `ask` is ours, which also keeps, paces and counts (`fill`
+instead, without a server); `restart` opens what is answered and finds nothing to ask; `write` parses, checks and writes all
+pairs, and runs the control on them before and after balance; `questions` is the `vqa` stage, whose questions of rules and LLM
+are balanced and written, and then read as training reads them.
 """
 
 from __future__ import annotations
@@ -25,27 +27,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PARTS = ("bare", "ask", "restart", "write")
+PARTS = ("bare", "ask", "restart", "write", "questions")
 BARE = 5_000  # requests of `bare`, at most
-SAID = [
-    ("There is a small {side} pleural effusion.", "Is there a pleural effusion?", "Yes.", "presence"),
-    ("There is no pneumothorax.", "Is there a pneumothorax?", "No.", "presence"),
-    ("The heart is {size} enlarged.", "Is the heart enlarged?", "Yes.", "presence"),
-    ("Right jugular catheter ends in the superior vena cava.", "Where does the catheter end?", "In the superior vena cava.", "device"),
-    ("Opacity in the {side} lower lobe, likely atelectasis.", "On which side is the opacity?", "{Side}.", "location"),
-    ("No focal consolidation.", "Is there consolidation?", "No.", "presence"),
+SAID = [  # finding, its label, sentence, question, answer, type
+    ("pleural effusion", 1, "There is a small {side} pleural effusion.", "Is there a pleural effusion?", "Yes.", "presence"),
+    ("pneumothorax", 0, "There is no pneumothorax.", "Is there a pneumothorax?", "No.", "presence"),
+    ("cardiomegaly", 1, "The heart is {size} enlarged.", "Is the heart enlarged?", "Yes.", "presence"),
+    ("support device", 1, "Right jugular catheter ends in the superior vena cava.", "Where does the catheter end?", "In the superior vena cava.", "device"),
+    ("opacity", 1, "Opacity in the {side} lower lobe, likely atelectasis.", "On which side is the opacity?", "{Side}.", "location"),
+    ("consolidation", 0, "No focal consolidation.", "Is there consolidation?", "No.", "presence"),
 ]  # fmt: skip
 
 
-def report(number: int) -> tuple[str, list[dict[str, str]]]:
-    """An invented report, unlike all others, and five pairs: what the simulated LLM says of it."""
+def report(number: int) -> tuple[str, list[dict[str, str]], dict[str, int]]:
+    """An invented report, unlike all others, five pairs (what the simulated LLM says of it), and its labels."""
     rng = random.Random(number)
     side, size = rng.choice(["left", "right"]), rng.choice(["mildly", "moderately"])
     words = {"side": side, "size": size, "Side": side.capitalize()}
-    said = [tuple(part.format(**words) for part in one) for one in rng.sample(SAID, 5)]
+    chosen = rng.sample(SAID, 5)
+    said = [tuple(part.format(**words) for part in one) for _, _, *one in chosen]
     text = " ".join(sentence for sentence, *_ in said) + f" Old granuloma of {number / 10:.1f} mm."
     names = ("evidence", "question", "answer", "type")
-    return text, [dict(zip(names, one, strict=True)) for one in said]
+    return text, [dict(zip(names, one, strict=True)) for one in said], {name: state for name, state, *_ in chosen}
 
 
 # --- the simulated server
@@ -82,7 +85,8 @@ async def _serve() -> None:
 def _studies(count: int) -> list[Any]:
     from llmcxr.studies.study import Study
 
-    return [Study(f"i{k}", f"p{k}", f"s{k}", "", "train", findings_text=report(k)[0]) for k in range(count)]
+    made = ((k, report(k)) for k in range(count))
+    return [Study(f"i{k}", f"p{k}", f"s{k}", "", "train", findings_text=r[0], labels=r[2]) for k, r in made]
 
 
 def _measured(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -122,6 +126,25 @@ def _bare(url: str, count: int) -> dict[str, Any]:
     return {"requests": count}
 
 
+def _questions(count: int, folder: Path) -> dict[str, Any]:
+    """The vqa stage, and the task that reads what it has written."""
+    import numpy as np
+
+    from llmcxr.instructions.questions import read_questions, write_questions
+    from llmcxr.labelling.registry import build_labeller
+    from llmcxr.synthesis.gather import gather
+    from llmcxr.synthesis.generate import KEPT
+    from llmcxr.synthesis.pairs import read_pairs
+    from llmcxr.tasks.cxr_vqa import CxrVqaItems
+
+    studies, kept = _studies(count), folder / "synthesis" / KEPT
+    asked = gather(studies, ("rules", "llm"), build_labeller("rules"), 0, lambda: read_pairs(kept))
+    written = write_questions(folder / "vqa.parquet", asked)
+    codes = dict.fromkeys((s.image_id for s in studies), np.zeros(256, dtype=np.uint16))
+    items = CxrVqaItems(read_questions(folder / "vqa.parquet"), codes, 4, {"presence": 1.0, "normal": 1.0})
+    return {"questions": written, "images": len(items)}
+
+
 def part(name: str, url: str, count: int, folder: Path) -> dict[str, Any]:
     """Run one part here."""
     if name == "bare":
@@ -132,6 +155,8 @@ def part(name: str, url: str, count: int, folder: Path) -> dict[str, Any]:
     from llmcxr.synthesis.settings import ChatSettings
     from llmcxr.synthesis.store import Answer, AnswerStore
 
+    if name == "questions":
+        return _measured(lambda: _questions(count, folder))
     prompt, reports = vqa_prompt(), reports_to_ask(_studies(count), only_positive=False)
 
     def ask() -> dict[str, Any]:
@@ -150,10 +175,38 @@ def part(name: str, url: str, count: int, folder: Path) -> dict[str, Any]:
 
     def write() -> dict[str, Any]:
         with AnswerStore(folder / "vqa.jsonl") as store:
-            counts = write_all(folder / "synthesis", reports, prompt, "m", store)
-        return {"pairs": counts.pairs, "kept": counts.kept, "rejected": dict(counts.rejected)}
+            counts = write_all(folder / "synthesis", reports, prompt, "m", store, 0)
+        return counts.as_json()
 
     return _measured({"fill": fill, "write": write}.get(name, ask))
+
+
+def _row(name: str, done: dict[str, Any]) -> list[str]:
+    """A part as a row of the table."""
+    count, cpu = done.get("requests") or done.get("before"), done["cpu_seconds"]
+    if name == "write":
+        what = f"{done['pairs']:,} pairs, {done['pairs'] / cpu:,.0f} a CPU second"
+    elif name == "questions":
+        what = f"{done['questions']:,} questions, {done['questions'] / cpu:,.0f} a CPU second"
+    else:
+        what = f"{count:,} requests, {1000 * cpu / count:.2f} CPU ms and {1000 * done['seconds'] / count:.2f} ms each"
+    return [name, what, f"{cpu:,.0f} s", f"{done['peak_mb']:,} MB"]
+
+
+def _control(found: dict[str, Any]) -> list[list[str]]:
+    """What the control says of the simulated pairs, before and after balance."""
+    rows = [["type", "pairs", "right", "pairs", "right when balanced"]]
+    for name, b in found["before"].items():
+        a = found["after"].get(name)
+        after = [f"{a['pairs']:,}", f"{a['by_question']:.3f}"] if a else ["0", ""]
+        rows.append([name, f"{b['pairs']:,}", f"{b['by_question']:.3f}", *after])
+    return rows
+
+
+def _print(rows: list[list[str]]) -> None:
+    print(f"\n| {' | '.join(rows[0])} |\n|{' --- |' * len(rows[0])}")
+    for row in rows[1:]:
+        print(f"| {' | '.join(row)} |")
 
 
 def main() -> None:
@@ -161,7 +214,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reports", type=int, default=200_000)
     parser.add_argument("--folder", type=Path, help="for answers and pairs (default: a temporary one)")
-    parser.add_argument("--json", type=Path, default=Path("vqa_synthesis.json"), help="results")
+    parser.add_argument(
+        "--json", type=Path, default=Path("vqa_synthesis.json"), help="results, of each part when it is done"
+    )
     parser.add_argument("--without-server", action="store_true", help="make the answers here, and ask for none")
     parser.add_argument("--part", choices=(*PARTS, "fill", "serve"), help=argparse.SUPPRESS)
     parser.add_argument("--url", default="", help=argparse.SUPPRESS)
@@ -172,6 +227,10 @@ def main() -> None:
     if arguments.part:
         print(json.dumps(part(arguments.part, arguments.url, arguments.reports, arguments.folder)))
         return
+    results: dict[str, Any] = {"reports": arguments.reports}
+    if arguments.folder and arguments.json.exists():
+        before = json.loads(arguments.json.read_text())
+        results = before if before.get("reports") == arguments.reports else results
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.folder or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,19 +239,20 @@ def main() -> None:
         try:
             assert server.stdout is not None
             url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
-            results = {}
-            for name in ("fill", "restart", "write") if arguments.without_server else PARTS:
-                done = subprocess.run([*command, "--part", name, "--url", url], stdout=subprocess.PIPE, check=True)
-                results[name] = json.loads(done.stdout)
-                print(name, results[name], flush=True)
-                arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+            for name in ("fill", *PARTS[2:]) if arguments.without_server else PARTS:
+                if name not in results:
+                    done = subprocess.run([*command, "--part", name, "--url", url], stdout=subprocess.PIPE, check=True)
+                    results[name] = json.loads(done.stdout)
+                    arguments.json.write_text(json.dumps(results, indent=2) + "\n")
         finally:
             server.kill()
-    for what in ("seconds", "cpu_seconds") if "ask" in results else ():
-        own = [1000 * results[name][what] / max(1, results[name]["requests"]) for name in ("bare", "ask")]
-        print(f"{what}: {own[0]:.2f} ms a request by the client alone, {own[1]:.2f} by ours: {own[1] - own[0]:+.2f}")
-    write = results["write"]
-    print(f"pairs a CPU second: {write['pairs'] / write['cpu_seconds']:,.0f}")
+            server.wait()
+    parts = [name for name in ("fill", *PARTS) if name in results]
+    _print([["part", f"of {arguments.reports:,} reports", "CPU", "peak memory"]] + [_row(n, results[n]) for n in parts])
+    _print(_control(results["write"]["control"]))
+    if results.get("ask", {}).get("requests"):
+        own = [1000 * results[n]["cpu_seconds"] / results[n]["requests"] for n in ("bare", "ask")]
+        print(f"\nours adds {own[1] - own[0]:+.2f} CPU ms a request to the client's own {own[0]:.2f}")
 
 
 if __name__ == "__main__":

@@ -420,9 +420,9 @@ def test_what_qlora_needs_is_said_before_anything_runs(tiny, tmp_path, capsys, m
 
 
 def test_a_lost_output_is_made_again(copied):
-    (copied.folder / "vqa.jsonl").unlink()
+    (copied.folder / "vqa.parquet").unlink()
     assert copied(stage="vqa") == ["vqa"]
-    assert (copied.folder / "vqa.jsonl").exists()
+    assert (copied.folder / "vqa.parquet").exists()
 
 
 def test_killed_in_a_stage_and_run_again(copied, tiny):

@@ -160,7 +160,7 @@ def find_data(context: Context, done: bool, options: PlanOptions, notes: list[st
     studies, grid = context.studies, context.recipe.image_tokenizer.architecture.grid
     context.codes = dict.fromkeys((s.image_id for s in studies), np.zeros(grid**2, dtype=np.uint16))
     training, origins = [s for s in studies if s.split == "train"], context.recipe.vqa.origins
-    context.questions = gather(training, origins, context.labeller, context.recipe.seed)
+    context.questions = list(gather(training, origins, context.labeller, context.recipe.seed))
     context.replay = [" the" * REPLAY_TOKENS] * language.replay_texts
     if language.replay_texts:
         notes.append("The texts of the base model are taken as long as they can be.")

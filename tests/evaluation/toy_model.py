@@ -86,7 +86,7 @@ def make_cases(there, texts=None, name="nodule", train=4, **changes) -> Cases:
         RuleLabeller(),
         "impression",
         lambda ids: np.stack([images[i] for i in ids]),
-        gather(test, MEASURED, RuleLabeller(), 0) + gather(learned, MEASURED, RuleLabeller(), 0),
+        [question for part in (test, learned) for question in gather(part, MEASURED, RuleLabeller(), 0)],
         COUNTS,
         bootstrap=20,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -64,12 +65,20 @@ def test_texts_longer_than_those_of_tuning_are_refused():
     said("Hello. " * 100, own, max_new_tokens=1)  # plain language is as long as the language model's own
 
 
-def test_a_drawing_needs_room_for_its_codes():
+@pytest.mark.parametrize("around", [("", ""), ("<", ">")], ids=["chat", "llm-cxr"])
+def test_a_drawing_needs_room_for_its_codes_and_what_opens_them(around):
+    def drawn(most: int) -> LlmCxr:
+        whole = model(max_tokens=most)
+        template = copy.copy(whole.asker.template)
+        template.around_image = around  # type: ignore[misc]
+        return LlmCxr(dataclasses.replace(whole.asker, template=template), codec())  # type: ignore[arg-type]
+
     L = model().info.grid ** 2
-    length = len(asker().prompts([model_turns("The heart.")])[0])
-    model(max_tokens=length + L).draw("The heart.", candidates=1)
+    length = len(drawn(2048).asker.prompts([model_turns("The heart.")], "image")[0])
+    assert length == len(asker().prompts([model_turns("The heart.")])[0]) + bool(around[0])
+    drawn(length + L).draw("The heart.", candidates=1)
     with pytest.raises(UserError, match=f"takes {length} tokens, and this model reads at most {length - 1}"):
-        model(max_tokens=length + L - 1).draw("The heart.", candidates=1)
+        drawn(length + L - 1).draw("The heart.", candidates=1)
 
 
 def model_turns(report: str):

@@ -29,8 +29,17 @@ def verdict(question: str, answer: str, report: str = REPORT, labels=None) -> st
     return checked.reason or checked.verdict
 
 
-@pytest.mark.parametrize("half", ["tuning", "held out"])
-def test_good_pairs_stay_and_wrong_ones_go(half):
+# The last part is of reports that no check was ever mended for: what is true of it is true of others.
+@pytest.mark.parametrize(
+    ("half", "reports", "least"),
+    [
+        ("tuning", 30, (0.95, 0.95, 0.9)),
+        ("held out", 30, (0.95, 0.95, 0.9)),
+        ("fresh", 18, (0.95, 0.95, 0.75)),
+        ("last", 8, (0.9, 0.7, 0.7)),
+    ],
+)
+def test_good_pairs_stay_and_wrong_ones_go(half, reports, least):
     cases, counts = [case for case in CASES if case["half"] == half], Counter[tuple[str, bool]]()
     for case in cases:
         for told in case["pairs"]:
@@ -38,9 +47,9 @@ def test_good_pairs_stay_and_wrong_ones_go(half):
             group = told["expected"] if told["expected"] in ("good", "contradicted") else "unanswerable"
             right = checked.kept if group == "good" else checked.reason == told["expected"]
             counts[group, right] += 1
-    assert len(cases) == 30
-    for group, least in (("good", 0.95), ("contradicted", 0.95), ("unanswerable", 0.9)):
-        assert counts[group, True] >= least * (counts[group, True] + counts[group, False]), (group, counts)
+    assert len(cases) == reports
+    for group, share in zip(("good", "contradicted", "unanswerable"), least, strict=True):
+        assert counts[group, True] >= share * (counts[group, True] + counts[group, False]), (group, counts)
 
 
 def test_types_are_read_from_the_words():
@@ -67,6 +76,44 @@ def test_types_are_read_from_the_words():
 )
 def test_what_a_report_says_and_leaves_open(question, answer, expected):
     assert verdict(question, answer) == expected
+
+
+ONE_SIDE = "Right lower lobe consolidation. Left lung is clear. Bibasilar atelectasis. Two granulomas in the left lung."
+NO_TERM = "The aorta is calcified. Leftward tracheal shift. Right hilum is enlarged. Large hernia. Vessels are normal."
+
+
+@pytest.mark.parametrize(
+    ("report", "question", "answer", "expected"),
+    [
+        ("Right lung consolidation. Left lung is clear.", "Is the left lung clear?", "Yes.", "entailed"),
+        ("Right lung consolidation. Left lung is clear.", "Is the left lung clear?", "No.", "contradicted"),
+        ("Left lung is clear.", "Is there a right lung opacity?", "Yes.", "unknown"),
+        ("Left lung is clear.", "Is there an opacity?", "No.", "unknown"),
+        ("No left effusion.", "Is there a left pleural effusion?", "Yes.", "contradicted"),
+        (ONE_SIDE, "Is the atelectasis confined to the right base?", "Yes.", "contradicted"),
+        (ONE_SIDE, "Is there atelectasis at the right base?", "Yes.", "entailed"),
+        (ONE_SIDE, "Is the atelectasis on one or both sides?", "Only on the left.", "contradicted"),
+        (ONE_SIDE, "Is the atelectasis on one or both sides?", "Both sides.", "entailed"),
+        (ONE_SIDE, "How many granulomas are there?", "Four.", "contradicted"),
+        (ONE_SIDE, "How many granulomas are there?", "Two.", "entailed"),
+        ("Feeding tube below the diaphragm, tip not seen.", "Is there a feeding tube?", "Yes.", "entailed"),
+        ("Lungs are hyperinflated.", "Are the lung volumes low?", "Yes.", "contradicted"),
+        ("Dual-chamber pacemaker.", "What kind of pacemaker is it?", "A single-chamber pacemaker.", "contradicted"),
+        (NO_TERM, "Is the aorta calcified?", "No.", "contradicted"),
+        (NO_TERM, "Is the aorta calcified?", "Yes.", "entailed"),
+        (NO_TERM, "Is the aorta thickened?", "Yes.", "unknown"),
+        (NO_TERM, "In which direction is the trachea shifted?", "To the right.", "contradicted"),
+        (NO_TERM, "Is the trachea midline?", "Yes.", "contradicted"),
+        (NO_TERM, "Is the left hilum enlarged?", "Yes.", "contradicted"),
+        (NO_TERM, "Is the left hilum enlarged?", "No.", "unknown"),
+        (NO_TERM, "How large is the hernia?", "Small.", "contradicted"),
+        (NO_TERM, "Are the vessels enlarged?", "Yes.", "contradicted"),
+        ("The hernia has resolved.", "Is there a hernia?", "No.", "unknown"),
+        ("Possible left rib lesion. Left rib deformity.", "On which side is the rib?", "Right.", "unknown"),
+    ],
+)
+def test_what_is_said_of_one_side_and_of_what_has_no_term(report, question, answer, expected):
+    assert verdict(question, answer, report) == expected
 
 
 def test_labels_count_where_the_report_is_silent():

@@ -21,7 +21,7 @@ from llmcxr.foundation.assets import fetch
 from llmcxr.instructions.questions import read_questions
 from llmcxr.studies.study import Study, read_manifest
 from llmcxr.synthesis.client import ChatClient
-from llmcxr.synthesis.estimate import Estimate
+from llmcxr.synthesis.estimate import Estimate, time_of
 from llmcxr.synthesis.generate import KEPT, REJECTED, reports_to_ask, requests_of, write_all
 from llmcxr.synthesis.pairs import read_pairs
 from llmcxr.synthesis.prompts import vqa_prompt
@@ -48,11 +48,11 @@ STUDIES = [
 def test_which_reports_are_asked_about():
     (report,) = reports_to_ask(STUDIES, only_positive=True)
     assert report.text == EFFUSION and report.images == [("a", "s-Small"), ("b", "s-Small")]
-    assert [r.text for r in reports_to_ask(STUDIES, only_positive=False)] == [
-        EFFUSION,
-        "Clear lungs.",
-        "Possible edema.",
-    ]
+    asked = [EFFUSION, "Clear lungs.", "Possible edema."]
+    assert [r.text for r in reports_to_ask(STUDIES, only_positive=False)] == asked
+    held_out = [dataclasses.replace(s, split=split) for s, split in zip(STUDIES[:2], ("validate", "test"), strict=True)]
+    assert reports_to_ask(held_out, only_positive=False) == []  # nothing uses pairs of theirs
+    assert [r.images[0][0] for r in reports_to_ask(held_out, False, "test")] == ["b"]
 
 
 def answer(pairs: list[tuple[str, str]]) -> str:
@@ -72,7 +72,7 @@ def test_answers_become_pairs_of_every_image(tmp_path):
         store.add(Answer(keys[1], "m", PROMPT.name, "I cannot help with that."))
         store.add(Answer(keys[2], "m", PROMPT.name, error="HTTP 500"))
         store.add(Answer("00" * 16, "m", PROMPT.name, answer(GOOD)))  # of another prompt
-        counts = write_all(tmp_path / "out", reports, PROMPT, "m", store)
+        counts = write_all(tmp_path / "out", reports, PROMPT, "m", store, 0)
     kept, rejected = (list(read_pairs(tmp_path / "out" / name)) for name in (KEPT, REJECTED))
     assert {p.image_id for p in kept} == {p.image_id for p in rejected} == {"a", "b"}
     assert [(p.question, p.answer) for p in kept if p.image_id == "b"] == GOOD
@@ -93,14 +93,15 @@ def test_nothing_is_lost_whatever_is_written(tmp_path_factory, answers):
     with AnswerStore(folder / "vqa.jsonl") as store:
         for request, pairs in zip(requests_of(PROMPT, reports), answers, strict=True):
             store.add(Answer(request.key("m"), "m", PROMPT.name, answer(pairs)))
-        counts = write_all(folder / "out", reports, PROMPT, "m", store)
+        counts = write_all(folder / "out", reports, PROMPT, "m", store, 0)
     written = sum(len(list(read_pairs(folder / "out" / name))) for name in (KEPT, REJECTED))
     assert written == counts.pairs == sum(map(len, answers)) - counts.incomplete
     assert counts.answers == len(answers)
 
 
 def test_what_asking_takes_is_estimated(tmp_path):
-    settings = ChatSettings(model="m", concurrency=10, budget=BudgetSettings(input_price=1, output_price=10))
+    prices = BudgetSettings(input_price=1, output_price=10)
+    settings = ChatSettings(model="m", base_url="http://localhost:1/v1", concurrency=10, budget=prices)
     reports = reports_to_ask([study(f"i{k}", f"Report {k}.") for k in range(100)], only_positive=False)
     rough = Estimate.of(requests_of(PROMPT, reports), settings, None)
     assert rough.requests == 100 and rough.tokens_out == 20_000 and rough.hours == pytest.approx(100 / 3600)
@@ -111,13 +112,18 @@ def test_what_asking_takes_is_estimated(tmp_path):
     with AnswerStore(tmp_path / "a.jsonl") as store:
         store.add(Answer(PROMPT.request(reports[0].text).key("m"), "m", "vqa-1", "x", usage=(900, 50), seconds=36.0))
         known = Estimate.of(requests_of(PROMPT, reports), settings, store)
+        here = Estimate.of(requests_of(PROMPT, reports), dataclasses.replace(settings, base_url=None), store)
+        assert Estimate.of([PROMPT.request(reports[0].text)], settings, store).ahead() == []  # nothing is left to ask
     assert (known.requests, known.tokens_out) == (99, 99 * 50) and known.hours == pytest.approx(99 * 3.6 / 3600)
+    # Of a model in this process each answer is told its share of the time of its batch: nothing divides it again.
+    assert here.hours == pytest.approx(10 * known.hours)
+    assert "59 minutes" in " ".join(here.ahead()) and time_of(1.25) == "1.2 hours" and time_of(0) == "under a minute"
 
 
 # --- a model in this process
 
 
-def test_a_model_in_this_process(tmp_path):
+def test_a_model_in_this_process(tmp_path, capsys):
     """A toy: its answers are noise, but each is kept, and none is asked for twice; what is too long is a failure."""
     build_model("llama", 340, True, max_position_embeddings=4096).save_pretrained(tmp_path / "llm")
     build_tokenizer().save_pretrained(tmp_path / "llm")
@@ -136,6 +142,12 @@ def test_a_model_in_this_process(tmp_path):
     with AnswerStore(tmp_path / "b.jsonl") as store:
         assert "chat.budget.requests 1" in client.answer_all(iter(requests), store, 3, "test").stopped
         assert len(store) == 1
+    capsys.readouterr()
+    with AnswerStore(tmp_path / "c.jsonl") as store:  # after the first few, what the rest would take
+        client = ChatClient(dataclasses.replace(client.settings, budget=BudgetSettings(requests=5)), "cpu")
+        client.answer_all((prompt.request(f"Report {k}.") for k in range(500)), store, 500, "test")
+    said = capsys.readouterr()
+    assert "the other 496 would take" in said.out + said.err
 
 
 # --- the command
@@ -158,6 +170,7 @@ def test_the_command_and_the_stages_after_it(recipe, tmp_path, capsys):
         assert main(["synthesize-vqa", "--dry-run", *arguments]) == 0
         said = capsys.readouterr().out
         assert said.count("You write questions") == 3 and "M tokens of prompts" in said and not server.bodies
+        assert "reports of validation and test patients are not asked about" in said
 
         assert main(["synthesize-vqa", *arguments, "chat.budget.requests=4"]) == 2
         assert "budget is used up after 4 of" in capsys.readouterr().err and len(server.bodies) == 4
@@ -165,6 +178,7 @@ def test_the_command_and_the_stages_after_it(recipe, tmp_path, capsys):
 
         assert main(["synthesize-vqa", *arguments]) == 0
         said, total = capsys.readouterr().out, len(server.bodies)
+        assert "M tokens of prompts" in said  # before it starts
         assert "rejected" in said and "vqa.synthesize=true" in said
         assert len(set(server.texts)) == total
 
@@ -177,7 +191,7 @@ def test_the_command_and_the_stages_after_it(recipe, tmp_path, capsys):
 
         asked = [*arguments, "vqa.synthesize=true"]
         assert main(["run", *asked, "--stage", "vqa"]) == 0
-    questions = read_questions(tmp_path / "vqa" / "vqa.jsonl")
+    questions = read_questions(tmp_path / "vqa" / "vqa.parquet")
     kept = {pair.as_question() for pair in read_pairs(tmp_path / "vqa" / "synthesis" / KEPT)}
     used = [q for q in questions if q.origin == "llm"]
     assert used and kept.issuperset(used)
@@ -194,6 +208,10 @@ def test_references_to_earlier_studies_are_rewritten_before_reports_are_used(rec
     value["prior_references"] = "rewrite"
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(value))
     with front(lambda number, body: completion('{"text": "Moderate right pleural effusion."}')) as server:
+        assert main(["synthesize-vqa", "--dry-run", *recipe, f"chat.base_url={server.url}", "name=dry"]) == 0
+        said = capsys.readouterr().out
+        assert "prior_references: rewrite" in said and said.count("1 requests: about") == 2 and not server.bodies
+        assert "is unchanged" in said and not (tmp_path / "dry" / "manifest.parquet").exists()
         for name in ("one", "two"):
             assert main(["prepare", *recipe, f"chat.base_url={server.url}", f"name={name}"]) == 0
             assert "1 rewritten" in capsys.readouterr().out

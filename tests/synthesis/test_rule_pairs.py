@@ -74,7 +74,7 @@ def test_checks_agree_with_what_rules_read(case):
 def test_labels_alone_give_presence_and_uncertain_ones_nothing():
     studies = [study(k, labels={"Nodule": k % 2, "mass": -1, "No Finding": k % 2}) for k in range(50)]
     studies += [study(50 + k, labels={"opacity": k % 2}) for k in range(50)]
-    questions = gather(studies, ["rules"], RULES, 0)
+    questions = list(gather(studies, ["rules"], RULES, 0))
     labels = {s.image_id: s.labels for s in studies}
     asked = [q for q in questions if q.kind == "presence"]
     assert {q.finding for q in asked} == {"Nodule", "opacity"} == set(known_findings(studies)) - {"No Finding"}
@@ -97,11 +97,11 @@ def test_yes_is_as_frequent_as_no_for_each_finding():
 def test_an_image_is_asked_by_the_first_origin_that_knows_it():
     exact = study(0, "No effusion. Large nodule.", {"mass": 1}, [Finding("mass", "left")])
     other = study(1, "No effusion.", {"mass": 0})
-    both = gather([exact, other], ["truth", "rules"], RULES, 0)
+    both = list(gather([exact, other], ["truth", "rules"], RULES, 0))
     assert {(q.image_id, q.origin) for q in both} == {("i0", "truth")} | {
         (q.image_id, q.origin) for q in both if q.image_id == "i1"
     }
     by_rules = [p for s in (exact,) for p in gather([s], ["rules"], RULES, 0)]
     assert {q.origin for q in by_rules} == {"rules"}
     assert "mass" not in {q.finding for q in by_rules}  # its label is of the truth, which rules must not use
-    assert gather([exact, other], ["llm"], RULES, 0) == []
+    assert list(gather([exact, other], ["llm"], RULES, 0)) == []

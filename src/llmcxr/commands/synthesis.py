@@ -30,15 +30,21 @@ def _synthesize_vqa(arguments: argparse.Namespace) -> None:
     recipe = load_settings(Recipe, path, [*arguments.overrides, "vqa.synthesize=true"])
 
     from llmcxr.pipeline import Run
+    from llmcxr.stages.data import unedited_studies
     from llmcxr.stages.synthesis import FOLDER, dry_run
 
     run = Run(recipe)
-    run.run("studies")
     main = run.context.processes.main
     if arguments.dry_run:
+        rewritten = recipe.prior_references != "rewrite" or run.workflow.has("studies")
+        if rewritten:
+            run.run("studies")
+        else:  # whose reports a chat LLM would rewrite
+            run.context.studies = unedited_studies(run.context)
         if main:
-            print(f"\n{dry_run(run.context)}")
+            print(f"\n{dry_run(run.context, rewritten)}")
     else:
+        run.run("studies")
         run.run(FOLDER)
         if main:
             print(f"\nPairs: {(run.context.folder / FOLDER).resolve()}")

@@ -215,7 +215,7 @@ class LlmCxr:
         return self.decode(self.draw_codes(texts, sampling, candidates))
 
     def _check_drawing(self, text: str) -> None:
-        self.asker.check(self.asker.drawing(check_text(text, "the report")), self.info.grid**2)
+        self.asker.check(self.asker.drawing(check_text(text, "the report")), "image")
 
     def draw_codes(
         self, texts: Sequence[str], sampling: Sampling = DRAWING, candidates: int | None = None
@@ -398,7 +398,7 @@ class LlmCxr:
         >>> mass, nodule = model.explain_all("chest.png", ["mass", "nodule"])
         """
         for text in texts:
-            self.asker.check(self.asker.drawing(check_text(text, "the finding or sentence")), self.info.grid**2)
+            self.asker.check(self.asker.drawing(check_text(text, "the finding or sentence")), "image")
         return list(explanations(self.asker, self.images.asked_about([image])[0], texts))
 
     def outside(self, image: ImageLike) -> Outside:

@@ -64,10 +64,11 @@ class Asker:
         """What asks for a drawing of a report ("": of any radiograph), likewise; as `ReportToCxr.prompt`."""
         return report_to_cxr.TASK.prompt(text, named, **self.info.asked(report_to_cxr.TASK.name))
 
-    def check(self, conversation: Conversation, response: int = 1) -> None:
-        """`UserError` where a conversation with a `response` of so many tokens is longer than the examples of
-        tuning."""
-        self.backend.check_room(len(self.prompts([conversation])[0]), response, self.info.max_tokens)
+    def check(self, conversation: Conversation, grammar: Grammar = "text") -> None:
+        """`UserError` where a conversation with a response of this grammar, an image or a first token of text, is longer
+        than the examples of tuning."""
+        response = self.info.grid**2 if grammar == "image" else 1
+        self.backend.check_room(len(self.prompts([conversation], grammar)[0]), response, self.info.max_tokens)
 
     def responses(
         self,

@@ -1,23 +1,21 @@
 """Question-answer pairs about an image whose findings are known exactly (the phantom's truth).
 
 The paper (section 2.3) has a chat LLM write them from reports; where the findings themselves are known, the answers can
-be exact and checked. One line of vqa.jsonl: {"image_id", "question", "answer", "kind", "finding", "origin"}.
+be exact and checked. A row of vqa.parquet: image_id, question, answer, kind, finding, origin.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from llmcxr.foundation.artifacts import atomic_path
-from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.randomness import stream
+from llmcxr.foundation.text_rows import TextRows, write_rows
 from llmcxr.studies.findings import Finding, LabelSet, is_finding, normal_form
 from llmcxr.studies.study import Study
 
@@ -155,33 +153,21 @@ def is_exact(study: Study) -> bool:
     return bool(study.mask_path) or bool(study.truth)
 
 
-def questions_of(studies: Sequence[Study], seed: int) -> list[QuestionAnswer]:
+def questions_of(studies: Sequence[Study], seed: int) -> Iterator[QuestionAnswer]:
     """Questions on studies whose findings are known exactly; answers balanced. Of others: `synthesis/rules.py`."""
     names = filter(is_finding, dict.fromkeys(name for study in studies for name in study.labels))
     share = {}
     for name in names:
         known = [study.labels[name] for study in studies if study.labels.get(name) in (0, 1)]
         share[name] = float(np.mean(known)) if known else 0.0
-    return [question for study in studies if is_exact(study) for question in _from_truth(study, share, seed)]
+    return (question for study in studies if is_exact(study) for question in _from_truth(study, share, seed))
 
 
-def write_questions(path: Path, questions: Sequence[QuestionAnswer]) -> None:
-    """Write vqa.jsonl."""
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as stream_:
-        for question in questions:
-            stream_.write(json.dumps(asdict(question), ensure_ascii=False) + "\n")
+def write_questions(path: Path, questions: Iterable[QuestionAnswer]) -> int:
+    """Write vqa.parquet as questions come; how many there were."""
+    return write_rows(path, QuestionAnswer, questions)
 
 
-def read_questions(path: Path) -> list[QuestionAnswer]:
-    """Read vqa.jsonl; `UserError` names a broken line."""
-    result = []
-    try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    result.append(QuestionAnswer(**json.loads(line)))
-                except (json.JSONDecodeError, TypeError) as error:
-                    raise UserError(f"{path}, line {number}: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}). Run the `vqa` stage first.") from error
-    return result
+def read_questions(path: Path) -> Sequence[QuestionAnswer]:
+    """Read vqa.parquet, in some 50 bytes a question; `UserError` where it cannot be read."""
+    return TextRows(path, QuestionAnswer, "the `vqa` stage")

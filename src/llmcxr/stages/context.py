@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -119,9 +120,9 @@ class Context:
         return unreadable(self.labeller, self.findings)
 
     @cached_property
-    def questions(self) -> list[QuestionAnswer]:
+    def questions(self) -> Sequence[QuestionAnswer]:
         """Questions about all images, none where no finding is known."""
-        path = self.folder / "vqa.jsonl"
+        path = self.folder / "vqa.parquet"
         return read_questions(path) if path.exists() else []
 
     @cached_property

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llmcxr.foundation.artifacts import read_json, write_json
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.workflow import Stage
-from llmcxr.instructions.questions import write_questions
+from llmcxr.instructions.questions import QuestionAnswer, write_questions
 from llmcxr.labelling.registry import label_studies
 from llmcxr.model.outside import FEWEST
 from llmcxr.pages.data import write_data_page
@@ -94,6 +94,13 @@ def studies_stage(context: Context) -> Stage:
         outputs=("manifest.parquet", "pixels.npy", "images.parquet", "studies.json", PAGE),
         check=check,
     )
+
+
+def unedited_studies(context: Context) -> list[Study]:
+    """The studies as the source has them, with labels, where none may be asked to rewrite them; nothing is kept."""
+    context.source.check()
+    chosen = read_studies(context.source, context.recipe.source, context.folder, context.image_size)
+    return label_studies(chosen.studies, context.labeller)
 
 
 def _image_notes(images: Sequence[image_notes.ImageNote]) -> list[str]:
@@ -221,20 +228,20 @@ def notes(context: Context) -> list[str]:
 
 
 def vqa_stage(context: Context) -> Stage:
-    """Questions with known answers -> vqa.jsonl."""
+    """Questions with known answers -> vqa.parquet, as they come."""
 
     def run() -> str | None:
-        synthetic = synthetic_pairs(context)
-        if not context.findings and not synthetic:
+        if not context.findings and next(synthetic_pairs(context), None) is None:
             return "no finding is known both present and absent"
-        questions = []
+        count = write_questions(context.folder / "vqa.parquet", questions())
+        print(f"    {count:,} questions")
+        return None
+
+    def questions() -> Iterator[QuestionAnswer]:
         for split in SPLITS:
             part = [s for s in context.studies if s.split == split]
             origins = context.recipe.vqa.origins if split == "train" else MEASURED
-            questions += gather(part, origins, context.labeller, context.recipe.seed, synthetic)
-        write_questions(context.folder / "vqa.jsonl", questions)
-        print(f"    {len(questions)} questions")
-        return None
+            yield from gather(part, origins, context.labeller, context.recipe.seed, lambda: synthetic_pairs(context))
 
     return Stage(
         "vqa",
@@ -242,5 +249,5 @@ def vqa_stage(context: Context) -> Stage:
         run,
         settings=(context.recipe.seed, context.recipe.vqa.origins),
         after=("studies", *(stage.name for stage in synthesis_stage(context))),
-        outputs=("vqa.jsonl",),
+        outputs=("vqa.parquet",),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from llmcxr.synthesis.client import ChatClient
 from llmcxr.synthesis.estimate import Estimate
 from llmcxr.synthesis.generate import KEPT, reports_to_ask, requests_of, write_all
 from llmcxr.synthesis.pairs import QaPair, read_pairs
-from llmcxr.synthesis.prompts import vqa_prompt
-from llmcxr.synthesis.rewriting import Rewriter
+from llmcxr.synthesis.prompts import ChatRequest, rewriting_prompt, vqa_prompt
+from llmcxr.synthesis.rewriting import Rewriter, referring
 from llmcxr.synthesis.store import AnswerStore
 
 FOLDER = "synthesis"
@@ -46,14 +47,16 @@ def synthesis_stage(context: Context) -> list[Stage]:
         prompt, model = vqa_prompt(settings.prompt), recipe.chat.model
         reports = reports_to_ask(context.studies, settings.only_positive)
         if not reports:
-            return "there is no report" + " of an image with a finding" * settings.only_positive
+            return "there is no report of a training image" + " with a finding" * settings.only_positive
         with AnswerStore(_answers(context, "vqa")) as store:
+            for line in [*_not_asked(context), *Estimate.of(requests_of(prompt, reports), recipe.chat, store).ahead()]:
+                print(f"    {line}", flush=True)
             if store.broken:
                 print(
                     f"    note: {store.broken} lines of {store.path} cannot be read; what they answered is asked anew"
                 )
             progress = chat_client(context).answer_all(requests_of(prompt, reports), store, len(reports), "reports")
-            counts = write_all(context.folder / FOLDER, reports, prompt, model, store)
+            counts = write_all(context.folder / FOLDER, reports, prompt, model, store, recipe.seed)
         for line in counts.told():
             print(f"    {line}")
         if progress.stopped:
@@ -70,7 +73,13 @@ def synthesis_stage(context: Context) -> list[Stage]:
             FOLDER,
             "a chat LLM writes questions and answers from reports",
             run,
-            settings=(recipe.chat.model, settings.only_positive, recipe.labeller, vqa_version(settings.prompt)),
+            settings=(
+                recipe.chat.model,
+                settings.only_positive,
+                recipe.labeller,
+                vqa_version(settings.prompt),
+                recipe.seed,
+            ),
             after=("studies",),
             outputs=(FOLDER,),
             reads=(*prompt, *context.labeller_files),
@@ -79,16 +88,16 @@ def synthesis_stage(context: Context) -> list[Stage]:
     ]
 
 
-def synthetic_pairs(context: Context) -> list[QaPair]:
-    """The kept pairs; none where the recipe asks for none."""
+def synthetic_pairs(context: Context) -> Iterator[QaPair]:
+    """The kept pairs, as they are read; none where the recipe asks for none."""
     folder = context.folder / FOLDER / KEPT
-    if not context.recipe.vqa.synthesize or not folder.exists():
-        return []
-    return list(read_pairs(folder))
+    if context.recipe.vqa.synthesize and folder.exists():
+        yield from read_pairs(folder)
 
 
-def dry_run(context: Context) -> str:
-    """The prompt of three reports, and what all would take; nothing is asked."""
+def dry_run(context: Context, rewritten: bool) -> str:
+    """The prompt of three reports, and what all would take; nothing is asked. `rewritten`: sentences that compare are gone
+    from the reports, or stay."""
     recipe = context.recipe
     prompt = vqa_prompt(recipe.vqa.prompt)
     chat_client(context).check()
@@ -97,13 +106,29 @@ def dry_run(context: Context) -> str:
     for number, request in enumerate(islice(requests_of(prompt, reports), 3), 1):
         parts.append(f"--- report {number} of {len(reports):,}, prompt {prompt.name}")
         parts += [f"[{message['role']}]\n{message['content']}\n" for message in request.messages]
-    path = _answers(context, "vqa")
-    if path.exists():
-        with AnswerStore(path) as store:
-            estimate = Estimate.of(requests_of(prompt, reports), recipe.chat, store)
-    else:
-        estimate = Estimate.of(requests_of(prompt, reports), recipe.chat, None)
-    return "\n".join([*parts, *estimate.told()])
+    if not rewritten:
+        said = referring([text for s in context.studies for text in (s.findings_text, s.impression_text)])
+        first = _estimate(context, "rewriting", [rewriting_prompt().request(sentence) for sentence in said])
+        parts += ["First, sentences that refer to earlier studies (prior_references: rewrite):", *first.told()]
+        parts.append("Then questions, about reports of about this length:")
+    parts += [*_not_asked(context), *_estimate(context, "vqa", requests_of(prompt, reports)).told()]
+    return "\n".join(parts)
+
+
+def _estimate(context: Context, name: str, requests: Iterable[ChatRequest]) -> Estimate:
+    path = _answers(context, name)
+    if not path.exists():
+        return Estimate.of(requests, context.recipe.chat, None)
+    with AnswerStore(path) as store:
+        return Estimate.of(requests, context.recipe.chat, store)
+
+
+def _not_asked(context: Context) -> list[str]:
+    """Which reports are left out, since nothing uses their pairs."""
+    only_positive = context.recipe.vqa.only_positive
+    if count := sum(len(reports_to_ask(context.studies, only_positive, split)) for split in ("validate", "test")):
+        return [f"{count:,} reports of validation and test patients are not asked about: training alone uses the pairs"]
+    return []
 
 
 def vqa_version(path: Path | None) -> str:

@@ -1,8 +1,8 @@
-"""Yes as often as no: by taking from what there is, never by inventing.
+"""No answer more often than all others together: by taking from what there is, never by inventing.
 
-A question that is always answered alike can be answered blind. So of pairs with the answer yes or no so many are taken
-that both are as frequent: first of each wording that is frequent, then of each finding, then of what is left. Which
-ones are taken is decided by seed and pair alone.
+A question that is mostly answered alike can be answered blind. So of pairs whose commonest answer has more than half of
+them, so many are taken that it has half: first of each wording that is frequent, then of each finding, then of what is
+left. Of yes and no that makes both as frequent. Which ones are taken is decided by seed and pair alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from numpy.typing import NDArray
 from llmcxr.metrics.scores import normalize_answer
 from llmcxr.synthesis.pairs import QaPair
 
-_FEW = 20  # pairs: a wording, or a finding, that is rarer is balanced with the next wider group
+# Pairs: a wording, a finding, or a type that is rarer is balanced with the next wider group; of yes and no all are.
+_FEW = 20
+_ROW = np.dtype(
+    [("yes_no", "?"), ("answer", "u8"), ("wording", "u8"), ("finding", "u8"), ("type", "u8"), ("chance", "f8")]
+)
 
 
 def yes_or_no(pair: QaPair) -> str:
@@ -26,35 +30,55 @@ def yes_or_no(pair: QaPair) -> str:
     return answer if answer in ("yes", "no") else ""
 
 
-def balanced(pairs: Iterable[QaPair], seed: int) -> NDArray[np.bool_]:
-    """Which pairs are taken, bool [N] in their order; those without yes or no all are. Takes 50 bytes a pair."""
-    rows = list(_rows(pairs, seed))
-    answers = np.array([row[0] for row in rows], dtype=np.int8)  # 1 yes, 0 no, -1 neither
-    keys = np.array([row[1:4] for row in rows], dtype=np.uint64).reshape(-1, 3)
-    chance = np.array([row[4] for row in rows], dtype=np.float64)
+def balanced(pairs: Iterable[QaPair], seed: int, most: float = 0.5) -> NDArray[np.bool_]:
+    """Which pairs are taken, bool [N] in their order. Takes some 100 bytes a pair.
+
+    `most`, from a half to below 1, is the share that the commonest answer of a group may have; of yes and no it is a half.
+    """
+    rows = np.fromiter(_rows(pairs, seed), dtype=_ROW)
+    answers = np.unique(rows["answer"], return_inverse=True)[1]
     taken = np.ones(len(rows), dtype=bool)
-    pooled = answers >= 0  # not balanced yet
-    for level in range(3):
+    pooled = taken.copy()  # not balanced yet
+    for name in ("wording", "finding", "type"):
         rest = np.flatnonzero(pooled)
-        _, groups = np.unique(keys[rest, level], return_inverse=True)
-        counts = [np.bincount(groups, answers[rest] == answer) for answer in (0, 1)]
-        wanted = np.minimum(*counts)  # of each answer
-        settled = (sum(counts) >= (_FEW, _FEW, 0)[level]) & ((wanted > 0) | (level > 0))
-        for answer in (0, 1):
-            own = np.flatnonzero((answers[rest] == answer) & settled[groups])
-            own = own[np.lexsort((chance[rest[own]], groups[own]))]  # by group, then by chance
-            rank = np.arange(len(own)) - np.searchsorted(groups[own], groups[own])
-            taken[rest[own]] = rank < wanted[groups[own]]
-        pooled[rest[settled[groups]]] = False
+        groups = np.unique(rows[name][rest], return_inverse=True)[1]
+        cells, counts = np.unique(groups * len(rows) + answers[rest], return_inverse=True, return_counts=True)[1:]
+        group_of = np.zeros(len(counts), dtype=np.int64)
+        group_of[cells] = groups
+        total, commonest = np.bincount(groups), np.zeros(groups.max(initial=-1) + 1, dtype=np.int64)
+        np.maximum.at(commonest, group_of, counts)
+        yes_no = np.zeros(len(total), dtype=bool)
+        yes_no[groups] = rows["yes_no"][rest]
+        allowed = np.floor((total - commonest) * np.where(yes_no, 1.0, most / (1 - most)))
+        enough = total >= np.where(yes_no & (name == "type"), 0, _FEW)
+        settled = enough & ((allowed > 0) | (name != "wording"))
+        own = np.flatnonzero(settled[groups])
+        own = own[np.lexsort((rows["chance"][rest[own]], cells[own]))]  # by answer of a group, then by chance
+        rank = np.arange(len(own)) - np.searchsorted(cells[own], cells[own])
+        taken[rest[own]] = rank < allowed[groups[own]]
+        pooled[rest[own]] = False
     return taken
 
 
-def _rows(pairs: Iterable[QaPair], seed: int) -> Iterator[tuple[int, int, int, int, float]]:
+def _rows(pairs: Iterable[QaPair], seed: int) -> Iterator[tuple[bool, int, int, int, int, float]]:
+    """Yes and no are balanced among themselves, so that their groups are none of the others'."""
     for pair in pairs:
-        answer = {"yes": 1, "no": 0}.get(yes_or_no(pair), -1)
-        wording = " ".join(re.findall(r"\w+", pair.question.lower()))
-        draw = _number(str(seed), pair.image_id, pair.question) / 2**64
-        yield answer, _number(wording), _number(pair.type, pair.finding), 0, draw
+        answer = yes_or_no(pair)
+        binary = "yes or no" if answer else ""
+        words = " ".join(re.findall(r"\w+", pair.question.lower()))
+        yield (
+            bool(answer),
+            _number(answer or normalize_answer(pair.answer, False)),
+            _number(binary, words),
+            _number(binary, pair.type, pair.finding),
+            _number(binary or pair.type),
+            chance(pair, seed),
+        )
+
+
+def chance(pair: QaPair, seed: int) -> float:
+    """From 0 to 1, by seed and pair alone: what is drawn are the smallest."""
+    return _number(str(seed), pair.image_id, pair.question) / 2**64
 
 
 def _number(*words: str) -> int:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from llmcxr.metrics.scores import normalize_answer
 from llmcxr.studies.prior_references import cues_of
+from llmcxr.studies.sentences import sentences
 from llmcxr.synthesis.pairs import PairType, QaPair
 from llmcxr.synthesis.statements import (
     DEVICE,
@@ -27,6 +27,8 @@ from llmcxr.synthesis.statements import (
     without_words,
     words_of,
 )
+from llmcxr.synthesis.wording import Agreement
+from llmcxr.synthesis.wording import agreement as shared_words
 
 # Why a pair is rejected, in the order in which it is looked for.
 REASONS: dict[str, str] = {
@@ -51,7 +53,7 @@ _ASKS = re.compile(
 )
 _NO_ANSWER = re.compile(
     r"\b(?:(?:not|un)[ -]?(?:specified|stated|mentioned|known|given|provided|reported|answerable|described|determined)"
-    r"|unspecified|unknown|n/?a|can ?not (?:be )?(?:determined?|answer(?:ed)?|tell|said|assessed)|no information"
+    r"|unspecified|unknown|unclear|n/?a|can ?not (?:be )?(?:determined?|answer(?:ed)?|tell|said|assessed)|no information"
     r"|unable to (?:determine|answer|tell)|i (?:do not|don't) know|does not (?:say|mention|specify|state))\b|^none given\b"
 )
 _REPORT = re.compile(
@@ -62,7 +64,8 @@ _REPORT = re.compile(
 )
 _PRIORS = re.compile(
     r"\b(?:chang(?:e|es|ed)|compared?|comparison|previous(?:ly)?|priors?|earlier|interval|since|improv\w+|worsen\w+"
-    r"|progress\w*|stable|unchanged|resol\w+|follow-?up|baseline|last (?:study|exam\w*|film|image))\b"
+    r"|progress\w*|stable|unchanged|resol\w+|follow-?up|baseline|already|over time"
+    r"|last (?:study|exam\w*|film|image|radiograph|day|night|week|month|year))\b"
 )
 _NO_CHANGE = re.compile(
     r"\b(?:degenerative|chronic|postsurgical|post-surgical|postoperative|fibrotic|emphysematous|pleural|bony|osseous"
@@ -85,7 +88,12 @@ _NOT_SEEN = re.compile(
     r"\b(?:recommend\w*|should|treat(?:ed|ment)?s?|therap\w+|prognos\w+|advi[sc]e\w*|next step|management|biops\w+"
     r"|caus(?:e|es|ed|ing)|etiolog\w+|reasons?|(?:purpose|indication) (?:of|for)|why|risk|survive|when (?:was|were|did|will)"
     r"|antibiotics?|surgery|technique|exposure|kvp|dose|(?:what|which) (?:type|kind) of (?:exam\w*|study|imaging)|who"
-    r"|clinical\w*|urgent\w*|notified)\b"
+    r"|clinical\w*|urgent\w*|notified|(?:how many|how long|for how) (?:hours?|days?|weeks?|months?|years?)"
+    r"|next (?:tests?|stud(?:y|ies)|exam\w*|imaging)|ejection fraction|drugs?|medicines?|chemotherap\w+|infus(?:ed|ions?))\b"
+)
+_ONE_OR_BOTH = re.compile(r"\b(?:one|a single) (?:side |lung )?or (?:both|two)\b(?: sides?| lungs?)?")
+_ONLY = re.compile(
+    r"\b(?:only|(?:limited|confined|restricted) to|exclusively|solely|unilateral(?:ly)?|one side|isolated to|alone)\b"
 )
 _POLAR = re.compile(r"(?:is|are|was|were|do|does|did|can|could|has|have|will|would)\b ?(?:you see |one see )?")
 _ASKING = re.compile(
@@ -108,11 +116,18 @@ _WHAT_DEVICE = re.compile(
 _WHERE = re.compile(
     r"\bwhere\b|\b(?:which|what) (?:\w+ )?(?:sides?|lungs?|lobes?|zones?|parts?|hemithora\w+|locations?|regions?|areas?"
     r"|bas[ei]s?|(?:hemi)?diaphragms?)\b|\blocat\w+|\b(?:left|right)(?: side)? or (?:on )?(?:the )?(?:left|right)\b"
-    r"|\bone side or both\b"
+    r"|\bone side or both\b|\bunilateral or bilateral\b|\bone or both (?:sides?|lungs?)\b|\bhow far\b|\b(?:position|direction) (?:of|is)\b"
+    r"|\b(?:which|what) (?:\w+ ){0,2}(?:angles?|borders?|hil(?:um|a)|clavicles?|ribs?|direction|position|ventricles?|atri(?:um|a)|apex)\b"
 )
 _HOW_SEVERE = re.compile(
-    r"\bhow (?:large|big|small|severe|extensive|marked|wide|enlarged)\b|\b(?:size|severity|degree|extent)\b"
+    r"\bhow (?:large|big|small|severe|extensive|marked|wide|enlarged|much)\b|\b(?:size|severity|degree|extent)\b"
+    r"|\bpartial or complete\b|\bcomplete or partial\b"
     r"|\b(?:mild|small|moderate)\b.*\bor (?:severe|large|moderate)\b"
+)
+_OPPOSITE = {"hypoinflation": "hyperinflation", "hyperinflation": "hypoinflation"}
+_WHAT_TYPE = re.compile(
+    r"\b(?:what|which) (?:\w+ ){0,2}(?:type|kind|sort|shape|variant|pattern|form)\b|\blooks? like\b"
+    r"|\b(?:acute|healed|old|chronic) or (?:acute|healed|old|chronic)\b"
 )
 _STOP = frozenset(
     re.findall(
@@ -121,8 +136,6 @@ _STOP = frozenset(
         " ray xray show shows does do can you see evidence sign signs have has patient which what where how and film",
     )
 )
-
-Agreement = Literal["entailed", "unknown", "contradicted"]
 
 
 def check_pairs(report: str, pairs: Sequence[QaPair], labels: Mapping[str, int] | None = None) -> list[QaPair]:
@@ -205,7 +218,7 @@ def type_of(question: str, answer: str, told: PairType) -> PairType:
         return "severity"
     if _WHAT_DEVICE.search(question):
         return "device"
-    if re.search(r"\b(?:what|which) (?:type|kind|sort)\b", question):
+    if _WHAT_TYPE.search(question):
         return "type"
     return told if told in ("open", "type", "device", "severity", "location") else "open"
 
@@ -226,6 +239,8 @@ def asserted(question: str, answer: str) -> tuple[list[Statement], bool]:
     if no:
         rest = answer[no.end() :]
         return statements_of(content), True
+    if "how many" in question and words_of(answer, "counts"):
+        return statements_of(f"{answer.rstrip('. ')} {content}"), False
     own = statements_of(answer)
     if own:
         # "What is seen in the left lung?" "An effusion.": the place is in the question, the finding in the answer.
@@ -240,6 +255,7 @@ def asserted(question: str, answer: str) -> tuple[list[Statement], bool]:
 
 def _joined(content: str, answer: str) -> list[Statement]:
     """Question and answer as one sentence; words of a group that the answer has are taken out of the question."""
+    content = _ONE_OR_BOTH.sub(" ", content)
     if not answer.strip(". "):
         return statements_of(content)
     for group in ("sides", "degrees", "levels"):
@@ -253,6 +269,7 @@ class Said:
 
     def __init__(self, report: str, labels: Mapping[str, int]) -> None:
         self.statements = statements_of(report)
+        self.sentences = [sentence.lower() for sentence in sentences(report)]
         self.words = {""} | {_words(s.sentence) for s in self.statements}
         self.normal = says_all_is_normal(report)
         self._by_term: dict[str, list[Statement]] = {}
@@ -273,11 +290,24 @@ class Said:
         self, question: str, answer: str, statements: Sequence[Statement], negated: bool
     ) -> tuple[Agreement, str]:
         """Whether the report says what is asserted, and the sentence that says so."""
+        told = self._told(question, answer, statements, negated)
+        if told != ("unknown", ""):
+            return told
+        polar, yes, no = bool(_POLAR.match(question)), _YES.match(answer), _NO.match(answer)
+        if (polar and not (yes or no)) or (no and not polar):
+            return told
+        content = _content(question) + (f" {answer[yes.end() :]}" if polar and yes else "")
+        return shared_words(content, answer, bool(yes) if polar else None, self.sentences)
+
+    def _told(
+        self, question: str, answer: str, statements: Sequence[Statement], negated: bool
+    ) -> tuple[Agreement, str]:
+        """By findings that the labeller knows."""
         if not statements:
             return self._whole(question, answer)
         if negated:
             return self._negated(statements)
-        found = [self._affirmed(s, question) if s.state else self._denied(s) for s in statements]
+        found = [self._affirmed(s, question, answer) if s.state else self._denied(s) for s in statements]
         for agreement in ("contradicted", "unknown"):
             if (own := next((f for f in found if f[0] == agreement), None)) is not None:
                 return own
@@ -303,17 +333,21 @@ class Said:
             return ("entailed" if normal else "contradicted"), ""
         return "unknown", ""
 
-    def _affirmed(self, claim: Statement, question: str) -> tuple[Agreement, str]:
+    def _affirmed(self, claim: Statement, question: str, answer: str) -> tuple[Agreement, str]:
         own, doubted = self.of(claim.term, 1), self.of(claim.term, -1)
         if claim.term == DEVICE and claim.kinds:
             return self._device(claim, own, question)
         if not own and not doubted:
-            denied = self.of(claim.term, 0)
-            if denied:
+            if denied := [s for s in self.of(claim.term, 0) if s.denies(claim.sides)]:
                 return "contradicted", denied[0].sentence
+            if opposed := self.of(_OPPOSITE.get(claim.term, ""), 1):
+                return "contradicted", opposed[0].sentence
             silent = self.normal and self.abnormal is None and claim.term != DEVICE
             return ("contradicted" if silent else "unknown"), ""
         found = own or doubted
+        sides = frozenset[str]().union(*(s.sides for s in found))
+        if claim.sides and claim.sides < sides and _ONLY.search(f"{question} {answer}"):
+            return "contradicted", found[0].sentence
         if (agreement := _qualified(claim, found)) == "entailed" and not own and claim.state == 1:
             agreement = "unknown"  # the report is not sure
         return agreement, _best(claim, found).sentence
@@ -338,7 +372,7 @@ class Said:
             fits = _qualified(claim, own)
             agreement: Agreement = {"entailed": "contradicted", "contradicted": "entailed"}.get(fits, "unknown")  # type: ignore[assignment]
             return agreement, own[0].sentence
-        denied = self.of(claim.term, 0)
+        denied = [s for s in self.of(claim.term, 0) if s.denies(claim.sides)]
         if denied and not self.of(claim.term, -1):
             return "entailed", denied[0].sentence
         if self.normal and self.abnormal is None and claim.term != DEVICE:
@@ -387,7 +421,8 @@ def _qualified(claim: Statement, found: Sequence[Statement]) -> Agreement:
 def _opposed(wanted: frozenset[object], there: frozenset[object]) -> bool:
     return any(
         a in wanted and b in there and a not in there
-        for a, b in (("focal", "diffuse"), ("diffuse", "focal"), ("acute", "old"), ("old", "acute"))
+        for pair in (("focal", "diffuse"), ("acute", "old"), ("single", "dual"))
+        for a, b in (pair, pair[::-1])
     )
 
 

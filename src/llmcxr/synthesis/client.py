@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.stopping import Stop, stop_between_steps
+from llmcxr.synthesis.estimate import time_of
 from llmcxr.synthesis.pace import ATTEMPTS, Budget, Pace, pause
 from llmcxr.synthesis.prompts import ChatRequest
 from llmcxr.synthesis.server import BusyError, RefusedError, Server, what_it_takes
@@ -26,6 +27,7 @@ from llmcxr.synthesis.store import Answer, AnswerStore
 
 _FAILURES = 10  # requests in a row without an answer, after which something is wrong with the server or the prompt
 _AT_ONCE = 64  # requests that a model in this process takes together
+_MEASURED = 4  # that it takes first, by which the time of the rest is told
 
 
 @dataclass
@@ -130,9 +132,11 @@ class _Asking:
 
         model = LocalModel(name, device)
         waiting = itertools.chain([first], self.requests)
-        while not self.stop:
-            taken, sizes = list[ChatRequest](), list[tuple[int, int]]()
-            for request in itertools.islice(waiting, _AT_ONCE):
+        for most in itertools.chain([_MEASURED], itertools.repeat(_AT_ONCE)):
+            if self.stop:
+                return
+            begin, taken, sizes = time.monotonic(), list[ChatRequest](), list[tuple[int, int]]()
+            for request in itertools.islice(waiting, most):
                 size = self._size(request)
                 if not self.budget.reserve(*size):
                     self.progress.stopped = self.budget.used_up()
@@ -147,6 +151,12 @@ class _Asking:
                 self.budget.release(1, *size)
             if self.progress.stopped:
                 return
+            if most == _MEASURED and (left := (self.bar.total or 0) - self.bar.n) > 0:
+                hours = left * (time.monotonic() - begin) / len(taken) / 3600
+                self.bar.write(
+                    f"    {len(taken)} requests took {time.monotonic() - begin:.0f} seconds: the other {left:,} would take "
+                    f"{time_of(hours)} like that, less where {_AT_ONCE} at once are faster. Ctrl-C keeps what is answered"
+                )
 
     # --- a server
 

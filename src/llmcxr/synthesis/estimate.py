@@ -11,7 +11,8 @@ from llmcxr.synthesis.settings import ChatSettings
 from llmcxr.synthesis.store import AnswerStore
 
 _ANSWER = 200  # tokens of an answer, where none is known yet: five pairs with their evidence
-_SPEED = 20.0  # tokens a second that one of several requests at once is answered with, where none is known yet
+_SPEED = 20.0  # tokens a second that a server answers each of several requests at once with, where none is known yet
+_SPEED_HERE = 100.0  # of a model in this process, all requests together
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,22 @@ class Estimate:
             if store is None or request.key(settings.model) not in store:
                 count += 1
                 letters += sum(len(message["content"]) for message in request.messages)
+        here = settings.base_url is None  # whose answers are written side by side: each is told its share of the time
+        at_once, speed = (1, _SPEED_HERE) if here else (settings.concurrency, _SPEED)
         spent = store.spent if store is not None else None
         if spent is not None and spent.answers:
             answers = spent.answers
             out, seconds = spent.tokens_out / answers, spent.seconds / answers
             basis = f"as the {answers:,} answers that are there took"
         else:
-            out, seconds = float(_ANSWER), _ANSWER / _SPEED
+            out, seconds = float(_ANSWER), _ANSWER / speed
+            each = "a model in this process" if here else f"each of {at_once} requests at once"
             basis = (
-                f"assumed: {LETTERS_A_TOKEN:g} letters a token, {_ANSWER} tokens an answer, {_SPEED:g} tokens a second of "
-                f"each of {settings.concurrency} requests at once. A small budget (chat.budget.requests=20) gives real "
-                "numbers"
+                f"assumed: {LETTERS_A_TOKEN:g} letters a token, {_ANSWER} tokens an answer, {speed:g} tokens a second of "
+                f"{each}. A small budget (chat.budget.requests=20) gives real numbers"
             )
         tokens_in, tokens_out = round(letters / LETTERS_A_TOKEN), round(count * out)
-        limits = [count * seconds / settings.concurrency / 3600]
+        limits = [count * seconds / at_once / 3600]
         if settings.requests_per_minute:
             limits.append(count / settings.requests_per_minute / 60)
         if settings.tokens_per_minute:
@@ -58,6 +61,15 @@ class Estimate:
         priced = f", {self.money:,.2f} by your prices" if self.money else ""
         return [
             f"{self.requests:,} requests: about {self.tokens_in / 1e6:,.2f} M tokens of prompts and "
-            f"{self.tokens_out / 1e6:,.2f} M of answers, {self.hours:,.1f} hours{priced}",
+            f"{self.tokens_out / 1e6:,.2f} M of answers, {time_of(self.hours)}{priced}",
             f"({self.basis})",
         ]
+
+    def ahead(self) -> list[str]:
+        """What is said before anything is asked: nothing where nothing is left to ask."""
+        return self.told() if self.requests else []
+
+
+def time_of(hours: float) -> str:
+    """A time as people say it."""
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes" if hours >= 1 / 60 else "under a minute"

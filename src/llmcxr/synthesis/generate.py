@@ -1,13 +1,14 @@
 """Questions and answers from reports by a chat LLM (paper, section 2.3): what is asked, and what becomes of the answers.
 
 Two passes, each in little memory: `ChatClient` asks about every report and keeps what comes as it comes; then all
-answers are read once, parsed, checked and written as Parquet files, kept pairs apart from rejected ones.
+answers are read once, parsed, checked and written as Parquet files, kept pairs apart from rejected ones, and a control
+says how much of what was kept can be answered without the image.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -16,9 +17,10 @@ from tqdm import tqdm
 
 from llmcxr.foundation.artifacts import atomic_path, write_json
 from llmcxr.studies.report_sections import report_text
-from llmcxr.studies.study import Study
+from llmcxr.studies.study import Split, Study
 from llmcxr.synthesis.checks import check_pairs
-from llmcxr.synthesis.pairs import PairType, QaPair, write_pairs
+from llmcxr.synthesis.control import Control
+from llmcxr.synthesis.pairs import PairType, QaPair, read_pairs, write_pairs
 from llmcxr.synthesis.parsing import Parsed, RawPair, parse_pairs
 from llmcxr.synthesis.prompts import ChatPrompt, ChatRequest
 from llmcxr.synthesis.store import Answer, AnswerStore
@@ -36,11 +38,14 @@ class AskedReport:
     images: list[tuple[str, str]]
 
 
-def reports_to_ask(studies: Sequence[Study], only_positive: bool) -> list[AskedReport]:
-    """The reports of the studies, each text once; `only_positive`: of images with at least one finding that is present."""
+def reports_to_ask(studies: Iterable[Study], only_positive: bool, split: Split = "train") -> list[AskedReport]:
+    """The reports of a split's studies, each text once; `only_positive`: of images with at least one finding that is present.
+
+    Training alone uses the pairs: the patients of other splits are asked about what is known best (`gather.MEASURED`).
+    """
     found: dict[str, AskedReport] = {}
     for study in studies:
-        if only_positive and 1 not in study.labels.values():
+        if study.split != split or (only_positive and 1 not in study.labels.values()):
             continue
         if text := report_text(study, "findings_and_impression"):
             report = found.setdefault(text, AskedReport(text, study.labels, []))
@@ -68,10 +73,12 @@ class PairCounts:
     unknown: int = 0  # of those kept: neither stated nor denied by the report, as far as can be told
     rejected: Counter[str] = field(default_factory=Counter)  # by reason
     types: Counter[str] = field(default_factory=Counter)  # of kept pairs
+    control: Control | None = None  # of kept pairs, once all are written; an image's count each
 
     def as_json(self) -> dict[str, Any]:
         """For summary.json."""
-        return {name: dict(v.most_common()) if isinstance(v, Counter) else v for name, v in vars(self).items()}
+        values = {name: dict(v.most_common()) if isinstance(v, Counter) else v for name, v in vars(self).items()}
+        return values | {"control": None if self.control is None else self.control.as_json()}
 
     def told(self) -> list[str]:
         """Lines for people: shares that were rejected, by reason."""
@@ -89,7 +96,7 @@ class PairCounts:
                 lines.append(f"{count:,} {what}")
         for reason, count in self.rejected.most_common():
             lines.append(f"rejected {count:,} ({count / self.pairs:.1%}): {reason}")
-        return lines
+        return lines + ([] if self.control is None else self.control.told())
 
     def _answer(self, answer: Answer, parsed: Parsed) -> None:
         self.answers += 1
@@ -122,9 +129,12 @@ class PairCounts:
 
 
 def write_all(
-    folder: Path, reports: Sequence[AskedReport], prompt: ChatPrompt, model: str, store: AnswerStore
+    folder: Path, reports: Sequence[AskedReport], prompt: ChatPrompt, model: str, store: AnswerStore, seed: int
 ) -> PairCounts:
-    """Read all answers to `reports` once; write `kept/` and `rejected/` (Parquet) and summary.json, atomically."""
+    """Read all answers to `reports` once; write `kept/` and `rejected/` (Parquet) and summary.json, atomically.
+
+    `seed`: of the balance that the control looks at.
+    """
     wanted = {request.key(model): i for i, request in enumerate(requests_of(prompt, reports))}
     counts = PairCounts(reports=len(reports))
     with atomic_path(folder) as temporary:
@@ -136,6 +146,7 @@ def write_all(
                     shards.add(_of_image(pair, image_id, study_id))
         kept.close()
         rejected.close()
+        counts.control = Control.of(lambda: read_pairs(temporary / KEPT), seed)
         spent = vars(store.spent)
         write_json(
             temporary / "summary.json", {"model": model, "prompt": prompt.name, "spent": spent} | counts.as_json()

@@ -5,18 +5,13 @@ What a report says is said of all images of its study; `as_question` makes of a 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.text_rows import read_rows, write_rows
 from llmcxr.instructions.questions import Kind, Origin, QuestionAnswer
 from llmcxr.metrics.scores import normalize_answer
 
@@ -27,7 +22,7 @@ TYPES: tuple[PairType, ...] = get_args(PairType)
 Verdict = Literal["", "entailed", "unknown", "rejected"]
 
 _SIDES = {"left", "right", "both sides"}  # the answers of questions.py's side questions, normalised
-_BATCH = 16_384  # pairs of a row group
+_SOURCE = "`llmcxr synthesize-vqa`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +52,9 @@ class QaPair:
         return QuestionAnswer(self.image_id, self.question, self.answer, kind, self.finding, self.origin)
 
 
-_NAMES = [field.name for field in dataclasses.fields(QaPair)]
-SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in _NAMES])
-
-
 def write_pairs(path: Path, pairs: Iterable[QaPair]) -> int:
     """Write a Parquet file, atomically, in as little memory as one batch takes; how many pairs there were."""
-    count = 0
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-        stream = iter(pairs)
-        while batch := list(islice(stream, _BATCH)):
-            columns = [pa.array([getattr(pair, name) for pair in batch], pa.string()) for name in _NAMES]
-            writer.write_table(pa.table(columns, schema=SCHEMA))
-            count += len(batch)
-    return count
+    return write_rows(path, QaPair, pairs)
 
 
 def read_pairs(path: Path) -> Iterator[QaPair]:
@@ -80,33 +64,6 @@ def read_pairs(path: Path) -> Iterator[QaPair]:
     """
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"{path} holds no pairs (*.parquet). Run `llmcxr synthesize-vqa` first.")
+        raise UserError(f"{path} holds no pairs (*.parquet). Run {_SOURCE} first.")
     for file in files:
-        yield from _read_file(file)
-
-
-def _read_file(path: Path) -> Iterator[QaPair]:
-    try:
-        with pq.ParquetFile(path) as held:
-            if missing := [name for name in _NAMES if name not in held.schema_arrow.names]:
-                raise UserError(
-                    f"{path} lacks the columns {', '.join(missing)}: it holds no pairs, or another version wrote them. "
-                    "Remove it and make them again."
-                )
-            for batch in held.iter_batches(_BATCH, columns=_NAMES):
-                for row in zip(*(batch.column(name).to_pylist() for name in _NAMES), strict=True):
-                    yield _checked(QaPair(*row), path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist. Run `llmcxr synthesize-vqa` first.") from error
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is not a readable parquet file ({error}). Remove it and make it again.") from error
-
-
-def _checked(pair: QaPair, path: Path) -> QaPair:
-    for name, allowed in (("type", TYPES), ("origin", get_args(Origin)), ("verdict", get_args(Verdict))):
-        if getattr(pair, name) not in allowed:
-            raise UserError(
-                f"{path}: a pair of {pair.study_id} has the {name} {getattr(pair, name)!r}, which is none of "
-                f"{', '.join(filter(None, allowed))}. Remove the file and make it again."
-            )
-    return pair
+        yield from read_rows(file, QaPair, _SOURCE)

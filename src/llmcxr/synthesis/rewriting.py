@@ -20,6 +20,7 @@ from llmcxr.studies.prior_references import cues_of
 from llmcxr.studies.report_cleaning import clean_text
 from llmcxr.studies.sentences import sentences
 from llmcxr.synthesis.client import ChatClient
+from llmcxr.synthesis.estimate import Estimate
 from llmcxr.synthesis.prompts import rewriting_prompt
 from llmcxr.synthesis.store import AnswerStore
 
@@ -61,6 +62,11 @@ def fault_of(sentence: str, rewritten: str, labeller: Labeller) -> str:
     return ""
 
 
+def referring(texts: Sequence[str]) -> list[str]:
+    """The sentences of texts that refer to earlier studies, each wording once: what is asked about."""
+    return list(dict.fromkeys(s for text in texts for s in sentences(clean_text(text)) if cues_of(s)))
+
+
 class Rewriter:
     """A `ReportEdit` (studies/prior_references.py): texts with references to as many texts without."""
 
@@ -74,20 +80,18 @@ class Rewriter:
 
         `UserError` where the budget does not suffice: answers are kept, and asked for no second time.
         """
-        said = [sentences(clean_text(text)) for text in texts]
-        wanted = list(dict.fromkeys(s for own in said for s in own if cues_of(s)))
-        found = self._ask(wanted)
+        found = self._ask(referring(texts))
         result = []
-        for own in said:
+        for text in texts:
             kept = []
-            for sentence in own:
+            for sentence in sentences(clean_text(text)):
                 if not cues_of(sentence):
                     kept.append(sentence)
                     continue
-                text, outcome = found[sentence]
+                rewritten, outcome = found[sentence]
                 self.counts[outcome] += 1
-                if text:
-                    kept.append(text)
+                if rewritten:
+                    kept.append(rewritten)
             result.append(" ".join(kept))
         return result
 
@@ -95,8 +99,10 @@ class Rewriter:
         """Sentence -> (what takes its place, "" for nothing; what became of it)."""
         prompt, model = rewriting_prompt(), self.client.settings.model
         keys = {prompt.request(sentence).key(model): sentence for sentence in wanted}
+        requests = [prompt.request(sentence) for sentence in wanted]
         with AnswerStore(self.answers) as store:
-            requests = (prompt.request(sentence) for sentence in wanted)
+            for line in Estimate.of(requests, self.client.settings, store).ahead():
+                print(f"    {line}", flush=True)
             progress = self.client.answer_all(requests, store, len(wanted), "references to earlier studies")
             if progress.stopped:
                 raise UserError(

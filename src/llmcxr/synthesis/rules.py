@@ -42,7 +42,10 @@ def rule_pairs(study: Study, labels: Mapping[str, int]) -> list[QaPair]:
     for name, state in known.items():
         named = terms_named(name)
         own = [s for s in statements if s.term in named and s.state == state]
-        if state in (0, 1):
+        one_side = bool(own) and not any(
+            s.denies() for s in own
+        )  # "the left lung is clear" is no answer to the question
+        if state == 1 or (state == 0 and not one_side):
             answer = "Yes." if state else "No."
             asked.about(presence_question(name), answer, "presence", name, _first(own))
         if state == 1 and own:

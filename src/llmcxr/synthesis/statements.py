@@ -44,8 +44,8 @@ _COUNTS = {"one": 1, "single": 1, "solitary": 1, "two": 2, "three": 3, "four": 4
 _WORDS: dict[str, dict[str, str]] = {
     "sides": {
         "both": r"bilateral(?:ly)?|bibasilar|bibasal|biapical|both|(?:left|right) and (?:the )?(?:left|right)",
-        "left": r"left(?:-sided)?|lingular?",
-        "right": r"right(?:-sided)?",
+        "left": r"left(?:-sided|wards?)?|lingular?",
+        "right": r"right(?:-sided|wards?)?",
     },
     "degrees": {
         "mild": r"mild(?:ly)?|minimal(?:ly)?|small|trace|tiny|slight(?:ly)?|minor|subtle",
@@ -64,6 +64,8 @@ _WORDS: dict[str, dict[str, str]] = {
         "diffuse": r"diffuse(?:ly)?|widespread|generali[sz]ed",
         "acute": r"acute",
         "old": r"old|healed|chronic|remote",
+        "single": r"(?:single|one)[- ](?:chamber|lead)",
+        "dual": r"(?:dual|double|two)[- ](?:chamber|lead)|biventricular",
     },
     "kinds": DEVICES,
     "counts": {word: rf"{word}|{number}(?! ?(?:mm|cm|\.|%))" for word, number in _COUNTS.items()},
@@ -74,6 +76,11 @@ _PATTERNS = {
     group: re.compile("|".join(rf"\b(?P<w{k}>{pattern})\b" for k, pattern in enumerate(words.values())))
     for group, words in _WORDS.items()
 }
+_UNSEEN_TIP = re.compile(
+    r"\b(?:the |its )?tip (?:is |was |which is )?(?:not|out of|outside|beyond)(?: well| clearly| fully)?"
+    r" (?:seen|visuali[sz]ed|included|imaged|identified|the (?:image|field|view)\w*)",
+    re.IGNORECASE,
+)
 _PAUSE = re.compile(r",|;|\b(?:and|or|with)\b")
 _BOTH = re.compile(r"\b(?:left|right)(?:-sided)?(?: \w+)? and (?:an? )?(?:\w+ )?(?:left|right)\b")
 _REACH = 90  # characters
@@ -111,6 +118,11 @@ class Statement:
     sizes: frozenset[float] = frozenset()  # mm
     place: str = ""  # the part of the lung, as the text has it
 
+    def denies(self, sides: frozenset[str] = frozenset()) -> bool:
+        """Of a statement that denies: whether it does on these sides (none: anywhere). "The left lung is clear" leaves the
+        right one open."""
+        return len(self.sides) != 1 or (bool(sides) and sides <= self.sides)
+
 
 def terms_named(finding: str) -> tuple[str, ...]:
     """The terms of a finding as data spell it ("Pleural_Effusion"); none where it is no finding of the labeller."""
@@ -145,7 +157,9 @@ def statements_of(text: str) -> list[Statement]:
 
 @functools.lru_cache(maxsize=50_000)  # reports repeat their sentences
 def _said(sentence: str) -> tuple[Statement, ...]:
-    mentions = sorted(_LABELLER.read(sentence).mentions, key=lambda m: (m.start, m.end))
+    # "Tube below the diaphragm, tip not seen": the tube is there; letters keep their places
+    read = _UNSEEN_TIP.sub(lambda match: " " * len(match[0]), sentence)
+    mentions = sorted(_LABELLER.read(read).mentions, key=lambda m: (m.start, m.end))
     if not mentions:
         return ()
     lower = sentence.lower()
@@ -172,8 +186,8 @@ def _said(sentence: str) -> tuple[Statement, ...]:
 
 def _statement(mention: Mention, words: dict[str, set[str]], sentence: str) -> Statement:
     read = words.get("sides", set[str]())
-    if mention.finding in terms.SIDED and read != {"both"}:
-        read = {mention.side} - {""}  # the labeller's
+    if mention.finding in terms.SIDED and read != {"both"} and mention.state:
+        read = {mention.side} - {""}  # the labeller's, which tells none of "the left lung is clear"
     places = sorted(words.get("place", ()))
     return Statement(
         mention.finding,

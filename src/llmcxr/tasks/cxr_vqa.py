@@ -7,7 +7,9 @@ after all presence questions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,11 +57,12 @@ class CxrVqaItems(Items):
         chances of each conversation of `CONVERSATIONS`; an image that has none with a chance is left out."""
         self._shares = {CONVERSATIONS[name]: share for name, share in shares.items() if share > 0}
         wanted = {kind for conversation in self._shares for kind in conversation}
-        by_image: dict[str, list[QuestionAnswer]] = {}
-        for question in questions:
+        by_image: dict[str, array[int]] = {}  # places in `questions`, which can be millions
+        for place, question in enumerate(questions):
             if question.image_id in codes and question.kind in wanted:
-                by_image.setdefault(question.image_id, []).append(question)
+                by_image.setdefault(question.image_id, array("q")).append(place)
         self._items = list(by_image.items())
+        self._questions = questions
         self._codes = codes
         self._per_image = per_image
 
@@ -68,7 +71,8 @@ class CxrVqaItems(Items):
 
     def example(self, item: int, rng: np.random.Generator) -> InstructionExample:
         """A fresh choice and order of the image's questions; the image stands in the first turn."""
-        image_id, questions = self._items[item]
+        image_id, places = self._items[item]
+        questions = [self._questions[place] for place in places]
         kinds = {q.kind for q in questions}
         possible = {c: p for c, p in self._shares.items() if kinds.intersection(c)}
         shares = np.array(list(possible.values()))
@@ -205,10 +209,10 @@ class VqaMeasurement(Measurement):
     def asks(self, cases: Cases) -> list[list[Ask]]:
         """Questions by length, so that prompts of a group need little padding; then images, for p(yes) of each finding."""
         place = cases.by_id
-        asked = [q for q in cases.questions if q.image_id in place]
+        asked = [k for k, q in enumerate(cases.questions) if q.image_id in place]
         order = stream(cases.seed, "questions").permutation(len(asked))[: cases.counts["questions"]]
         shown = set(stream(cases.seed, "shown").permutation(len(order))[:16].tolist())
-        chosen = sorted((asked[i] for i in order), key=lambda q: len(q.question))
+        chosen = sorted((cases.questions[asked[i]] for i in order), key=lambda q: len(q.question))
         questions = [Ask(place[q.image_id], q.kind, q.question, q.answer, k in shown) for k, q in enumerate(chosen)]
         images = [Ask(s, PROBABILITIES) for s in cases.shuffled[: cases.counts["probabilities"]]]
         return in_groups(questions) + (in_groups(images, 1) if cases.findings else [])
@@ -237,10 +241,10 @@ class VqaMeasurement(Measurement):
             missing = NotMeasured(_NO_QUESTION)
             return dict.fromkeys(("accuracy", "balanced_accuracy", "token_f1"), missing) | {"n": 0}
         right, kinds = vqa_right(answers), np.array([p.kind for p in answers])
-        reference = np.array([scores.normalize_answer(p.reference, p.kind in YES_NO) for p in answers])
+        reference = np.array([_normal(p.reference, p.kind) for p in answers])
         patients = np.array([p.patient_id for p in answers])
         train_ids = {s.image_id for s in cases.train}
-        majority = majority_answers(answers, [q for q in cases.questions if q.image_id in train_ids])
+        majority = majority_answers(answers, (q for q in cases.questions if q.image_id in train_ids))
         yes_no = np.flatnonzero(np.isin(kinds, list(YES_NO)))
         free = [(p, guess) for p, guess in zip(answers, majority, strict=True) if p.kind not in YES_NO]
         of_type = {name: np.isin(kinds, own) for name, own in PAPER_TYPES.items()}
@@ -308,26 +312,31 @@ class VqaMeasurement(Measurement):
         }
 
 
-def majority_answers(answers: Sequence[Prediction], training: Sequence[QuestionAnswer]) -> list[str]:
+def majority_answers(answers: Sequence[Prediction], training: Iterable[QuestionAnswer]) -> list[str]:
     """The commonest training answer to each question, normalised; "" where training has none.
 
     Yes/no questions take the answer that is commonest for the same question text (where training has it), others that
     of their kind.
     """
-    known = [(q.kind, q.question, scores.normalize_answer(q.answer, q.kind in YES_NO)) for q in training]
+    asked = {p.question for p in answers}
+    counted = Counter(
+        (q.kind, q.question if q.kind in YES_NO and q.question in asked else "", _normal(q.answer, q.kind))
+        for q in training
+    )
+    known = list(counted.elements())
     by_kind = scores.commonest([kind for kind, _, _ in known], [answer for _, _, answer in known])
-    exact = [(question, answer) for kind, question, answer in known if kind in YES_NO]
+    exact = [(question, answer) for _, question, answer in known if question]
     by_question = scores.commonest([question for question, _ in exact], [answer for _, answer in exact])
     return [by_question.get(p.question, by_kind.get(p.kind, "")) for p in answers]
 
 
 def vqa_right(answers: Sequence[Prediction]) -> np.ndarray:
     """Bool [N]: whether response and reference are the same answer to a question of its kind."""
-    same = [
-        scores.normalize_answer(p.response, p.kind in YES_NO) == scores.normalize_answer(p.reference, p.kind in YES_NO)
-        for p in answers
-    ]
-    return np.array(same, dtype=bool)
+    return np.array([_normal(p.response, p.kind) == _normal(p.reference, p.kind) for p in answers], dtype=bool)
+
+
+def _normal(answer: str, kind: str) -> str:
+    return scores.normalize_answer(answer, kind in YES_NO)
 
 
 MEASUREMENT = VqaMeasurement()
