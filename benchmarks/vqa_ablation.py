@@ -113,8 +113,10 @@ def prepare(seed: int, options: argparse.Namespace) -> None:
 
 
 def examples_for(run: Run, tokens: int) -> int:
-    """First examples of the arm's sequence that have as many `tokens` together, no padding counted: reports are longer than
-    answers. Which examples come does not depend on how many are asked for."""
+    """How many examples have about as many `tokens` together, no padding counted: reports are longer than answers.
+
+    Which examples come does not depend on how many are asked for.
+    """
     context, tuning = run.context, run.recipe.tuning
     (stage,) = tuning.stages
     items, _ = task_items(context, stage, "train")
@@ -123,9 +125,10 @@ def examples_for(run: Run, tokens: int) -> int:
     mixture = Mixture(items, weights, tokens // SHORTEST, tuning.seed_of(stage, run.recipe.seed))
     for number in range(len(mixture)):
         rendered = fit(mixture[number], template, vocabulary, tuning.max_tokens)
-        tokens -= 0 if rendered is None else len(rendered.ids)
-        if tokens <= 0:
-            return number + 1
+        own = 0 if rendered is None else len(rendered.ids)
+        if tokens <= own:
+            return number + int(2 * tokens > own or not number)
+        tokens -= own
     raise SystemExit(f"examples have less than {SHORTEST} tokens on average: lower SHORTEST in {__file__}")
 
 
