@@ -93,6 +93,12 @@ def recipe_of(arm: str, seed: int, examples: int, options: argparse.Namespace, n
     return load_settings(Recipe, find_recipe("quickstart"), settings)
 
 
+def do(run: Run, stage: str) -> None:
+    """Run a stage that is not done. One that is needs no look by this process alone: arms side by side share folders."""
+    if not run.workflow.has(stage):
+        run.run(stage)
+
+
 def before_tuning(recipe: Recipe, other: str) -> Run:
     """Do all that comes before tuning, and the judge; what the run `other` has done already is taken from there."""
     run = Run(recipe)
@@ -101,14 +107,14 @@ def before_tuning(recipe: Recipe, other: str) -> Run:
             shutil.copytree(recipe.runs / other, temporary, ignore=shutil.ignore_patterns(*LEFT))
     for stage in run.workflow.stages:
         if stage.name not in ("stage1", "model", "evaluation"):
-            run.run(stage.name)
+            do(run, stage.name)
     return run
 
 
 def prepare(seed: int, options: argparse.Namespace) -> None:
     """Patients, which all seeds share, and what all arms of a seed begin with."""
     patients = folder_of(options)
-    Run(recipe_of("rules", seed, 1, options, patients)).run("studies")
+    do(Run(recipe_of("rules", seed, 1, options, patients)), "studies")
     before_tuning(recipe_of("rules", seed, 1, options, folder_of(options, seed)), patients)
 
 
