@@ -114,7 +114,7 @@ def before_tuning(recipe: Recipe, other: str) -> Run:
 def prepare(seed: int, options: argparse.Namespace) -> None:
     """Patients, which all seeds share, and what all arms of a seed begin with."""
     patients = folder_of(options)
-    do(Run(recipe_of("rules", seed, 1, options, patients)), "studies")
+    do(Run(recipe_of("rules", 0, 1, options, patients)), "studies")
     before_tuning(recipe_of("rules", seed, 1, options, folder_of(options, seed)), patients)
 
 
