@@ -1,18 +1,18 @@
 """What do questions from reports buy a model that is tuned on radiographs and reports?
 
     python benchmarks/vqa_ablation.py                            # without, by rules; seeds 0 and 1: hours on two cores
-    python benchmarks/vqa_ablation.py --parallel 4               # arms side by side: on a GPU, which one alone leaves idle
+    python benchmarks/vqa_ablation.py --parallel 4               # arms side by side, on a GPU
     python benchmarks/vqa_ablation.py --prepare                  # only what comes before tuning
     python benchmarks/vqa_ablation.py --table                    # the table of what was measured
     python benchmarks/vqa_ablation.py chat.base_url=http://localhost:8000/v1 chat.model=Qwen/Qwen3-8B --arms llm
     python benchmarks/vqa_ablation.py --small --seeds 0          # does it run? numbers mean nothing
 
-As in the paper's ablation: tuning without questions, with those that rules read from reports, with those that a chat LLM
-wrote. Patients are the phantom's, their reports real texts. All arms share patients and image tokenizer, the shipped model's
-(which has learned from labels); tuning itself sees no ground truth: no alignment, no findings named first, no image rows
-that begin where labels put them. A seed draws the order and the wording of what is learned, the starts of the weights, and
-the judge; its arms learn from as many tokens and are asked the same ground-truth questions. An arm and seed that are in the
-results are not run again; one that was cut off goes on.
+As in the paper's ablation: tuning without questions, with those that rules read from reports, with those that a
+chat LLM wrote. Patients are the phantom's, their reports real texts. All arms share patients and image tokenizer, the
+shipped model's (which has learned from labels); tuning itself sees no ground truth: no alignment, no findings named
+first, no image rows that begin where labels put them. A seed draws the order and the wording of what is learned, the
+starts of the weights, and the judge; its arms learn from as many tokens and are asked the same ground-truth questions.
+An arm and seed that are in the results are not run again; one that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def recipe_of(arm: str, seed: int, examples: int, options: argparse.Namespace, n
 
 
 def do(run: Run, stage: str) -> None:
-    """Run a stage that is not done. One that is needs no look by this process alone: arms side by side share folders."""
+    """Run a stage, unless it is done: then the folder is not held, and arms side by side can share it."""
     if not run.workflow.has(stage):
         run.run(stage)
 
