@@ -25,6 +25,8 @@ ImageSize = Annotated[int, Range(8, 4096)]
 CodebookSize = Annotated[int, Range(2, 65_536)]  # codes are stored as uint16
 BatchSize = Annotated[int, Range(1, 100_000)]  # images of a step
 
+_DISCRIMINATED = {"vqgan": 24, "mixer": 16}  # sides of the smallest images that each kind's discriminator takes
+
 
 @dataclass(frozen=True)
 class ArchitectureSettings(Settings):
@@ -124,6 +126,11 @@ class ImageTokenizerSettings(Settings):
     )
     steps: Count = setting(50_000, "optimiser steps")
     batch_size: BatchSize = setting(16, "images a step")
+    images_at_once: BatchSize | None = setting(
+        None,
+        "images of a step that are computed at once on a device, where its memory does not hold more: the same result, in about "
+        "half as much time again; null: all",
+    )
     learning_rate: LearningRate = setting(4e-4, "AdamW, cosine to a tenth after 2 % of warm-up")
     perceptual: NameOrPath = setting(
         "clinical",
@@ -160,11 +167,16 @@ class ImageTokenizerSettings(Settings):
 
     def faults(self) -> list[str]:
         """Impossible combinations."""
-        return (
-            ["start: nothing is trained where `pretrained` is given; set one of the two"]
-            if self.pretrained and self.start
-            else []
-        )
+        faults = []
+        if self.pretrained and self.start:
+            faults.append("start: nothing is trained where `pretrained` is given; set one of the two")
+        least = _DISCRIMINATED[self.architecture.kind]
+        if self.adversarial_weight and self.given is None and self.architecture.image_size < least:
+            faults.append(
+                f"adversarial_weight: the discriminator sees nothing in images of {self.architecture.image_size} pixels, below {least}; "
+                "should be 0"
+            )
+        return faults
 
     def files(self) -> list[Path]:
         """Files whose contents the tokenizer is made of (the folder of a given one is a model of its own)."""
