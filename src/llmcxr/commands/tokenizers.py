@@ -24,7 +24,7 @@ from llmcxr.foundation.errors import UserError
         "--clinical",
         metavar="NETWORK",
         help="also the Fréchet distance on this network's features: the folder of a clinical network (a run's clinical_features/), or "
-        "a TorchXRayVision name or file",
+        "a TorchXRayVision name or file, or a Dinov2 such as microsoft/rad-dino",
     ),
     argument("--shown", type=count, default=8, help="images in the grid (default: %(default)s)"),
     argument("--device", default="auto", help="auto, cpu, cuda, ..."),
@@ -39,16 +39,14 @@ def _evaluate_tokenizer(arguments: argparse.Namespace) -> None:
 
     from llmcxr.evaluation.tokenizer_table import measure_tokenizer, table_text, write_grid
     from llmcxr.foundation.devices import pick_device
-    from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features
+    from llmcxr.image_tokens.clinical_features import published_features
     from llmcxr.image_tokens.tokenizer import ImageTokenizer
 
     device = pick_device(arguments.device)
     codec = ImageTokenizer.from_pretrained(arguments.tokenizer).to(device)
     clinical = None
     if arguments.clinical:
-        folder = Path(arguments.clinical)
-        clinical = ClinicalFeatures.load(folder) if folder.is_dir() else published_features(arguments.clinical)
-        clinical = clinical.to(device)
+        clinical = published_features(arguments.clinical).to(device)
     unread: list[str] = []
     shown: list[np.ndarray] = []
 

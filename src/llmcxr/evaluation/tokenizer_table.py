@@ -19,7 +19,7 @@ from PIL import Image
 
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.image_tokens.classifier import batch_of
-from llmcxr.image_tokens.clinical_features import ClinicalFeatures
+from llmcxr.image_tokens.clinical_features import FeatureNetwork
 from llmcxr.image_tokens.codec import ImageCodec
 from llmcxr.metrics.images import ms_ssim
 from llmcxr.metrics.reconstruction import frechet_distance, perplexity, power_by_octave, psnr
@@ -55,12 +55,12 @@ def block_averages(images: torch.Tensor, grid: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def measure_tokenizer(
-    codec: ImageCodec, images: Iterable[np.ndarray], device: torch.device, clinical: ClinicalFeatures | None = None
+    codec: ImageCodec, images: Iterable[np.ndarray], device: torch.device, clinical: FeatureNetwork | None = None
 ) -> dict[str, Any]:
     """Numbers on uint8 images [S, S] as they come: of the codec, and of block averages under `BLOCKS`.
 
     L1 (share of the range), PSNR (dB) and MS-SSIM are means over images; `octaves` is the power of all reconstructions over that of
-    all originals, from the finest octave on (below 1 blur, above speckle); `fd` the Fréchet distance of `clinical`'s 1024 features.
+    all originals, from the finest octave on (below 1 blur, above speckle); `fd` the Fréchet distance of `clinical`'s pooled features.
     """
     ways, original_power, original_features = (
         {"tokenizer": _Sums(), BLOCKS: _Sums()},

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.optional import require
-from llmcxr.image_tokens.clinical_features import ClinicalFeatures
+from llmcxr.image_tokens.clinical_features import FeatureNetwork
 
 
 class ClinicalFeatureLoss(nn.Module):
-    """Squared distance between the DenseNet features of input and reconstruction.
+    """Squared distance between the clinical network's features of input and reconstruction.
 
     The paper gives neither weight nor scale. We divide by the features' variance over images, so that the term is
     about 2 for two unrelated radiographs whatever network is used, and one weight fits all.
@@ -26,7 +26,7 @@ class ClinicalFeatureLoss(nn.Module):
 
     variance: Tensor
 
-    def __init__(self, features: ClinicalFeatures, sample: Tensor) -> None:
+    def __init__(self, features: FeatureNetwork, sample: Tensor) -> None:
         super().__init__()
         self.features = features
         with torch.no_grad():
@@ -34,7 +34,7 @@ class ClinicalFeatureLoss(nn.Module):
         self.register_buffer("variance", pooled.float().var(dim=0).mean())
 
     def forward(self, seen: tuple[list[Tensor], Tensor], reconstruction: Tensor) -> tuple[Tensor, Tensor]:
-        """(clinical term on the 1024-d features, perceptual term on the feature maps of the same network).
+        """(clinical term on the pooled features, perceptual term on the feature maps of the same network).
 
         `seen` is what the network's `feature_maps` gives for the original.
 

@@ -90,12 +90,12 @@ class ClassifierSettings(Settings):
 
 @dataclass(frozen=True)
 class ClinicalFeatureSettings(Settings):
-    """Where the DenseNet of the clinical feature loss comes from."""
+    """Where the network of the clinical feature loss comes from."""
 
     weights: NameOrPath = setting(
         "train",
-        "'train' (on the labels of this run), a TorchXRayVision name such as densenet121-res224-all, or a "
-        ".pt/.safetensors path",
+        "'train' (on the labels of this run), a TorchXRayVision name such as densenet121-res224-all, its .pt/.safetensors path, or "
+        "the folder or hub id of a Dinov2 such as microsoft/rad-dino",
     )
     training: ClassifierSettings = setting(ClassifierSettings(), "used where weights is 'train'")
     resolution: Annotated[int, Range(32, 4096)] | None = setting(  # the network halves it five times
@@ -107,6 +107,8 @@ class ClinicalFeatureSettings(Settings):
     def files(self) -> list[Path]:
         """Files whose contents the network is made of."""
         path = Path(self.weights)
+        if path.is_dir():
+            return sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors"))
         return [path] if path.suffix in (".pt", ".safetensors") and path.is_file() else []
 
 

@@ -25,7 +25,7 @@ from llmcxr.foundation.devices import autocast, place_network
 from llmcxr.foundation.randomness import stream
 from llmcxr.image_tokens.architecture import build_discriminator
 from llmcxr.image_tokens.classifier import batch_of
-from llmcxr.image_tokens.clinical_features import ClinicalFeatures
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures, FeatureNetwork
 from llmcxr.image_tokens.losses import (
     ClinicalFeatureLoss,
     FindingsInCodes,
@@ -127,7 +127,7 @@ class _Training(loop.Training):
     def __init__(
         self,
         settings: ImageTokenizerSettings,
-        features: ClinicalFeatures | None,
+        features: FeatureNetwork | None,
         images: Images,
         seed: int,
         folder: Path,
@@ -144,9 +144,8 @@ class _Training(loop.Training):
         self.part = loop.share_of(self.rows, processes)
         self.pieces = _pieces(self.part.stop - self.part.start, settings.images_at_once)
         torch.manual_seed(seed)
-        self.tokenizer = ImageTokenizer(
-            settings.architecture, features if settings.architecture.clinical_input else None
-        ).train()
+        inside = features if settings.architecture.clinical_input and isinstance(features, ClinicalFeatures) else None
+        self.tokenizer = ImageTokenizer(settings.architecture, inside).train()
         if start is not None:
             self.tokenizer.take_weights(start)
         self.codebook = trainable_quantizer(
@@ -164,8 +163,9 @@ class _Training(loop.Training):
         if features is not None:
             with autocast(self.device), torch.no_grad():
                 self.clinical = ClinicalFeatureLoss(features, sample).to(self.device)
-                logits = features(sample)
-                self.findings_in_codes = FindingsInCodes(settings.architecture.code_dim, logits).to(self.device)
+                if isinstance(features, ClinicalFeatures):
+                    code_dim, logits = settings.architecture.code_dim, features(sample)
+                    self.findings_in_codes = FindingsInCodes(code_dim, logits).to(self.device)
         self.trained = [p for p in self.tokenizer.parameters() if p.requires_grad]
         self.averaged = [p.detach().clone() for p in self.trained] if settings.weights_average else []
         self.lpips = None if settings.perceptual == "clinical" else build_lpips(settings.perceptual).to(self.device)
@@ -279,7 +279,7 @@ class _Training(loop.Training):
             with autocast(self.device):
                 terms = self._of_features(x[piece], y[piece], maps) if rise > 0 else {}
                 terms["l1"] = F.l1_loss(y[piece], x[piece])
-                if s.reading_weight > 0 and self.features is not None and maps is not None:
+                if s.reading_weight > 0 and isinstance(self.features, ClinicalFeatures) and maps is not None:
                     said = self.features.network.classifier(maps[1])
                     terms["reading"] = self.findings_in_codes(vectors[piece], said)
             count = piece.stop - piece.start
@@ -342,7 +342,7 @@ def _pieces(rows: int, at_once: int | None) -> list[slice]:
 
 def train_image_tokenizer(
     settings: ImageTokenizerSettings,
-    features: ClinicalFeatures | None,
+    features: FeatureNetwork | None,
     images: Images,
     seed: int,
     folder: Path,
