@@ -323,6 +323,9 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     elif options.tflops is not None:
         said = f"as given: {options.utilisation:.0%} of {options.tflops:,.1f} TFLOP/s on each device"
     hours = _hours(options, rate)
+    if not options.measure and rate is None and options.tflops is not None:
+        operations = speed.image_operations(recipe, images)
+        others = {name: hours(0, n, devices) or 0.0 for name, n in operations.items()}
 
     train = sum(s.split == "train" for s in context.studies) if real else images
     stages, align, aligned = list[StagePlan](), tuning.alignment, 0.0

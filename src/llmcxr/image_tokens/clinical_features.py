@@ -187,6 +187,12 @@ def published_features(weights: str) -> FeatureNetwork:
             raise UserError(
                 f"clinical_features.weights: {folder} has no config.json: it is of no network that can be read."
             )
+        config = read_json(folder / "config.json")
+        if isinstance(config, dict) and config.get("model_type", "dinov2") != "dinov2":
+            raise UserError(
+                f"clinical_features.weights: {folder} is a {config['model_type']}, which is not read. Give a dinov2, or the folder of "
+                "a run's clinical network."
+            )
         return load_features(folder)
     xrv = xrv_package(weights)
     path = Path(weights)

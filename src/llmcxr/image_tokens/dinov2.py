@@ -9,6 +9,7 @@ Pixels: [B, 1, S, S] in [-1, 1], bone white; the network's own range and mean ar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,9 +64,10 @@ class Dinov2Features(nn.Module):
         mean, deviation = (x.new_tensor(list(v)).view(1, 3, 1, 1) for v in (p.mean, p.deviation))
         seen = self.network((x - mean) / deviation, output_hidden_states=True)
         states = seen.hidden_states  # before the first layer, and after each
-        s, last = p.side // self.network.config.patch_size, len(states) - 1
-        quarters = [states[max(1, round(last * k / 4))] for k in (1, 2, 3, 4)]
-        return [t[:, 1:].transpose(1, 2).unflatten(2, (s, s)) for t in quarters], seen.pooler_output
+        last = len(states) - 1
+        quarters = [states[max(1, round(last * k / 4))][:, 1:] for k in (1, 2, 3, 4)]
+        s = math.isqrt(quarters[0].shape[1])
+        return [t.transpose(1, 2).unflatten(2, (s, s)) for t in quarters], seen.pooler_output
 
     def save(self, folder: Path) -> None:
         """Write config.json, model.safetensors and preprocessor_config.json, as `load` and transformers read them."""
@@ -88,9 +90,8 @@ class Dinov2Features(nn.Module):
             )
         preprocessing = _preprocessing(folder / _PREPROCESSOR)
         try:
-            network, about = Dinov2Model.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
+            read: Any = Dinov2Model.from_pretrained
+            network, about = read(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
         except Exception as error:  # transformers, safetensors and torch raise many kinds
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"{folder} does not hold a Dinov2 that can be read: {reason} Fetch it again.") from error
