@@ -25,6 +25,7 @@ from llmcxr.pipeline import Run
 from llmcxr.plan import PlanOptions, plan
 from llmcxr.plan_text import plan_text
 from llmcxr.recipe import Recipe
+from llmcxr.recipes import find_recipe
 from llmcxr.stages.tuning import task_items
 from llmcxr.tuning.alignment import alignment_prompt
 from llmcxr.tuning.cost import (
@@ -473,3 +474,23 @@ def test_planning_leaves_nothing(recipe_path, tmp_path):
 def test_the_run_that_it_starts_from_need_not_be_there(recipe_path):
     started = plan(load_settings(Recipe, recipe_path, ["start=runs/not-yet"]))
     assert started.stages == plan(load_settings(Recipe, recipe_path)).stages
+
+
+def test_operations_of_the_image_tokenizer_by_hand():
+    """The discriminator of vqgan on 32 px, from the sizes of its layers; the rest by what must hold."""
+    changes = ["image_tokenizer.architecture.image_size=32", "image_tokenizer.architecture.channels=[32,64]"]
+    recipe = load_settings(Recipe, find_recipe("vqgan-paper"), changes)
+    s = recipe.image_tokenizer
+    layers = [(1, 64, 16), (64, 128, 8), (128, 256, 4), (256, 512, 3), (512, 1, 2)]  # inputs, outputs, side
+    first, *_ = each = [2 * 16 * i * o * side**2 for i, o, side in layers]
+    # the generator's pass, and back to the pixels; two images forward, and back to the weights and all inputs but the pixels
+    passes = 2 * sum(each) + 2 * sum(each) + 2 * (2 * sum(each) - first)
+    found = speed.image_operations(recipe, 1000)
+    images = s.steps * s.batch_size
+    assert found["image_tokenizer, discriminator"] == pytest.approx(passes * images * (1 - s.adversarial_start))
+    # LPIPS: VGG-16's 2 x 15.35 G operations at 224 px fall with the area; forward twice, and back to the pixels
+    assert found["image_tokenizer, LPIPS"] == pytest.approx(3 * 2 * 15.3466e9 * (32 / 224) ** 2 * images, rel=1e-3)
+    given = dataclasses.replace(s, pretrained="theirs")
+    assert set(speed.image_operations(dataclasses.replace(recipe, image_tokenizer=given), 1000)) == {"codes"}
+    more = speed.image_operations(recipe, 3000)
+    assert more.pop("codes") == 3 * found.pop("codes") and more == found

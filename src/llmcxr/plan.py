@@ -439,6 +439,9 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     elif options.tflops is not None:
         said = f"as given: {options.utilisation:.0%} of {options.tflops:,.1f} TFLOP/s on each device"
     time = _hours(options, rate)
+    if not options.measure and rate is None and options.tflops is not None:
+        operations = speed.image_operations(recipe, images)
+        others = {name: time(0, n) or 0.0 for name, n in operations.items()}
 
     planned, largest = zip(*(_stage_plan(one, recipe, model, time) for one in samples), strict=True)
     aligning, aligned = list[StagePlan](), 0.0

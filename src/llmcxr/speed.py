@@ -13,12 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from llmcxr.evaluation.judge import Judge
 from llmcxr.foundation.processes import Processes
+from llmcxr.image_tokens.architecture import CLINICAL_CHANNELS, ImageEncoder, build_decoder, build_discriminator
 from llmcxr.image_tokens.classifier import train_classifier
-from llmcxr.image_tokens.clinical_features import ClinicalFeatures
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures, FeatureNetwork, is_repository
 from llmcxr.image_tokens.codes import encode_images
+from llmcxr.image_tokens.dinov2 import Dinov2Features
 from llmcxr.image_tokens.training import train_image_tokenizer
 from llmcxr.inference.backend import Request, Sampling
 from llmcxr.inference.transformers_backend import TransformersBackend
@@ -98,6 +102,70 @@ def _seconds_a_step(train: Callable[[int], object], device: torch.device, second
     return spent / steps
 
 
+def _features(recipe: Recipe, names: tuple[str, ...]) -> FeatureNetwork:
+    """The recipe's network of the clinical loss, untrained: published ones see 224 pixels, and a Dinov2 is taken as RAD-DINO."""
+    settings = recipe.clinical_features
+    if is_repository(settings.weights):
+        return Dinov2Features.untrained()
+    resolution = settings.resolution if settings.weights == "train" else 224
+    return ClinicalFeatures(names, resolution).eval().requires_grad_(False)
+
+
+def _vgg() -> nn.Sequential:
+    """The convolutions of VGG-16, of which LPIPS is made."""
+    layers, last = list[nn.Module](), 3
+    for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(depth):
+            layers += [nn.Conv2d(last, width, 3, padding=1), nn.ReLU()]
+            last = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers).requires_grad_(False)
+
+
+def image_operations(recipe: Recipe, images: int) -> dict[str, float]:
+    """Operations of training the image tokenizer, by what takes them, and of encoding all `images`: of convolutions and products,
+    counted by torch on networks without weights."""
+    s, total = recipe.image_tokenizer, dict[str, float]()
+    a, share = s.architecture, 1 - s.adversarial_start if s.adversarial_weight else 0.0
+
+    def count(function: Callable[[], object]) -> float:
+        with FlopCounterMode(display=False) as counter:
+            function()
+        return float(counter.get_total_flops())
+
+    with torch.device("meta"):
+        x, y = torch.empty(1, 1, a.image_size, a.image_size), torch.empty(1, 1, a.image_size, a.image_size)
+        y.requires_grad_()
+        seen = torch.empty(1, CLINICAL_CHANNELS, 8, 8) if a.clinical_input else None
+        encoder, decoder, critic = ImageEncoder(a), build_decoder(a), build_discriminator(a).eval()
+        features, vgg = _features(recipe, ("a finding",)), _vgg()
+
+        def of_pooled(z: Tensor) -> Tensor:
+            return features.feature_maps(z)[1]
+
+        def compared(network: Callable[[Tensor], Tensor], channels: int) -> float:
+            """Of the original forward, and of the reconstruction forward and back to its pixels."""
+            wide = (x.expand(-1, channels, -1, -1), y.expand(-1, channels, -1, -1))
+            return count(lambda: (network(wide[0]), network(wide[1]).sum().backward()))
+
+        def judged() -> None:
+            critic.requires_grad_(False)(y).sum().backward()
+            critic.requires_grad_(True)
+            (critic(x) + critic(y.detach())).sum().backward()
+
+        step = {
+            "encoder and decoder": count(lambda: decoder(encoder(x, seen)).sum().backward()),
+            "clinical network": compared(of_pooled, 1) if s.clinical_weight or s.perceptual == "clinical" else 0.0,
+            "LPIPS": compared(vgg, 3) if s.perceptual != "clinical" else 0.0,
+            "discriminator": count(judged) * share,
+        }
+        if s.pretrained is None:
+            total = {f"image_tokenizer, {name}": n * s.batch_size * s.steps for name, n in step.items() if n}
+        with torch.no_grad():
+            total["codes"] = count(lambda: encoder(x, seen)) * images
+    return total
+
+
 def image_stages(
     recipe: Recipe, findings: Sequence[str], images: int, processes: Processes, seconds: float = 5.0
 ) -> dict[str, float]:
@@ -121,10 +189,13 @@ def image_stages(
 
         if recipe.clinical_features.weights == "train":
             result["clinical_features"] = own.steps * _seconds_a_step(classifier, device, seconds)
-        features = ClinicalFeatures(names, recipe.clinical_features.resolution).eval().requires_grad_(False)
+        features, perceptual = _features(recipe, names), "clinical"
+        if tokenizer.pretrained is None and tokenizer.perceptual != "clinical":
+            perceptual = str(folder / "vgg16.pth")
+            torch.save({f"features.{k}": v for k, v in _vgg().state_dict().items()}, perceptual)
 
         def image_tokenizer(steps: int) -> None:
-            settings = dataclasses.replace(tokenizer, steps=steps, perceptual="clinical")
+            settings = dataclasses.replace(tokenizer, steps=steps, perceptual=perceptual)
             made.append(train_image_tokenizer(settings, features, noise, seed, folder / "image_tokenizer", processes))
 
         step = _seconds_a_step(image_tokenizer, device, seconds)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.image_tokens.architecture import CLINICAL_CHANNELS, ImageEncoder, build_decoder
-from llmcxr.image_tokens.losses import build_discriminator
+from llmcxr.image_tokens.architecture import CLINICAL_CHANNELS, ImageEncoder, build_decoder, build_discriminator
 from llmcxr.image_tokens.mixer import LappedPatches
-from llmcxr.image_tokens.settings import ArchitectureSettings
+from llmcxr.image_tokens.settings import ArchitectureSettings, ImageTokenizerSettings
+
+VQGAN = ArchitectureSettings(32, [32, 64], codebook_size=16, code_dim=8)
+MIXER = ArchitectureSettings(32, kind="mixer", patch=8, width=32, codebook_size=16, code_dim=8)
 
 
 @pytest.mark.parametrize(
@@ -103,5 +108,40 @@ def test_impossible_mixers_are_said():
         ArchitectureSettings(image_size=32, kind="mixer", width=0)
 
 
-def test_discriminator_gives_a_logit_a_patch():
-    assert build_discriminator()(torch.zeros(2, 1, 64, 64)).shape == (2, 1, 7, 7)
+def test_the_discriminator_of_vqgan_is_tamings():
+    """taming/modules/discriminator/model.py with its defaults (ndf 64, n_layers 3, BatchNorm): its parameters, by place in `main`,
+    but one input channel."""
+    torch.manual_seed(0)
+    network = build_discriminator(VQGAN)
+    widths = {2: (64, 128), 5: (128, 256), 8: (256, 512)}
+    expected = {"0.weight": (64, 1, 4, 4), "0.bias": (64,), "11.weight": (1, 512, 4, 4), "11.bias": (1,)}
+    expected |= {f"{k}.weight": (wide, narrow, 4, 4) for k, (narrow, wide) in widths.items()}
+    expected |= {f"{k + 1}.{name}": (wide,) for k, (_, wide) in widths.items() for name in ("weight", "bias")}
+    assert {n: tuple(p.shape) for n, p in network.named_parameters()} == expected
+    # 70 x 70 patches: of one patch's logit, 70 rows of pixels have a part.
+    x = torch.zeros(1, 1, 256, 256, requires_grad=True)
+    logits = network.eval()(x)
+    assert logits.shape == (1, 1, 30, 30)
+    logits[0, 0, 15, 15].backward()
+    assert (x.grad[0, 0].abs().sum(1) > 0).sum() == 70
+    # weights_init: convolutions normal(0, 0.02), norms normal(1, 0.02) with no bias
+    assert network[8].weight.std().item() == pytest.approx(0.02, rel=0.01) and network[9].bias.abs().max() == 0
+    assert network[9].weight.mean().item() == pytest.approx(1, abs=0.005)
+    # as torch's own functions say it, one after the other
+    x, p = torch.randn(3, 1, 64, 64), dict(network.train().named_parameters())
+    y = F.leaky_relu(F.conv2d(x, p["0.weight"], p["0.bias"], stride=2, padding=1), 0.2)
+    for k, stride in ((2, 2), (5, 2), (8, 1)):
+        y = F.conv2d(y, p[f"{k}.weight"], stride=stride, padding=1)
+        y = F.batch_norm(y, None, None, p[f"{k + 1}.weight"], p[f"{k + 1}.bias"], training=True)
+        y = F.leaky_relu(y, 0.2)
+    y = F.conv2d(y, p["11.weight"], p["11.bias"], padding=1)
+    torch.testing.assert_close(network(x), y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "smallest"), [(VQGAN, 24), (MIXER, 16)])
+def test_images_too_small_for_the_discriminator_are_said(kind, smallest):
+    assert build_discriminator(kind)(torch.zeros(2, 1, smallest, smallest)).shape[2:] == (1, 1)
+    small = dataclasses.replace(kind, image_size=smallest - 8)
+    with pytest.raises(UserError, match=f"adversarial_weight: .* images of {smallest - 8} pixels, below {smallest}"):
+        ImageTokenizerSettings(architecture=small)
+    ImageTokenizerSettings(architecture=small, adversarial_weight=0.0)

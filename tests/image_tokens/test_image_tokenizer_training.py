@@ -152,7 +152,9 @@ def test_codes_learn_to_be_read(images, tmp_path, monkeypatch):
     architecture = ArchitectureSettings(
         32, kind="mixer", patch=8, width=24, codebook_size=16, code_dim=8, clinical_input=True
     )
-    settings = dataclasses.replace(SETTINGS, architecture=architecture, reading_weight=0.1, adversarial_weight=0.0)
+    settings = dataclasses.replace(
+        SETTINGS, architecture=architecture, reading_weight=0.1, adversarial_weight=0.0, codebook_decay=0.9
+    )
     whole = train_image_tokenizer(settings, features(), images, 0, tmp_path / "whole", ONE)
     curve = json.loads((tmp_path / "whole" / "curves.json").read_text())
     assert curve[-1]["reading"] < 0.9 * curve[0]["reading"]

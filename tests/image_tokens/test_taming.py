@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import sys
 import types
 from collections import OrderedDict
@@ -13,6 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torchxrayvision.baseline_models.ieee8023.vqgan import VQModel
 
@@ -20,6 +24,7 @@ from llmcxr.cli import main
 from llmcxr.foundation import devices
 from llmcxr.foundation.checkpoints import load_foreign
 from llmcxr.foundation.errors import UserError
+from llmcxr.image_tokens import taming
 from llmcxr.image_tokens.settings import ArchitectureSettings
 from llmcxr.image_tokens.taming import export_taming, import_taming
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
@@ -202,12 +207,16 @@ def test_weights_under_a_prefix_alone_and_as_safetensors(around, tmp_path):
     [
         ({"ddconfig": SMALL | {"double_z": True}}, "of another network than VQ-GAN's: double_z: True, not False"),
         ({"ddconfig": SMALL | {"ch_mult": [2, 4]}}, r"ch_mult: \[2, 4\] does not begin with 1"),
-        ({"ddconfig": SMALL | {"ch_mult": [1, "x"]}}, "has .* fault"),
-        ({"ddconfig": SMALL | {"ch": None}}, "ch and ch_mult should be numbers"),
+        ({"ddconfig": SMALL | {"ch_mult": [1, "x"]}}, r"ddconfig.ch_mult should be whole .* are 32 and \[1, 'x'\]"),
+        ({"ddconfig": SMALL | {"ch": None}}, "ddconfig.ch and ddconfig.ch_mult should be whole numbers above 0"),
+        ({"ddconfig": SMALL | {"ch": 48}}, r"ddconfig.ch_mult: \[48, 48\] are not multiples of 32 \(the widths"),
         ({"ddconfig": SMALL | {"out_ch": 1}}, "in_channels: 3, but out_ch: 1"),
-        ({"ddconfig": SMALL | {"in_channels": 4, "out_ch": 4}}, "image_channels: 4 is not one of 1, 3"),
+        ({"ddconfig": SMALL | {"in_channels": 4, "out_ch": 4}}, "ddconfig.in_channels: 4 is not one of 1, 3"),
         ({"ddconfig": {k: v for k, v in SMALL.items() if k != "ch"}}, "ch is missing"),
-        ({"ddconfig": SMALL | {"resolution": 18}}, "image_size: 18 is not a multiple of 4"),
+        (
+            {"ddconfig": SMALL | {"resolution": 18}},
+            r"ddconfig.resolution: 18 is not a multiple of 4 \(halvings by ddconfig.ch_mult\)",
+        ),
         ({"ddconfig": None}, "not a VQ-GAN: a VQModel has n_embed, embed_dim and ddconfig"),
         ({"unet_config": {}}, "a diffusion model or transformer over an autoencoder"),
         ({"ddconfig": SMALL | {"num_res_blocks": 2}}, r"encoder\.down\.0\.block\.1\.norm1\.weight is missing.* more\)"),
@@ -219,6 +228,27 @@ def test_a_wrong_configuration_says_what_is_wrong(change, message, tmp_path):
     path = write(tmp_path, reference(SMALL), SMALL, **change)
     with pytest.raises(UserError, match=message):
         import_taming(path)
+
+
+WRONG = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=4)
+)
+
+
+@given(st.sampled_from(["n_embed", "embed_dim", *(k for k in SMALL if k != "dropout")]), WRONG)
+def test_a_wrong_value_is_said_by_the_files_own_key(tmp_path_factory, key, value):
+    """Whatever stands there, it is a layout, or one error that names the file and its key, and none of our settings."""
+    params = {"embed_dim": 8, "n_embed": 64, "ddconfig": SMALL}
+    changed = params | {key: value} if key in params else params | {"ddconfig": SMALL | {key: value}}
+    path = tmp_path_factory.mktemp("yaml") / "project.yaml"
+    path.write_text(yaml.safe_dump({"model": {"target": "taming.models.vqgan.VQModel", "params": changed}}))
+    try:
+        taming._architecture(path)
+    except UserError as error:
+        said = str(error)
+        assert str(path) in said and key in said
+        own = {f.name for f in dataclasses.fields(ArchitectureSettings)} - {"z_channels"}
+        assert not own & set(re.findall(r"\w+", said.replace(str(path), "").replace(repr(value), "")))
 
 
 @pytest.mark.parametrize(

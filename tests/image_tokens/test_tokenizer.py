@@ -247,3 +247,14 @@ def test_large_codes_fit_the_store(tmp_path):
 
 def test_codebook_use():
     assert codebook_use(np.array([[0, 1], [1, 5]]), 12) == 0.25
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1.01, -1.01, 255.0])
+def test_pixels_outside_the_range_are_said(folder, wrong):
+    """One pixel is enough; bytes and NaN never become codes."""
+    tokenizer = ImageTokenizer.from_pretrained(folder)
+    x = images(2).clamp(-1, 1)
+    tokenizer.encode(x)
+    x[1, 0, 3, 5] = wrong
+    with pytest.raises(ValueError, match=r"pixels should be in \[-1, 1\], -1 black and 1 white; these are from"):
+        tokenizer.encode(x)

@@ -1,4 +1,4 @@
-"""Every training on two processes gives what it gives on one.
+"""Every training on two processes gives what it gives on one, and the image tokenizer's in pieces what it gives undivided.
 
 Float32: what differs is the order of sums, 1e-7 of each. Losses agree to 1e-4, and weights to what a few updates of AdamW make
 of it where gradients are near nothing: 1e-3 of the learning rate's order.
@@ -40,6 +40,14 @@ TOKENIZER = ImageTokenizerSettings(
     reading_weight=0.1,
     adversarial_start=0.5,
 )
+# Its discriminator has norms of batches. At 1e-4 AdamW makes 1e-6 of a gradient into 1e-2 of a loss within four steps.
+VQGAN = dataclasses.replace(
+    TOKENIZER,
+    architecture=ArchitectureSettings(32, [32, 32, 32, 64], codebook_size=16, code_dim=8, blocks=1, z_channels=32),
+    learning_rate=1e-5,
+    adversarial_start=0.0,
+    reading_weight=0.0,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -54,19 +62,23 @@ def in_float32() -> None:
 
 
 def record(folder, processes, run) -> None:
-    """`run`, and the curve of every step beside what it saves."""
+    """`run`, and the curve of every step, with the norm of its gradient, beside what it saves."""
     folder.mkdir(parents=True, exist_ok=True)
-    curves, real = [], loop.Training.after_step
+    curves, norms, real, real_check = [], [], loop.Training.after_step, loop.Training.check
 
     def after_step(self, terms):
         real(self, terms)
-        curves.append(terms)
+        curves.append(terms | (norms.pop() if norms else {}))
 
-    loop.Training.after_step = after_step
+    def check(self, values, *where):
+        real_check(self, values, *where)
+        norms.extend({name: value} for name, value in values.items() if name.startswith("norm"))
+
+    loop.Training.after_step, loop.Training.check = after_step, check
     try:
         run()
     finally:
-        loop.Training.after_step = real
+        loop.Training.after_step, loop.Training.check = real, real_check
     (folder / f"terms{processes.rank}.json").write_text(json.dumps(curves))
 
 
@@ -84,11 +96,15 @@ def judge(processes: Processes, folder) -> None:
     record(folder, processes, lambda: Judge.train_on(IMAGES, LABELS, ("a", "b"), FEW, 0, folder, processes))
 
 
-def image_tokenizer(processes: Processes, folder) -> None:
+def image_tokenizer(processes: Processes, folder, settings=TOKENIZER) -> None:
     in_float32()
     torch.manual_seed(0)
     features = ClinicalFeatures(("a", "b")).eval().requires_grad_(False)
-    record(folder, processes, lambda: train_image_tokenizer(TOKENIZER, features, IMAGES, 0, folder, processes))
+    record(folder, processes, lambda: train_image_tokenizer(settings, features, IMAGES, 0, folder, processes))
+
+
+def vqgan_in_pieces(processes: Processes, folder) -> None:
+    image_tokenizer(processes, folder, dataclasses.replace(VQGAN, images_at_once=3))
 
 
 def alignment(processes: Processes, folder) -> None:
@@ -103,20 +119,46 @@ def alignment(processes: Processes, folder) -> None:
     record(folder, processes, lambda: alignment.align(model, *data(model.vocabulary), settings, 0, folder, processes))
 
 
+def assert_equal_trainings(one, others, name="model.safetensors") -> None:
+    """Terms of every step, gradients (whose last digits AdamW makes much of), and the weights, codebook included."""
+    terms = json.loads((one / "terms0.json").read_text())
+    for other in others:
+        again = json.loads(other.read_text())
+        assert len(terms) == len(again)
+        for a, b in zip(terms, again, strict=True):
+            norms = [step.pop("norm of the gradient", 1.0) for step in (dict(a), dict(b))]
+            a, b = ({k: v for k, v in step.items() if not k.startswith("norm")} for step in (a, b))
+            assert b == pytest.approx(a, rel=2e-4, abs=1e-6)
+            assert norms[1] == pytest.approx(norms[0], rel=1e-2)
+        torch.testing.assert_close(load_file(other.parent / name), load_file(one / name), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("train", [clinical, judge, image_tokenizer, alignment])
 def test_losses_and_weights_are_those_of_one_process(train, tmp_path):
     train(Processes("cpu"), tmp_path / "one")
     assert together(train, tmp_path / "two") == [(0, ""), (0, "")]
-    one = json.loads((tmp_path / "one" / "terms0.json").read_text())
-    for rank in (0, 1):
-        two = json.loads((tmp_path / "two" / f"terms{rank}.json").read_text())
-        assert len(one) == len(two)
-        for a, b in zip(one, two, strict=True):
-            assert b == pytest.approx(a, rel=2e-4, abs=1e-6)
     name = "weights.safetensors" if train is alignment else "model.safetensors"
-    weights = [load_file(tmp_path / folder / name) for folder in ("one", "two")]
-    torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-3)
+    assert_equal_trainings(tmp_path / "one", [tmp_path / "two" / f"terms{rank}.json" for rank in (0, 1)], name)
     assert not list((tmp_path / "two").glob("*.pt"))
+
+
+@pytest.mark.parametrize("settings", [TOKENIZER, VQGAN], ids=["mixer", "vqgan"])
+def test_a_step_in_pieces_is_the_undivided_one(settings, tmp_path, monkeypatch):
+    """k-means, averages, restarts, adversary and its weight, reading; and no more images at once than was asked for."""
+    image_tokenizer(Processes("cpu"), tmp_path / "whole", settings)
+    real, seen = tokenizer.ImageTokenizer.encoded, []
+    monkeypatch.setattr(
+        tokenizer.ImageTokenizer, "encoded", lambda self, x, *maps: seen.append(len(x)) or real(self, x, *maps)
+    )
+    image_tokenizer(Processes("cpu"), tmp_path / "pieces", dataclasses.replace(settings, images_at_once=3))
+    assert seen == 2 * settings.steps * [2, 2, 3]
+    assert_equal_trainings(tmp_path / "whole", [tmp_path / "pieces" / "terms0.json"])
+
+
+def test_pieces_on_two_processes_are_the_undivided_step(tmp_path):
+    image_tokenizer(Processes("cpu"), tmp_path / "one", VQGAN)
+    assert together(vqgan_in_pieces, tmp_path / "two") == [(0, ""), (0, "")]
+    assert_equal_trainings(tmp_path / "one", [tmp_path / "two" / f"terms{rank}.json" for rank in (0, 1)])
 
 
 def killed_image_tokenizer(processes: Processes, folder) -> None:

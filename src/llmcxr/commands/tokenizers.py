@@ -56,7 +56,7 @@ _SPLITS = ("train", "validate", "test", "all")
         "--clinical",
         metavar="NETWORK",
         help="also the Fréchet distance on this network's features: the folder of a clinical network (a run's clinical_features/), or "
-        "a TorchXRayVision name or file",
+        "a TorchXRayVision name or file, or a Dinov2 such as microsoft/rad-dino",
     ),
     argument("--lpips", metavar="WEIGHTS", help="also LPIPS: the path of torchvision's VGG-16 weights, or download"),
     argument("--json", type=path, help="write all numbers here"),

@@ -21,7 +21,7 @@ from llmcxr.evaluation.onlookers import Onlookers, resized
 from llmcxr.evaluation.tokenizer_data import Radiographs
 from llmcxr.foundation.errors import UserError
 from llmcxr.image_tokens.classifier import batch_of
-from llmcxr.image_tokens.clinical_features import ClinicalFeatures
+from llmcxr.image_tokens.clinical_features import FeatureNetwork
 from llmcxr.image_tokens.codec import ImageCodec
 from llmcxr.metrics.auroc_loss import AurocLoss, auroc_loss
 from llmcxr.metrics.images import ms_ssim

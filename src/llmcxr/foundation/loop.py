@@ -214,6 +214,11 @@ def share_of(rows: int, processes: Processes) -> slice:
 def backward(loss: Tensor, parameters: Iterable[nn.Parameter], processes: Processes) -> float:
     """Gradients of the sum of `loss` over all processes, on each; returns that sum."""
     loss.backward()
+    return add_gradients(loss, parameters, processes)
+
+
+def add_gradients(loss: Tensor, parameters: Iterable[nn.Parameter], processes: Processes) -> float:
+    """The sum over all processes of their gradients of `loss`, which are there already, in their place; returns that of `loss`."""
     if processes.count == 1:
         return loss.item()
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -1,7 +1,8 @@
 """Sizes of the image tokenizer, and the kinds of networks behind them: one file a kind, loaded when it is asked for.
 
-A kind is a module with `build_encoder(a) -> EncoderParts` and a class `Decoder(a)` ([B, code_dim, g, g] -> [B, 1, S, S]) with
-`last_weight`. A new one is one more file, and its name in `_KINDS` and in the setting.
+A kind is a module with `build_encoder(a) -> EncoderParts`, a class `Decoder(a)` ([B, code_dim, g, g] -> [B, 1, S, S]) with
+`last_weight`, and `build_discriminator()`, its adversary in training. A new one is one more file, and its name in `_KINDS` and in
+the setting.
 
 Shapes: B images, S side in pixels, g side of the code grid, C channels.
 """
@@ -70,3 +71,8 @@ class ImageDecoder(Protocol):
 def build_decoder(a: ArchitectureSettings) -> ImageDecoder:
     """The decoder of the architecture's kind, a `nn.Module`."""
     return networks(a).Decoder(a)
+
+
+def build_discriminator(a: ArchitectureSettings) -> nn.Module:
+    """The PatchGAN (pix2pix) that the kind is trained against: [B, 1, S, S] -> a logit for each overlapping patch."""
+    return networks(a).build_discriminator()

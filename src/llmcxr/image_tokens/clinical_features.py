@@ -21,8 +21,10 @@ from llmcxr.foundation.artifacts import atomic_path, read_json, write_json
 from llmcxr.foundation.checkpoints import load_state, load_weights
 from llmcxr.foundation.devices import autocast
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.hub import from_hub, is_hub_id
 from llmcxr.foundation.optional import require
 from llmcxr.foundation.settings import Range, Settings, build_settings
+from llmcxr.image_tokens.dinov2 import Dinov2Features, is_dinov2
 
 
 class _DenseLayer(nn.Sequential):
@@ -159,12 +161,39 @@ def xrv_package(weights: str) -> Any:
     return require("torchxrayvision", f"clinical_features.weights: {weights}", "clinical_features.weights=train")
 
 
-def published_features(weights: str) -> ClinicalFeatures:
-    """TorchXRayVision's own weights, by name (downloaded once by torchxrayvision) or by the path of the same file.
+FeatureNetwork = ClinicalFeatures | Dinov2Features  # the second has no findings
 
-    The published files are whole pickled modules; they are read with the safe unpickler, which is allowed the classes
+
+def load_features(folder: Path) -> FeatureNetwork:
+    """The network that a run, or transformers, wrote into `folder`."""
+    return Dinov2Features.load(folder) if is_dinov2(folder) else ClinicalFeatures.load(folder)
+
+
+def is_repository(weights: str) -> bool:
+    """Whether `weights` names a folder or a hub repository, and not a file or one of TorchXRayVision's."""
+    return Path(weights).is_dir() or is_hub_id(weights, Path(weights))
+
+
+def published_features(weights: str) -> FeatureNetwork:
+    """TorchXRayVision's own weights, by name (downloaded once by torchxrayvision) or by the path of the same file; or a Dinov2 such
+    as RAD-DINO, or a run's clinical network, by its folder or hub id.
+
+    TorchXRayVision's published files are whole pickled modules; they are read with the safe unpickler, which is allowed the classes
     of that one network and nothing else. Raises `UserError` where the file cannot be had or read.
     """
+    if is_repository(weights):
+        folder = Path(weights) if Path(weights).is_dir() else from_hub(weights)
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"clinical_features.weights: {folder} has no config.json: it is of no network that can be read."
+            )
+        config = read_json(folder / "config.json")
+        if isinstance(config, dict) and config.get("model_type", "dinov2") != "dinov2":
+            raise UserError(
+                f"clinical_features.weights: {folder} is a {config['model_type']}, which is not read. Give a dinov2, or the folder of "
+                "a run's clinical network."
+            )
+        return load_features(folder)
     xrv = xrv_package(weights)
     path = Path(weights)
     if weights in xrv.models.model_urls:
@@ -180,7 +209,8 @@ def published_features(weights: str) -> ClinicalFeatures:
         findings = xrv.models.DenseNet.targets
     else:
         raise UserError(
-            f"clinical_features.weights: {weights!r} is neither 'train', a TorchXRayVision name, nor a .pt/.safetensors path."
+            f"clinical_features.weights: {weights!r} is neither 'train', a TorchXRayVision name, a .pt/.safetensors path, nor "
+            "the folder or hub id of a Dinov2."
         )
     try:
         if path.suffix == ".safetensors":

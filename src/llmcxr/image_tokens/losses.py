@@ -6,7 +6,7 @@ Shapes: B images, C channels. Pixels in [-1, 1].
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +14,11 @@ from torch import Tensor, nn
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.optional import require
-from llmcxr.image_tokens.clinical_features import ClinicalFeatures
-
-if TYPE_CHECKING:
-    from llmcxr.foundation.processes import Processes
+from llmcxr.image_tokens.clinical_features import FeatureNetwork
 
 
 class ClinicalFeatureLoss(nn.Module):
-    """Squared distance between the DenseNet features of input and reconstruction.
+    """Squared distance between the clinical network's features of input and reconstruction.
 
     The paper gives neither weight nor scale. We divide by the features' variance over images, so that the term is
     about 2 for two unrelated radiographs whatever network is used, and one weight fits all.
@@ -29,7 +26,7 @@ class ClinicalFeatureLoss(nn.Module):
 
     variance: Tensor
 
-    def __init__(self, features: ClinicalFeatures, sample: Tensor) -> None:
+    def __init__(self, features: FeatureNetwork, sample: Tensor) -> None:
         super().__init__()
         self.features = features
         with torch.no_grad():
@@ -37,7 +34,7 @@ class ClinicalFeatureLoss(nn.Module):
         self.register_buffer("variance", pooled.float().var(dim=0).mean())
 
     def forward(self, seen: tuple[list[Tensor], Tensor], reconstruction: Tensor) -> tuple[Tensor, Tensor]:
-        """(clinical term on the 1024-d features, perceptual term on the feature maps of the same network).
+        """(clinical term on the pooled features, perceptual term on the feature maps of the same network).
 
         `seen` is what the network's `feature_maps` gives for the original.
 
@@ -126,23 +123,6 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def adaptive_weight(
-    reconstruction_loss: Tensor, generator_loss: Tensor, last_weight: Tensor, processes: Processes
-) -> Tensor:
-    """VQ-GAN, eq. 7: ratio of the gradient norms at the decoder's last layer, at most 1e4, of losses summed over all processes."""
-    g_rec = processes.sum(torch.autograd.grad(reconstruction_loss, last_weight, retain_graph=True)[0])
-    g_gan = processes.sum(torch.autograd.grad(generator_loss, last_weight, retain_graph=True)[0])
-    return (g_rec.norm() / (g_gan.norm() + 1e-6)).clamp(0, 1e4).detach()
-
-
-def build_discriminator(width: int = 64, layers: int = 3) -> nn.Module:
-    """PatchGAN (pix2pix): [B, 1, S, S] -> a logit for each overlapping patch."""
-    net: list[nn.Module] = [nn.Conv2d(1, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True)]
-    for i in range(1, layers):
-        last, now = width * min(2 ** (i - 1), 8), width * min(2**i, 8)
-        net += [
-            nn.Conv2d(last, now, 4, stride=2, padding=1, bias=False),
-            nn.GroupNorm(32, now),
-            nn.LeakyReLU(0.2, True),
-        ]
-    return nn.Sequential(*net, nn.Conv2d(width * min(2 ** (layers - 1), 8), 1, 4, stride=1, padding=1))
+def adaptive_weight(of_reconstruction: Tensor, of_generator: Tensor) -> Tensor:
+    """VQ-GAN, eq. 7: ratio of the norms of both losses' gradients at the decoder's last layer, at most 1e4."""
+    return (of_reconstruction.norm() / (of_generator.norm() + 1e-6)).clamp(0, 1e4)

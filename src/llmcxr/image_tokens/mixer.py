@@ -92,3 +92,18 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.patches(self.layers(z))
+
+
+def build_discriminator() -> nn.Module:
+    """A PatchGAN of three layers: taming's without its widest layer, and with norms of groups instead of batches."""
+    return nn.Sequential(
+        nn.Conv2d(1, 64, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2, True),
+        nn.Conv2d(64, 128, 4, stride=2, padding=1, bias=False),
+        nn.GroupNorm(32, 128),
+        nn.LeakyReLU(0.2, True),
+        nn.Conv2d(128, 256, 4, stride=2, padding=1, bias=False),
+        nn.GroupNorm(32, 256),
+        nn.LeakyReLU(0.2, True),
+        nn.Conv2d(256, 1, 4, padding=1),
+    )

@@ -26,6 +26,8 @@ ImageSize = Annotated[int, Range(8, 4096)]
 CodebookSize = Annotated[int, Range(2, 65_536)]  # codes are stored as uint16
 BatchSize = Annotated[int, Range(1, 100_000)]  # images of a step
 
+_DISCRIMINATED = {"vqgan": 24, "mixer": 16}  # sides of the smallest images that each kind's discriminator takes
+
 
 @dataclass(frozen=True)
 class ArchitectureSettings(Settings):
@@ -89,12 +91,12 @@ class ClassifierSettings(Settings):
 
 @dataclass(frozen=True)
 class ClinicalFeatureSettings(Settings):
-    """Where the DenseNet of the clinical feature loss comes from."""
+    """Where the network of the clinical feature loss comes from."""
 
     weights: NameOrPath = setting(
         "train",
-        "'train' (on the labels of this run), a TorchXRayVision name such as densenet121-res224-all, or a "
-        ".pt/.safetensors path",
+        "'train' (on the labels of this run), a TorchXRayVision name such as densenet121-res224-all, its .pt/.safetensors path, or "
+        "the folder or hub id of a Dinov2 such as microsoft/rad-dino",
     )
     training: ClassifierSettings = setting(ClassifierSettings(), "used where weights is 'train'")
     resolution: Annotated[int, Range(32, 4096)] | None = setting(  # the network halves it five times
@@ -106,6 +108,8 @@ class ClinicalFeatureSettings(Settings):
     def files(self) -> list[Path]:
         """Files whose contents the network is made of."""
         path = Path(self.weights)
+        if path.is_dir():
+            return sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors"))
         return [path] if path.suffix in (".pt", ".safetensors") and path.is_file() else []
 
 
@@ -128,6 +132,11 @@ class ImageTokenizerSettings(Settings):
         None, "of training, after which it ends in good order where `steps` are not done; its schedules then follow the clock"
     )
     batch_size: BatchSize = setting(16, "images a step")
+    images_at_once: BatchSize | None = setting(
+        None,
+        "images of a step that are computed at once on a device, where its memory does not hold more: the same result, in about "
+        "half as much time again; null: all",
+    )
     learning_rate: LearningRate = setting(4e-4, "AdamW, cosine to a tenth after 2 % of warm-up")
     varied_share: Share = setting(
         0.0, "share of a step's images that are turned, scaled, moved, mirrored and changed in contrast: for few images"
@@ -167,11 +176,16 @@ class ImageTokenizerSettings(Settings):
 
     def faults(self) -> list[str]:
         """Impossible combinations."""
-        return (
-            ["start: nothing is trained where `pretrained` is given; set one of the two"]
-            if self.pretrained and self.start
-            else []
-        )
+        faults = []
+        if self.pretrained and self.start:
+            faults.append("start: nothing is trained where `pretrained` is given; set one of the two")
+        least = _DISCRIMINATED[self.architecture.kind]
+        if self.adversarial_weight and self.given is None and self.architecture.image_size < least:
+            faults.append(
+                f"adversarial_weight: the discriminator sees nothing in images of {self.architecture.image_size} pixels, below {least}; "
+                "should be 0"
+            )
+        return faults
 
     def files(self) -> list[Path]:
         """Files whose contents the tokenizer is made of (the folder of a given one is a model of its own)."""

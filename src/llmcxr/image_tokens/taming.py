@@ -16,8 +16,8 @@ only; image_tokenizer.commitment_weight: 1 trains on as they did.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -26,7 +26,7 @@ from torch import Tensor
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.checkpoints import load_foreign, load_weights
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.settings import build_settings
+from llmcxr.foundation.settings import SettingsError, build_settings
 from llmcxr.foundation.yaml_text import read_yaml
 from llmcxr.image_tokens.settings import ArchitectureSettings
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
@@ -49,6 +49,17 @@ _FIXED = {
     "use_linear_attn": False,
 }
 _NEEDED = ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "in_channels", "out_ch", "resolution", "z_channels")
+# Our settings, and where the file says them.
+_KEYS = {
+    "image_size": "ddconfig.resolution",
+    "channels": "ddconfig.ch_mult",
+    "codebook_size": "n_embed",
+    "code_dim": "embed_dim",
+    "blocks": "ddconfig.num_res_blocks",
+    "attention": "ddconfig.attn_resolutions",
+    "z_channels": "ddconfig.z_channels",
+    "image_channels": "ddconfig.in_channels",
+}
 
 
 def import_taming(weights: Path, config: Path | None = None) -> ImageTokenizer:
@@ -184,25 +195,26 @@ def _architecture(path: Path) -> ArchitectureSettings:
             faults.append(f"ch_mult: {layout['ch_mult']} does not begin with 1")
     if faults:
         raise UserError(f"{path}: model.params.ddconfig is of another network than VQ-GAN's: {'; '.join(faults)}.")
-    try:
-        channels = [layout["ch"] * m for m in layout["ch_mult"]]
-    except TypeError as error:
+    ch, multiples = layout["ch"], layout["ch_mult"]
+    numbers = [isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (ch, *multiples)]
+    if not all(numbers):
         raise UserError(
-            f"{path}: ch and ch_mult should be numbers, are {layout['ch']} and {layout['ch_mult']}."
-        ) from error
-    given: dict[str, Any] = {
-        "kind": "vqgan",
-        "codebook": "euclidean",
-        "image_size": layout["resolution"],
-        "channels": channels,
-        "codebook_size": params["n_embed"],
-        "code_dim": params["embed_dim"],
-        "blocks": layout["num_res_blocks"],
-        "attention": layout["attn_resolutions"],
-        "z_channels": layout["z_channels"],
-        "image_channels": layout["in_channels"],
-    }
-    return build_settings(ArchitectureSettings, given, str(path))
+            f"{path}: ddconfig.ch and ddconfig.ch_mult should be whole numbers above 0, are {ch} and {multiples}."
+        )
+    values = {own: (params | layout)[key.removeprefix("ddconfig.")] for own, key in _KEYS.items()}
+    values["channels"] = [ch * m for m in multiples]
+    try:
+        return build_settings(ArchitectureSettings, values | {"kind": "vqgan", "codebook": "euclidean"}, str(path))
+    except SettingsError as error:
+        raise SettingsError(str(path), [_in_its_words(fault) for fault in error.faults]) from error
+
+
+def _in_its_words(fault: str) -> str:
+    """A fault of our settings as one of the file's keys: each begins with the name of a setting, and may mention others."""
+    name, said = re.fullmatch(r"(\w+)(.*)", fault, re.DOTALL).groups()  # type: ignore[union-attr]
+    said = re.sub(r"\b(image_size|channels)\b", lambda own: _KEYS[own[0]], said)
+    what = " (the widths ddconfig.ch x ddconfig.ch_mult)" if name == "channels" else ""
+    return f"{_KEYS.get(name, name)}{said}{what}"
 
 
 def _state(path: Path) -> dict[str, Tensor]:

@@ -27,6 +27,8 @@ from llmcxr.image_tokens.architecture import ImageEncoder, build_decoder
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures
 from llmcxr.image_tokens.settings import ArchitectureSettings
 
+_ROUNDED = 1 + 1e-3  # the range of pixels, and what resampling in half precision makes of its ends
+
 
 def located(name: str | Path) -> Path:
     """The folder of an image tokenizer: `name` itself, or the hub's repository of that name. `UserError` where there is none."""
@@ -145,10 +147,16 @@ class ImageTokenizer(nn.Module):
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 1, S, S] in [-1, 1] -> codes [B, g, g]."""
+        """Images [B, 1, S, S] in [-1, 1] -> codes [B, g, g]. ValueError for another shape, or pixels outside that range or NaN."""
         S = self.architecture.image_size
         if images.shape[1:] != (1, S, S):
             raise ValueError(f"images should be [B, 1, {S}, {S}], are {list(images.shape)}")
+        low, high = (x.item() for x in images.aminmax()) if len(images) else (0.0, 0.0)
+        if not -_ROUNDED <= low <= high <= _ROUNDED:  # NaN is in no order
+            raise ValueError(
+                f"pixels should be in [-1, 1], -1 black and 1 white; these are from {low:g} to {high:g}. "
+                "Of bytes x that is x / 127.5 - 1."
+            )
         with autocast(images.device):
             z = self.encoded(images.contiguous(memory_format=torch.channels_last))
         z = z.float().permute(0, 2, 3, 1)

@@ -191,3 +191,22 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.trunk(self.expand(z)).mean(1, keepdim=True)
+
+
+def build_discriminator() -> nn.Module:
+    """taming's NLayerDiscriminator (pix2pix) with its defaults, on grey images: 70 x 70 patches, norms of batches, weights
+    normal(0, 0.02)."""
+    net: list[nn.Module] = [nn.Conv2d(1, 64, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True)]
+    for inputs, outputs, stride in ((64, 128, 2), (128, 256, 2), (256, 512, 1)):
+        net += [
+            nn.Conv2d(inputs, outputs, 4, stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.LeakyReLU(0.2, True),
+        ]
+    whole = nn.Sequential(*net, nn.Conv2d(512, 1, 4, padding=1))
+    for layer in whole:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, 0.0, 0.02)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, 0.02)
+    return whole

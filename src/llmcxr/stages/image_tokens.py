@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from llmcxr.foundation.artifacts import read_json
+from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.workflow import Stage
 from llmcxr.image_tokens.classifier import train_classifier
-from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features, xrv_package
+from llmcxr.image_tokens.clinical_features import (
+    ClinicalFeatures,
+    is_repository,
+    load_features,
+    published_features,
+    xrv_package,
+)
 from llmcxr.image_tokens.codes import encode_images, write_codes
 from llmcxr.image_tokens.encoding import encode_files
 from llmcxr.image_tokens.losses import lpips_package
@@ -53,7 +61,9 @@ def clinical_features_stage(context: Context) -> Stage:
         return None
 
     def check() -> None:
-        if settings.weights != "train":
+        if is_repository(settings.weights):
+            published_features(settings.weights)
+        elif settings.weights != "train":
             xrv_package(settings.weights)
 
     return Stage(
@@ -78,6 +88,19 @@ def codebook_in_training(folder: Path) -> str:
     return f"{last['codebook_use']:.1%} in use, perplexity {last['perplexity']:,.0f}, {last['restarts']:,.0f} restarts"
 
 
+def _check_findings(settings: ImageTokenizerSettings, findings: Sequence[str]) -> None:
+    """`UserError` where codes are to say what a network without findings (a Dinov2) sees."""
+    wanted = {
+        "image_tokenizer.architecture.clinical_input=false": settings.architecture.clinical_input,
+        "image_tokenizer.reading_weight=0": settings.reading_weight > 0,
+    }
+    if not findings and any(wanted.values()):
+        raise UserError(
+            "the network of clinical_features.weights knows no findings that codes could say or take in. Set "
+            f"{' and '.join(name for name, asked in wanted.items() if asked)}, or another network."
+        )
+
+
 def image_tokenizer_stage(context: Context) -> Stage:
     """The VQ-GAN, trained or given."""
     settings, folder = context.recipe.image_tokenizer, context.folder / "image_tokenizer"
@@ -89,7 +112,8 @@ def image_tokenizer_stage(context: Context) -> Stage:
             return
         source, features, own = context.folder / "clinical_features", None, settings
         if (source / "model.safetensors").exists():
-            features = ClinicalFeatures.load(source)
+            features = load_features(source)
+            _check_findings(settings, features.findings)
         else:
             own = without_clinical(settings)
             if context.processes.main:
@@ -105,6 +129,9 @@ def image_tokenizer_stage(context: Context) -> Stage:
     def check() -> None:
         if settings.given is not None:
             ImageTokenizer.from_pretrained(settings.given)
+        weights = context.recipe.clinical_features.weights
+        if settings.pretrained is None and is_repository(weights):
+            _check_findings(settings, published_features(weights).findings)
         if settings.pretrained is None and settings.perceptual != "clinical":
             lpips_package(settings.perceptual)
         if settings.pretrained is None and settings.pictures_every:
