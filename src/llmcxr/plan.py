@@ -269,7 +269,7 @@ def measured_cases(context: Context, real: bool) -> dict[str, int]:
     cohort = CohortSettings(views=list(last.views if views is None else views), earliest_only=last.earliest_only)
     held = select_cohort([s for s in context.studies if s.split == "test"], cohort).studies
     told = sum(bool(report_text(study, last.sections)) for study in held)
-    asked = len(gather(held, MEASURED, context.labeller, recipe.seed))
+    asked = sum(1 for _ in gather(held, MEASURED, context.labeller, recipe.seed))
     there = {"reconstructions": len(held), "reports": told, "questions": asked, "drawings": told}
     return {name: min(count, there.get(name, len(held))) for name, count in counts.items()}
 

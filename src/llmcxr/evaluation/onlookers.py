@@ -22,7 +22,7 @@ from llmcxr.foundation.devices import autocast
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.texts import path_of
 from llmcxr.foundation.yaml_text import read_yaml
-from llmcxr.image_tokens.clinical_features import ClinicalFeatures, published_features
+from llmcxr.image_tokens.clinical_features import ClinicalFeatures, FeatureNetwork, published_features
 from llmcxr.studies.findings import LabelSet
 
 
@@ -33,10 +33,9 @@ def resized(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, size=(size, size), mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
 
 
-def clinical_network(name: str) -> ClinicalFeatures:
-    """The clinical network `name`: a folder (a run's clinical_features/), or a TorchXRayVision name or file. `UserError` for none."""
-    folder = path_of(name)
-    return ClinicalFeatures.load(folder) if folder.is_dir() else published_features(name)
+def clinical_network(name: str) -> FeatureNetwork:
+    """The network `name`: a folder (a run's clinical_features/, a Dinov2), a TorchXRayVision name or file. `UserError` for none."""
+    return published_features(str(path_of(name)) if path_of(name).is_dir() else name)
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,8 @@ def find_onlooker(name: str) -> Onlooker:
         folder = folder / "judge"
     if not folder.is_dir():
         network = published_features(name)
+        if not isinstance(network, ClinicalFeatures):
+            raise UserError(f"--judge {name}: this network knows no findings, so it can judge none. Give a classifier.")
         return Onlooker(name, network, network.resolution or 224)
     config = read_json(folder / "config.json")
     if isinstance(config, dict) and "resolution" in config:

@@ -37,7 +37,7 @@ BLOCKS = "averages of pixel blocks"
 class Evaluators:
     """Networks that look at the images: each may be missing, and its numbers with it."""
 
-    clinical: ClinicalFeatures | None = None  # of whose features the Fréchet distance is
+    clinical: FeatureNetwork | None = None  # of whose features the Fréchet distance is
     onlookers: Onlookers | None = None
     lpips: nn.Module | None = None
 

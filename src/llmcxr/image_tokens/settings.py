@@ -129,7 +129,8 @@ class ImageTokenizerSettings(Settings):
     )
     steps: Count = setting(50_000, "optimiser steps")
     minutes: Annotated[float, Range(0.01, 1e6)] | None = setting(
-        None, "of training, after which it ends in good order where `steps` are not done; its schedules then follow the clock"
+        None,
+        "of training, after which it ends in good order where `steps` are not done; its schedules then follow the clock",
     )
     batch_size: BatchSize = setting(16, "images a step")
     images_at_once: BatchSize | None = setting(

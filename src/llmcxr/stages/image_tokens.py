@@ -21,7 +21,7 @@ from llmcxr.image_tokens.clinical_features import (
 from llmcxr.image_tokens.codes import encode_images, write_codes
 from llmcxr.image_tokens.encoding import encode_files
 from llmcxr.image_tokens.losses import lpips_package
-from llmcxr.image_tokens.settings import without_clinical
+from llmcxr.image_tokens.settings import ImageTokenizerSettings, without_clinical
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import train_image_tokenizer
 from llmcxr.image_tokens.watching import tensorboard
