@@ -80,7 +80,7 @@ def test_wrong_words_are_argparse_errors(capsys):
     unused = [
         ["findings", "x.png", option, "1"] for option in ("--temperature", "--top-p", "--seed", "--max-new-tokens")
     ]
-    for arguments in ([], ["nothing"], ["run"], ["run", "r.yaml", "--nothing"], *unused):
+    for arguments in (["nothing"], ["run"], ["run", "r.yaml", "--nothing"], *unused):
         assert refused(arguments) == 2
 
 
@@ -201,7 +201,7 @@ def test_help_is_quick_and_names_every_command():
     assert " torch\n" not in result.stderr  # heavy libraries only where they are needed
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "evaluate-tokenizer"])
+@pytest.mark.parametrize("name", list(COMMANDS))
 def test_help_answers_what_a_newcomer_asks(name, capsys):
     """What each argument is, what it is where it is left out, and a line to copy, which is one of the command's."""
     with pytest.raises(SystemExit):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmcxr.commands.table import OVERRIDES, RECIPE, argument, command, count, path, png
+from llmcxr.commands.table import DEVICE, OVERRIDES, RECIPE, argument, command, count, path, png
 from llmcxr.foundation.artifacts import check_output, write_json
 from llmcxr.foundation.errors import UserError
 
@@ -36,7 +36,7 @@ _SPLITS = ("train", "validate", "test", "all")
         nargs="+",
         metavar="DATA",
         help="data sets: a folder of radiographs or a file, a run (its split), or a recipe (its source's split), each with settings of "
-        "its own behind it: real-notes name=lateral split=all source.cohort.views=[lateral]",
+        "its own behind it: real-notes name=lateral split=all source.cohort.views=[lateral] (default: none)",
     ),
     argument(
         "--split",
@@ -50,19 +50,24 @@ _SPLITS = ("train", "validate", "test", "all")
         metavar="NETWORK",
         help="also what classifiers lose, by finding, where labels are known: a run or model (its judge), the folder of a judge or "
         "clinical network, or a TorchXRayVision name or file; a finding is told by the first that knows it. None may be the network "
-        "that a tokenizer was trained to please",
+        "that a tokenizer was trained to please (default: none)",
     ),
     argument(
         "--clinical",
         metavar="NETWORK",
         help="also the Fréchet distance on this network's features: the folder of a clinical network (a run's clinical_features/), or "
-        "a TorchXRayVision name or file, or a Dinov2 such as microsoft/rad-dino",
+        "a TorchXRayVision name or file, or a Dinov2 such as microsoft/rad-dino (default: none)",
     ),
-    argument("--lpips", metavar="WEIGHTS", help="also LPIPS: the path of torchvision's VGG-16 weights, or download"),
-    argument("--json", type=path, help="write all numbers here"),
-    argument("--pictures", type=png, help="write originals, and what is kept of them, as a PNG"),
+    argument(
+        "--lpips",
+        metavar="WEIGHTS",
+        help="also LPIPS: the path of torchvision's VGG-16 weights, or download (default: none)",
+    ),
+    argument("--json", type=path, help="write all numbers into this file (default: none)"),
+    argument("--pictures", type=png, help="write originals, and what is kept of them, as a PNG (default: none)"),
     argument("--shown", type=count, default=8, help="images a row of the pictures (default: %(default)s)"),
-    argument("--device", default="auto", help="auto, cpu, cuda, ..."),
+    DEVICE,
+    example="phantom runs/tokenizer-256 --data runs/tokenizer-256 real-cxr --judge phantom --pictures kept.png",
 )
 def _evaluate_tokenizer(arguments: argparse.Namespace) -> None:
     names, given = arguments.tokenizers, arguments.data
