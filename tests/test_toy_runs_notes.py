@@ -17,6 +17,7 @@ from test_results import Reader
 from test_toy_runs import CASES, RECIPE
 
 from llmcxr.cli import main
+from llmcxr.instructions.questions import read_questions
 from llmcxr.recipes import SHIPPED
 
 # As published in 2020, with the comma at the end of the line.
@@ -115,14 +116,14 @@ def toy(tmp_path, capsys):
             "text": re.sub(r"\s+", " ", reader.text),
             "said": said.out,
             "model": json.loads((folder / "model" / "llmcxr.json").read_text()),
-            "questions": _questions(folder / "vqa.jsonl"),
+            "questions": _questions(folder / "vqa.parquet"),
         }
 
     return run
 
 
 def _questions(path: Path) -> set[str]:
-    return {json.loads(line)["question"] for line in path.read_text().splitlines()} if path.exists() else set()
+    return {one.question for one in read_questions(path)} if path.exists() else set()
 
 
 DROPPED = {

@@ -61,7 +61,8 @@ def test_many_are_each_of_them(model, home):
         model.ask(p, q, SHORT) for p, q in zip(paths, questions, strict=True)
     ]
     texts, free = ["Mass.", "Nodule."], Sampling(1.0, seed=1)
-    np.testing.assert_array_equal(model.draws(texts, free), np.stack([model.draw(t, free) for t in texts]))
+    alone = np.stack([model.draw(t, free) for t in texts])
+    np.testing.assert_allclose(model.draws(texts, free), alone, atol=1e-4)  # the same codes, painted together
     assert len(model.encode([])) == len(model.draws([])) == len(model.reports([])) == len(model.answers([], [])) == 0
     first, second = model.draws(["Mass."] * 2, free)
     assert not np.array_equal(first, second)

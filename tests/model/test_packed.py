@@ -54,10 +54,10 @@ def test_the_default_model_reads_patients_it_has_never_seen(tmp_path):
     result = mean_auroc(label_matrix(studies, model.info.findings), p_yes)
     assert np.isfinite(result.per_finding).sum() >= 8 and result.mean > 0.75
     # Of several reports the model keeps the one from which it would read what it named on the image.
-    found = model.answers(codes[:4], [LIST_QUESTION] * 4)
+    found = model.answers(codes[:12], [LIST_QUESTION] * 12)
     told = [
         model.asker.log_likelihoods([report_to_cxr.TASK.list_prompt(text) for text in texts], found)
-        for texts in (model.reports(codes[:4], candidates=1), model.reports(codes[:4], candidates=3))
+        for texts in (model.reports(codes[:12], candidates=1), model.reports(codes[:12], candidates=3))
     ]
     assert (told[1] >= told[0] - 0.05).all() and told[1].sum() > told[0].sum()
 

@@ -9,14 +9,15 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args, get_type_hints, overload
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llmcxr.foundation.artifacts import atomic_path
 from llmcxr.foundation.errors import UserError
+
+if TYPE_CHECKING:  # recipes are read, and commands say their help, without it
+    import pyarrow.parquet as pq
 
 Row = TypeVar("Row")
 
@@ -25,6 +26,9 @@ _BATCH = 16_384  # rows of a row group, and those that are Python objects at a t
 
 def write_rows(path: Path, kind: type[Row], rows: Iterable[Row]) -> int:
     """Write a Parquet file, atomically, in as little memory as one batch takes; how many rows there were."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     names, count = _names(kind), 0
     schema = pa.schema([pa.field(name, pa.string(), nullable=False) for name in names])
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
@@ -82,6 +86,8 @@ class TextRows(Sequence[Row], Generic[Row]):
             yield from self[begin : begin + _BATCH]
 
     def _rows(self, places: Sequence[np.ndarray]) -> list[Row]:
+        import pyarrow as pa
+
         columns = [own.take(pa.array(p)).to_pylist() for own, p in zip(self._texts, places, strict=True)]
         return [self._kind(*row) for row in zip(*columns, strict=True)]
 
@@ -93,6 +99,9 @@ class _File:
         self._path, self._names, self._source = path, names, source
 
     def __enter__(self) -> pq.ParquetFile:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         try:
             there = pq.read_schema(self._path).names
             if not (missing := [name for name in self._names if name not in there]):
@@ -106,6 +115,8 @@ class _File:
         )
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        import pyarrow as pa
+
         self._held.close()
         if isinstance(error, OSError | pa.ArrowException):
             raise self._fault(error) from error
