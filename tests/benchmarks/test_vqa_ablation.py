@@ -92,7 +92,7 @@ def test_all_arms_and_seeds_run_and_learn_from_as_many_tokens(options, tmp_path,
     def lies(part: str, *file: str) -> bytes:
         return runs.joinpath(ablation.folder_of(options, *part.split()), *file).read_bytes()
 
-    for file in (("pixels.npy",), ("judge", "model.safetensors"), ("codes", "codes.parquet"), ("vqa.jsonl",)):
+    for file in (("pixels.npy",), ("judge", "model.safetensors"), ("codes", "codes.parquet"), ("vqa.parquet",)):
         assert lies("0 none", *file) == lies("0 rules", *file) == lies("0", *file)
     assert lies("0", "pixels.npy") == lies("1", "pixels.npy")
     assert lies("0", "judge", "model.safetensors") != lies("1", "judge", "model.safetensors")

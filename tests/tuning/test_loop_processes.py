@@ -163,14 +163,14 @@ def test_pieces_on_two_processes_are_the_undivided_step(tmp_path):
 
 def killed_image_tokenizer(processes: Processes, folder) -> None:
     in_float32()
-    real = training._Training.step
+    real = training.ImageTokenizerTraining.step
 
     def dies(self):
         if self.at.step == 4:
             raise SystemExit(9)
         return real(self)
 
-    training._Training.step = dies
+    training.ImageTokenizerTraining.step = dies
     torch.manual_seed(0)
     features = ClinicalFeatures(("a", "b")).eval().requires_grad_(False)
     train_image_tokenizer(TOKENIZER, features, IMAGES, 0, folder, processes, save_minutes=0)
