@@ -285,6 +285,9 @@ def test_the_command_takes_one_tokenizer_and_files(tmp_path, capsys):
     assert main(["evaluate-tokenizer", tokenizer]) == 2
     assert main(["evaluate-tokenizer", tokenizer, images, "--lpips", str(tmp_path / "none.pth")]) == 2
     assert "Set --lpips to the path" in capsys.readouterr().err
+    for option in ("--judge", "--clinical"):
+        assert main(["evaluate-tokenizer", tokenizer, images, option, "none.bin"]) == 2
+        assert f"llmcxr: {option}: 'none.bin' is neither a TorchXRayVision name" in capsys.readouterr().err
 
 
 def test_the_command_takes_several_tokenizers_and_data_sets(tmp_path, capsys):
