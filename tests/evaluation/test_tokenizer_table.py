@@ -115,6 +115,14 @@ def test_block_averages_know_as_many_numbers_as_there_are_tokens():
     assert rows(squares(1) * 0 + 77)[1]["l1"] == pytest.approx(0, abs=1e-6)
 
 
+def test_what_is_no_number_is_null():
+    """An empty image is painted without error and has no spectrum; of one image there is no distance."""
+    found = rows(squares(1) * 0, Evaluators(ClinicalFeatures(("a",), resolution=32).eval()))
+    json.dumps(found, allow_nan=False)
+    assert found[0]["psnr"] is None and found[0]["octaves"] == [None] * 3 and found[0]["fd"] is None
+    assert "| - - - |" in tokenizer_table(found)
+
+
 def test_a_smaller_codec_is_shown_at_both_sizes_and_larger_by_pillows_bicubic():
     x = squares(6, 32)
     found = rows(x, codecs={"small": Levels(16), "large": Levels(32)})
