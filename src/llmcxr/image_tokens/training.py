@@ -52,8 +52,8 @@ _PARTS = ("tokenizer", "codebook_health", "discriminator", "findings_in_codes", 
 def trainable_quantizer(tokenizer: ImageTokenizer, decay: float = 0.99, commitment: float = 0.25) -> VectorQuantize:
     """VectorQuantize in the place of the tokenizer's codebook, begun from it; by k-means from the first batch where it is new.
 
-    Its own work over several processes is switched off: it is given the vectors of all (`training_pass`), so that k-means,
-    averages and restarts are those of one process.
+    Its own work over several processes is switched off: a step gives it the vectors of all, so that k-means, averages and restarts
+    are those of one process.
     """
     a = tokenizer.architecture
     quantizer = VectorQuantize(
