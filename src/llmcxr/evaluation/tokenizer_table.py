@@ -214,7 +214,7 @@ def numbers(measured: Measured, way: Painted) -> dict:
         "size": way.size,
         "painted_at": way.own_size,
         "l1": float(np.mean(way.l1)),
-        "psnr": _finite(np.mean(way.psnr)),
+        "psnr": _finite(float(np.mean(way.psnr))),
         "ms_ssim": float(np.mean(way.ms_ssim)),
         "lpips": float(np.mean(way.lpips)) if way.lpips else None,
         "octaves": [_finite(v) for v in measured.octaves(way)],
