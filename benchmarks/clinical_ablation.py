@@ -1,8 +1,7 @@
 """What do clinical terms in the image tokenizer's training buy? The paper's ablation: the same training with and without, same steps.
 
-    llmcxr run tokenizer-256 name=ablation start=phantom image_tokenizer.architecture.image_size=128 --stage studies
-    ...                                                                                              --stage clinical_features
-    ...                                                                                              --stage judge
+    llmcxr run tokenizer-256 name=ablation start=phantom image_tokenizer.architecture.image_size=128 --until clinical_features
+    ...                                                                                              --until judge
     python benchmarks/clinical_ablation.py runs/ablation --judge phantom runs/ablation --seconds 120 --parallel 9    # a GPU
     python benchmarks/clinical_ablation.py runs/ablation --judge phantom runs/ablation --steps 8 --seeds 0           # does it run?
     python benchmarks/clinical_ablation.py --table clinical_ablation.json

@@ -492,5 +492,10 @@ def test_operations_of_the_image_tokenizer_by_hand():
     assert found["image_tokenizer, LPIPS"] == pytest.approx(3 * 2 * 15.3466e9 * (32 / 224) ** 2 * images, rel=1e-3)
     given = dataclasses.replace(s, pretrained="theirs")
     assert set(speed.image_operations(dataclasses.replace(recipe, image_tokenizer=given), 1000)) == {"codes"}
+    hours = planning._image_hours(recipe, 1000, lambda tokens, flops: flops / 1e15)
+    assert hours == pytest.approx({name: n / 1e15 for name, n in found.items()})
+    soon = dataclasses.replace(recipe, image_tokenizer=dataclasses.replace(s, minutes=30.0))
+    ended = planning._image_hours(soon, 1000, lambda tokens, flops: flops / 1e15)
+    assert ended.pop("codes") == hours.pop("codes") and sum(ended.values()) == pytest.approx(0.5)
     more = speed.image_operations(recipe, 3000)
     assert more.pop("codes") == 3 * found.pop("codes") and more == found

@@ -9,6 +9,10 @@ import pytest
 import yaml
 
 from llmcxr.cli import main
+from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.settings import load_settings
+from llmcxr.pipeline import Run
+from llmcxr.recipe import Recipe
 
 
 @pytest.fixture
@@ -33,6 +37,16 @@ def test_names_of_stages_are_no_paths(name, recipe, tmp_path, capsys):
 def test_names_of_stages_differ_also_where_disks_know_no_case(recipe, capsys):
     assert main(["run", str(recipe), "tuning.stages=[{name: first}, {name: First}]"]) == 2
     assert "tuning.stages[1].name: 'First' is on some disks the same" in capsys.readouterr().err
+
+
+def test_questions_of_an_earlier_version_are_not_taken_for_none(recipe):
+    context = Run(load_settings(Recipe, recipe, ["device=cpu", "precision=float32"])).context
+    assert context.questions == []
+    context.folder.mkdir(parents=True)
+    (context.folder / "vqa.jsonl").touch()
+    del context.questions
+    with pytest.raises(UserError, match=r"vqa\.jsonl holds questions as an earlier version .* --until vqa"):
+        assert context.questions
 
 
 @pytest.mark.parametrize("name", PATHS)

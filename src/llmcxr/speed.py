@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -195,12 +196,12 @@ def image_stages(
             torch.save({f"features.{k}": v for k, v in _vgg().state_dict().items()}, perceptual)
 
         def image_tokenizer(steps: int) -> None:
-            settings = dataclasses.replace(tokenizer, steps=steps, perceptual=perceptual)
+            settings = dataclasses.replace(tokenizer, steps=steps, minutes=None, perceptual=perceptual)
             made.append(train_image_tokenizer(settings, features, noise, seed, folder / "image_tokenizer", processes))
 
         step = _seconds_a_step(image_tokenizer, device, seconds)
         if tokenizer.pretrained is None:
-            result["image_tokenizer"] = tokenizer.steps * step
+            result["image_tokenizer"] = min(tokenizer.steps * step, 60 * (tokenizer.minutes or math.inf))
         begin = time.monotonic()
         encode_images(made[-1], noise, device)
         result["codes"] = (time.monotonic() - begin) / len(noise) * images

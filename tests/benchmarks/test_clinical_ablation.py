@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import load_script
 from sklearn.metrics import roc_auc_score
 
 from llmcxr.foundation.errors import UserError
@@ -18,10 +18,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "evaluation"))
 from toy_run import FINDINGS, toy_run  # noqa: E402
 
-_SPEC = importlib.util.spec_from_file_location("clinical_ablation", ROOT / "benchmarks" / "clinical_ablation.py")
-assert _SPEC is not None and _SPEC.loader is not None
-ablation = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(ablation)
+ablation = load_script("benchmarks/clinical_ablation.py")
 
 
 def test_the_arms_differ_in_the_clinical_terms_alone(tmp_path):

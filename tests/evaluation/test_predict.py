@@ -77,4 +77,6 @@ def test_nothing_is_loaded_where_all_is_answered(cases, tmp_path):
 
     predictions = predict(cases, load, tmp_path, process())
     assert len(predictions) > 80 and not (tmp_path / "predictions").exists()
+    (tmp_path / "predictions").mkdir()
     assert predict(cases, load, tmp_path, process()) == predictions  # killed before they were scored
+    assert not (tmp_path / "predictions").exists()

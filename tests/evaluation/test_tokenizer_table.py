@@ -115,6 +115,14 @@ def test_block_averages_know_as_many_numbers_as_there_are_tokens():
     assert rows(squares(1) * 0 + 77)[1]["l1"] == pytest.approx(0, abs=1e-6)
 
 
+def test_what_is_no_number_is_null():
+    """An empty image is painted without error and has no spectrum; of one image there is no distance."""
+    found = rows(squares(1) * 0, Evaluators(ClinicalFeatures(("a",), resolution=32).eval()))
+    json.dumps(found, allow_nan=False)
+    assert found[0]["psnr"] is None and found[0]["octaves"] == [None] * 3 and found[0]["fd"] is None
+    assert "| - - - |" in tokenizer_table(found)
+
+
 def test_a_smaller_codec_is_shown_at_both_sizes_and_larger_by_pillows_bicubic():
     x = squares(6, 32)
     found = rows(x, codecs={"small": Levels(16), "large": Levels(32)})
@@ -285,6 +293,9 @@ def test_the_command_takes_one_tokenizer_and_files(tmp_path, capsys):
     assert main(["evaluate-tokenizer", tokenizer]) == 2
     assert main(["evaluate-tokenizer", tokenizer, images, "--lpips", str(tmp_path / "none.pth")]) == 2
     assert "Set --lpips to the path" in capsys.readouterr().err
+    for option in ("--judge", "--clinical"):
+        assert main(["evaluate-tokenizer", tokenizer, images, option, "none.bin"]) == 2
+        assert f"llmcxr: {option}: 'none.bin' is neither a TorchXRayVision name" in capsys.readouterr().err
 
 
 def test_the_command_takes_several_tokenizers_and_data_sets(tmp_path, capsys):

@@ -87,8 +87,9 @@ def test_unknown_names(name):
 def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(UserError, match=r"w\.pt"):
         published_features(str(tmp_path / "w.pt"))
-    with pytest.raises(UserError, match=r"w\.safetensors"):
-        published_features(str(tmp_path / "w.safetensors"))
+    for name in (str(tmp_path / "w.safetensors"), "nowhere/w.pt"):  # the second is no id of a hub's repository
+        with pytest.raises(UserError, match=r"w\.(safetensors|pt) (does not hold|cannot be read|does not exist)"):
+            published_features(name)
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "w.pt")
     with pytest.raises(UserError, match=r"w\.pt does not hold a TorchXRayVision DenseNet"):
         published_features(str(tmp_path / "w.pt"))

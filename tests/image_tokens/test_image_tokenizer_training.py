@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from llmcxr.foundation import loop
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
 from llmcxr.image_tokens import mixer, training
@@ -205,11 +208,14 @@ def test_files_whose_contents_count(tmp_path):
     assert dataclasses.replace(SETTINGS, perceptual=str(tmp_path / "vgg.pth")).files() == [tmp_path / "vgg.pth"]
 
 
-def test_minutes_end_a_training_in_good_order(images, tmp_path):
+def test_minutes_end_a_training_in_good_order(images, tmp_path, monkeypatch):
     """However many steps there are, schedules are run through: the adversary begins, and the tokenizer is saved."""
-    settings = dataclasses.replace(SETTINGS, steps=1_000_000, minutes=0.05)
+    clock = itertools.count()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock) / 8))  # a step takes 1/8 second
+    settings = dataclasses.replace(SETTINGS, steps=1_000_000, minutes=30 / 8 / 60)
     train_image_tokenizer(settings, features(), images, 0, tmp_path, ONE)
     curve = json.loads((tmp_path / "curves.json").read_text())
-    assert curve[-1]["step"] < 10_000
+    assert [point["step"] for point in curve] == [0, 10, 20]  # as of 30 steps
+    assert "critic" not in curve[1] and np.isfinite(curve[2]["critic"])
     assert not (tmp_path / "checkpoint.pt").exists()
     assert ImageTokenizer.from_pretrained(tmp_path).architecture == settings.architecture

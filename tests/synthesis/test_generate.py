@@ -198,6 +198,13 @@ def test_the_command_and_the_stages_after_it(recipe, tmp_path, capsys):
     assert any(q.origin == "truth" for q in questions)
 
 
+def test_a_dry_run_leaves_nothing_in_the_way(recipe, tmp_path, capsys):
+    """A folder with the pictures of a phantom and no record is somebody's: the run after it was refused."""
+    arguments = [*recipe, "chat.base_url=http://localhost:9/v1", "prior_references=rewrite"]
+    assert main(["synthesize-vqa", "--dry-run", *arguments]) == 0
+    assert "prior_references: rewrite" in capsys.readouterr().out and not (tmp_path / "vqa").exists()
+
+
 def test_references_to_earlier_studies_are_rewritten_before_reports_are_used(recipe, tmp_path, capsys):
     """Of a table, whose reports are known; and again from what is kept, without a word to the server."""
     Image.fromarray(np.arange(4096, dtype=np.uint8).reshape(64, 64)).save(tmp_path / "a.png")

@@ -35,7 +35,7 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 def clinical_network(name: str) -> FeatureNetwork:
     """The network `name`: a folder (a run's clinical_features/, a Dinov2), a TorchXRayVision name or file. `UserError` for none."""
-    return published_features(str(path_of(name)) if path_of(name).is_dir() else name)
+    return published_features(str(path_of(name)) if path_of(name).is_dir() else name, "--clinical", "no --clinical")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def find_onlooker(name: str) -> Onlooker:
     if (folder / "judge" / "config.json").is_file():
         folder = folder / "judge"
     if not folder.is_dir():
-        network = published_features(name)
+        network = published_features(name, "--judge", "no --judge")
         if not isinstance(network, ClinicalFeatures):
             raise UserError(f"--judge {name}: this network knows no findings, so it can judge none. Give a classifier.")
         return Onlooker(name, network, network.resolution or 224)

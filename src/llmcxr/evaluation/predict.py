@@ -130,10 +130,11 @@ def predict(
     `load` is called where something is left to be answered. Every process must call this.
     """
     table = folder / "predictions.parquet"
-    if processes.from_main(
-        processes.main and table.exists()
-    ):  # all answered, and killed or failed only when it was scored
-        return read_predictions(table) if processes.main else None
+    if processes.from_main(processes.main and table.exists()):  # killed or failed only after all was answered
+        if not processes.main:
+            return None
+        shutil.rmtree(folder / "predictions", ignore_errors=True)
+        return read_predictions(table)
     plan, journal = _planned(cases), Journal(folder / "predictions", processes.rank)
     done = journal.read()
     processes.wait()  # until all have read: then each mends and goes on with its own file

@@ -199,8 +199,13 @@ def measure(
     )
 
 
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
 def numbers(measured: Measured, way: Painted) -> dict:
-    """JSON-able: what is known of one way of painting, with NaN as null."""
+    """JSON-able: what is known of one way of painting; null for what is no finite number (the PSNR of equal images, the spectrum of
+    empty ones)."""
     result: dict = {
         "data": measured.data,
         "n": measured.n,
@@ -209,26 +214,25 @@ def numbers(measured: Measured, way: Painted) -> dict:
         "size": way.size,
         "painted_at": way.own_size,
         "l1": float(np.mean(way.l1)),
-        "psnr": float(np.mean(way.psnr)),
+        "psnr": _finite(float(np.mean(way.psnr))),
         "ms_ssim": float(np.mean(way.ms_ssim)),
         "lpips": float(np.mean(way.lpips)) if way.lpips else None,
-        "octaves": measured.octaves(way),
-        "fd": measured.distance(way),
+        "octaves": [_finite(v) for v in measured.octaves(way)],
+        "fd": _finite(measured.distance(way)),
     }
     if way.counts is not None:
         result |= {"codebook_use": float((way.counts > 0).mean()), "perplexity": perplexity(way.counts)}
     if (lost := measured.auroc(way)) is not None:
-        finite = lambda values: [None if np.isnan(v) else float(v) for v in values]  # noqa: E731
         result["auroc"] = {
-            "original": finite([lost.mean_before])[0],
-            "loss": finite([lost.mean_loss])[0],
-            "interval": finite(lost.mean_interval),
+            "original": _finite(lost.mean_before),
+            "loss": _finite(lost.mean_loss),
+            "interval": [_finite(v) for v in lost.mean_interval],
             "by_finding": {
                 name: {
                     "positives": int(lost.positives[f]),
-                    "original": finite([lost.before[f]])[0],
-                    "loss": finite([lost.loss[f]])[0],
-                    "interval": finite(lost.intervals[f]),
+                    "original": _finite(lost.before[f]),
+                    "loss": _finite(lost.loss[f]),
+                    "interval": [_finite(v) for v in lost.intervals[f]],
                 }
                 for f, name in enumerate(measured.findings)
             },

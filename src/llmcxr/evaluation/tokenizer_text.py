@@ -34,6 +34,10 @@ def with_interval(value: float | None, interval: Sequence[float | None], digits:
     return f"{value:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if known else "")
 
 
+def _known(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def _shown_at(row: Mapping[str, Any]) -> str:
     own = row["painted_at"]
     return f"{row['size']} px" + (f", painted at {own}" if own != row["size"] else "")
@@ -48,11 +52,11 @@ def tokenizer_table(rows: Sequence[Mapping[str, Any]], evaluator: str = "", judg
         ("numbers an image", [f"{r['numbers']:,}" for r in rows]),
         ("shown at", [_shown_at(r) for r in rows]),
         ("L1 (share of the range)", [f"{r['l1']:.4f}" for r in rows]),
-        ("PSNR (dB)", [f"{r['psnr']:.1f}" for r in rows]),
+        ("PSNR (dB)", [_known(r["psnr"], 1) for r in rows]),
         ("MS-SSIM", [f"{r['ms_ssim']:.3f}" for r in rows]),
-        ("LPIPS (VGG-16)", ["-" if r["lpips"] is None else f"{r['lpips']:.3f}" for r in rows]),
-        ("power kept by octave, from Nyquist down", [" ".join(f"{v:.2f}" for v in r["octaves"]) for r in rows]),
-        (f"Fréchet distance ({evaluator})", ["-" if r["fd"] is None else f"{r['fd']:.2f}" for r in rows]),
+        ("LPIPS (VGG-16)", [_known(r["lpips"], 3) for r in rows]),
+        ("power kept by octave, from Nyquist down", [" ".join(_known(v, 2) for v in r["octaves"]) for r in rows]),
+        (f"Fréchet distance ({evaluator})", [_known(r["fd"], 2) for r in rows]),
         (
             f"loss of mean AUROC (95 %), judge {judge}",
             [with_interval(a["loss"], a["interval"]) if (a := r.get("auroc")) else "-" for r in rows],

@@ -17,8 +17,9 @@ from torch import Tensor
 def varied(x: Tensor, rows: int, part: slice, share: float, generator: np.random.Generator) -> Tensor:
     """Images x [B, 1, S, S], the `part` of a step of `rows`, for a tokenizer: about `share` of them changed.
 
-    Turned by up to 8 degrees, enlarged by up to a quarter, moved by up to 6 %, mirrored half of the time (what is painted is compared with
-    what was seen, so sides stay true), and shown through another gamma, gain and offset. The rest keeps its grain untouched.
+    Turned by up to 8 degrees, enlarged by up to a quarter, moved by up to 6 %, mirrored half of the time (what is painted is
+    compared with what was seen, so sides stay true), and shown through another gamma, gain and offset. The rest keeps its grain
+    untouched.
     """
     if share == 0:
         return x

@@ -156,9 +156,15 @@ class ClinicalFeatures(nn.Module):
         return model.eval().requires_grad_(False)
 
 
-def xrv_package(weights: str) -> Any:
+_WEIGHTS = (
+    "clinical_features.weights",
+    "clinical_features.weights=train",
+)  # where they are named, and what does without
+
+
+def xrv_package(weights: str, setting: str = _WEIGHTS[0], instead: str = _WEIGHTS[1]) -> Any:
     """TorchXRayVision, for its names and to read its files; the network is our own. `UserError` where it cannot be had."""
-    return require("torchxrayvision", f"clinical_features.weights: {weights}", "clinical_features.weights=train")
+    return require("torchxrayvision", f"{setting}: {weights}", instead)
 
 
 FeatureNetwork = ClinicalFeatures | Dinov2Features  # the second has no findings
@@ -171,30 +177,32 @@ def load_features(folder: Path) -> FeatureNetwork:
 
 def is_repository(weights: str) -> bool:
     """Whether `weights` names a folder or a hub repository, and not a file or one of TorchXRayVision's."""
-    return Path(weights).is_dir() or is_hub_id(weights, Path(weights))
+    path = Path(weights)
+    return path.is_dir() or (path.suffix not in (".pt", ".safetensors") and is_hub_id(weights, path))
 
 
-def published_features(weights: str) -> FeatureNetwork:
+def published_features(weights: str, setting: str = _WEIGHTS[0], instead: str = _WEIGHTS[1]) -> FeatureNetwork:
     """TorchXRayVision's own weights, by name (downloaded once by torchxrayvision) or by the path of the same file; or a Dinov2 such
     as RAD-DINO, or a run's clinical network, by its folder or hub id.
 
     TorchXRayVision's published files are whole pickled modules; they are read with the safe unpickler, which is allowed the classes
-    of that one network and nothing else. Raises `UserError` where the file cannot be had or read.
+    of that one network and nothing else. Raises `UserError` with the way out (`setting`, or `instead`) where the file cannot be had
+    or read.
     """
     if is_repository(weights):
         folder = Path(weights) if Path(weights).is_dir() else from_hub(weights)
         if not (folder / "config.json").is_file():
             raise UserError(
-                f"clinical_features.weights: {folder} has no config.json: it is of no network that can be read."
+                f"{setting}: {folder} has no config.json: it is of no network that can be read. Name another, or set {instead}."
             )
         config = read_json(folder / "config.json")
         if isinstance(config, dict) and config.get("model_type", "dinov2") != "dinov2":
             raise UserError(
-                f"clinical_features.weights: {folder} is a {config['model_type']}, which is not read. Give a dinov2, or the folder of "
+                f"{setting}: {folder} is a {config['model_type']}, which is not read. Give a dinov2, or the folder of "
                 "a run's clinical network."
             )
         return load_features(folder)
-    xrv = xrv_package(weights)
+    xrv = xrv_package(weights, setting, instead)
     path = Path(weights)
     if weights in xrv.models.model_urls:
         findings = xrv.models.model_urls[weights]["labels"]
@@ -202,15 +210,15 @@ def published_features(weights: str) -> FeatureNetwork:
             path = Path(xrv.models.get_weights(weights))
         except Exception as error:  # requests, urllib and OS errors alike
             raise UserError(
-                f"the TorchXRayVision weights {weights!r} could not be downloaded ({error}). Set clinical_features.weights to "
-                "the path of the file, or to 'train' to train the same network on this run's labels."
+                f"the TorchXRayVision weights {weights!r} could not be downloaded ({error}). Set {setting} to the "
+                f"path of the file, or set {instead}."
             ) from error
     elif path.suffix in (".pt", ".safetensors"):
         findings = xrv.models.DenseNet.targets
     else:
         raise UserError(
-            f"clinical_features.weights: {weights!r} is neither 'train', a TorchXRayVision name, a .pt/.safetensors path, nor "
-            "the folder or hub id of a Dinov2."
+            f"{setting}: {weights!r} is neither a TorchXRayVision name, a .pt/.safetensors path, nor the folder or hub id of a "
+            f"Dinov2. Name one, or set {instead}."
         )
     try:
         if path.suffix == ".safetensors":

@@ -46,15 +46,14 @@ if TYPE_CHECKING:
 # Weight of the perceptual term: of LPIPS as in VQ-GAN, and of the clinical maps, whose channels have equal weights.
 _PERCEPTUAL = {False: 1.0, True: 0.1}
 
-
 _PARTS = ("tokenizer", "codebook_health", "discriminator", "findings_in_codes", "optimizer", "critic_optimizer")
 
 
 def trainable_quantizer(tokenizer: ImageTokenizer, decay: float = 0.99, commitment: float = 0.25) -> VectorQuantize:
     """VectorQuantize in the place of the tokenizer's codebook, begun from it; by k-means from the first batch where it is new.
 
-    Its own work over several processes is switched off: it is given the vectors of all (`training_pass`), so that k-means,
-    averages and restarts are those of one process.
+    Its own work over several processes is switched off: a step gives it the vectors of all, so that k-means, averages and restarts
+    are those of one process.
     """
     a = tokenizer.architecture
     quantizer = VectorQuantize(
@@ -229,7 +228,7 @@ class ImageTokenizerTraining(loop.Training):
         assert encoder.output.grad is not None
         encoder.backward(encoder.output.grad)
         parameters = [*self.trained, *self.findings_in_codes.parameters()]
-        value = loop.add_gradients(loss + commitment, parameters, processes)
+        value = loop.add_gradients(loss + share * commitment, parameters, processes)
         norm = nn.utils.clip_grad_norm_(self.trained, 1.0)
         advice = "Lower image_tokenizer.learning_rate"
         self.check({"loss": value, "norm of the gradient": norm.item()}, advice)
@@ -331,6 +330,7 @@ class ImageTokenizerTraining(loop.Training):
             own.copy_(saved)
 
     def after_step(self, terms: dict[str, float]) -> None:
+        self.at.sums.pop("restarts", None)  # counted from the beginning: a running mean would lag behind
         super().after_step(terms)
         if self.watching and self.at.step % self.settings.pictures_every == 0:
             self.watching.write(self.at.step, self.tokenizer, self.at.sums, self.device)
@@ -367,8 +367,8 @@ def train_image_tokenizer(
     """Train on uint8 images [N, S, S] and save into `folder` (with curves.json); resumes from its last checkpoint.
 
     Training goes on from the weights of `start`, where there is one; the clinical network is `features` in any case (None: codes are
-    learned from pixels, and LPIPS where it is asked for). All
-    processes call. Of `shown`, uint8 [N, S, S], some are drawn into TensorBoard where the settings ask for it. `UserError` where the images have another size, or the loss is not finite.
+    learned from pixels, and LPIPS where it is asked for). All processes call. Of `shown`, uint8 [N, S, S], some are drawn into
+    TensorBoard where the settings ask for it. `UserError` where the images have another size, or the loss is not finite.
     """
     S = settings.architecture.image_size
     if images.shape[1:] != (S, S):

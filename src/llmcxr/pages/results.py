@@ -81,7 +81,8 @@ class PageContent:
 
     `facts`: name -> value of the run (recipe, sizes, minutes of each stage, versions). `summary`: what `summary.json`
     holds. `data`: what `studies.json` holds; `cohorts`: training stage -> what its `cohort.json` holds, and `too_long` of
-    its `summary.json`; `remarks`: what the data cannot give; `next_steps`: command lines for the run's folder. `train_loss` and `unseen_loss`: task -> curve, on the training batches and on patients never trained on.
+    its `summary.json`; `remarks`: what the data cannot give; `next_steps`: command lines for the run's folder. `train_loss` and
+    `unseen_loss`: task -> curve, on the training batches and on patients never trained on.
     `stage_changes`: the steps at which a new stage of training began.
     """
 

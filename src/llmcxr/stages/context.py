@@ -121,8 +121,13 @@ class Context:
 
     @cached_property
     def questions(self) -> Sequence[QuestionAnswer]:
-        """Questions about all images, none where no finding is known."""
-        path = self.folder / "vqa.parquet"
+        """Questions about all images, none where no finding is known. `UserError` where an earlier version wrote them."""
+        path, earlier = self.folder / "vqa.parquet", self.folder / "vqa.jsonl"
+        if earlier.exists() and not path.exists():  # scores would be made without what they are read against
+            raise UserError(
+                f"{earlier} holds questions as an earlier version wrote them. `llmcxr run {self.folder / 'recipe.yaml'} --until vqa` "
+                "makes them anew."
+            )
         return read_questions(path) if path.exists() else []
 
     @cached_property

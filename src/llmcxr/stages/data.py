@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from llmcxr.foundation.artifacts import read_json, write_json
@@ -97,9 +99,11 @@ def studies_stage(context: Context) -> Stage:
 
 
 def unedited_studies(context: Context) -> list[Study]:
-    """The studies as the source has them, with labels, where none may be asked to rewrite them; nothing is kept."""
+    """The studies as the source has them, with labels, where none may be asked to rewrite them; nothing is kept, pictures that
+    the source draws among it."""
     context.source.check()
-    chosen = read_studies(context.source, context.recipe.source, context.folder, context.image_size)
+    with TemporaryDirectory() as drawn:
+        chosen = read_studies(context.source, context.recipe.source, Path(drawn), context.image_size)
     return label_studies(chosen.studies, context.labeller)
 
 

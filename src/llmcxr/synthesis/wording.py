@@ -55,7 +55,7 @@ def agreement(content: str, answer: str, verdict: bool | None, report: Sequence[
         return "unknown", ""
     clause, sentence = found[0]
     if verdict is None:
-        return ("unknown", "") if _DENIED.search(clause) else (_same(f"{answer}", clause), sentence)
+        return ("unknown", "") if _DENIED.search(clause) else (_same(answer, clause), sentence)
     there = _state(states, clause)
     if there is None:
         return "unknown", ""
