@@ -7,9 +7,12 @@ import tracemalloc
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.text_rows import TextRows, read_rows, write_rows
 
 
@@ -30,6 +33,15 @@ def test_rows_are_a_sequence_of_what_was_written(tmp_path_factory, lines, begin,
     rows = TextRows(path, Line, "the test")
     assert list(read_rows(path, Line, "the test")) == list(rows) == lines
     assert [rows[i] for i in range(len(rows))] == lines and rows[begin:end] == lines[begin:end]
+
+
+@pytest.mark.parametrize("texts", [[1, 2], ["a", None]])
+def test_a_foreign_column_is_no_column_of_text(tmp_path, texts):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"name": pa.array(["a", "b"]), "text": pa.array(texts)}), path)
+    for read in (lambda: list(read_rows(path, Line, "the test")), lambda: TextRows(path, Line, "the test")):
+        with pytest.raises(UserError, match=r"lacks the columns of text .*text: .*\(the test\)"):
+            read()
 
 
 def test_many_rows_take_little_memory(tmp_path):

@@ -56,7 +56,7 @@ def test_what_holds_no_pairs_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no pairs"):
         list(read_pairs(tmp_path))
     pq.write_table(pa.table({"question": ["a"]}), tmp_path / "other.parquet")
-    with pytest.raises(UserError, match="lacks the columns image_id"):
+    with pytest.raises(UserError, match="lacks the columns of text image_id"):
         list(read_pairs(tmp_path / "other.parquet"))
     write_pairs(tmp_path / "odd.parquet", [QaPair("i", "s", "q", "a", "colour", "llm")])
     with pytest.raises(UserError, match="the type 'colour'"):

@@ -350,7 +350,7 @@ def test_gradient_checkpointing_changes_memory_alone(method, kind, tmp_path):
     torch.testing.assert_close(found[1][:2], found[0][:2], rtol=1e-5, atol=1e-6)
     assert found[1][2] < 0.5 * found[0][2], found
     one.tunable.model.eval()
-    assert not one.tunable.merge().is_gradient_checkpointing
+    assert not one.tunable.merge().is_activation_checkpointing
 
 
 def long_unseen(folder, share, examples=40, before=None):

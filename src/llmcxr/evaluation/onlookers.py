@@ -23,6 +23,7 @@ from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.texts import path_of
 from llmcxr.foundation.yaml_text import read_yaml
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, FeatureNetwork, published_features
+from llmcxr.image_tokens.dinov2 import is_dinov2
 from llmcxr.studies.findings import LabelSet
 
 
@@ -71,7 +72,7 @@ def find_onlooker(name: str) -> Onlooker:
     folder = shipped if (shipped / "judge").is_dir() else path_of(name)
     if (folder / "judge" / "config.json").is_file():
         folder = folder / "judge"
-    if not folder.is_dir():
+    if not folder.is_dir() or is_dinov2(folder):
         network = published_features(name, "--judge", "no --judge")
         if not isinstance(network, ClinicalFeatures):
             raise UserError(f"--judge {name}: this network knows no findings, so it can judge none. Give a classifier.")

@@ -103,14 +103,15 @@ class _File:
         import pyarrow.parquet as pq
 
         try:
-            there = pq.read_schema(self._path).names
-            if not (missing := [name for name in self._names if name not in there]):
+            schema = pq.read_schema(self._path)
+            texts = [field.name for field in schema if field.type == pa.string() and not field.nullable]
+            if not (missing := [name for name in self._names if name not in texts]):
                 self._held = pq.ParquetFile(self._path, read_dictionary=list(self._names))
                 return self._held
         except (OSError, pa.ArrowException) as error:
             raise self._fault(error) from error
         raise UserError(
-            f"{self._path} lacks the columns {', '.join(missing)}: it is something else, or another version wrote it. "
+            f"{self._path} lacks the columns of text {', '.join(missing)}: it is something else, or another version wrote it. "
             f"Remove it and make it again ({self._source})."
         )
 

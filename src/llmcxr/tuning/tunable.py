@@ -66,7 +66,7 @@ class TunableModel:
         for overlay in self.image_rows:
             overlay.requires_grad_(True)
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         self._dtypes = {name: p.dtype for name, p in self.trainable().items()}
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -114,7 +114,7 @@ class TunableModel:
         """Fold rows and adapters into the weights: a stock causal LM. 4-bit weights are unpacked, not packed again."""
         fold_image_rows(self.model)
         self._restore_stock()
-        self.model.gradient_checkpointing_disable()
+        self.model.activation_checkpointing_disable()
         if self.method == "qlora":
             # PEFT would add the adapters to weights that it then packs again: packed layers are merged by ourselves.
             layers: dict[str, Any] = {n: m for n, m in self.model.named_modules() if isinstance(m, LoraLayer)}
