@@ -1,7 +1,7 @@
 """What asking a chat LLM about many reports costs beside the LLM: a simulated server on loopback answers at once, and each
 part runs in a fresh process, whose time and peak memory are printed.
 
-    python benchmarks/vqa_synthesis.py                       # 200,000 reports of invented text: half an hour to an hour
+    python benchmarks/vqa_synthesis.py                       # 200,000 reports of invented text: 20 minutes
     python benchmarks/vqa_synthesis.py --folder F --json F.json    # the same, and what is done stays done when it is stopped
     python benchmarks/vqa_synthesis.py --reports 2000        # a minute
     python benchmarks/vqa_synthesis.py --without-server      # only what comes after: answers are made here, none is asked for
