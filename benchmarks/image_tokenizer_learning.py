@@ -1,6 +1,7 @@
 """How much an image tokenizer learns in a fixed time: convolutions against the mixer, beside principal components.
 
     python benchmarks/image_tokenizer_learning.py runs/quickstart --seconds 70
+    python benchmarks/image_tokenizer_learning.py runs/tokenizer-256 --seconds 150 --only mixer --rate 8e-4
 
 All train on the pixels of a finished `studies` stage, by L1 alone, in turn on the same machine, and are measured on validation
 images. Principal components, unquantized, say how much of the images a linear map of so many numbers explains.
@@ -30,12 +31,13 @@ from llmcxr.studies.study import read_manifest
 
 
 def architectures(size: int) -> dict[str, ArchitectureSettings]:
-    """8 x 8 codes of 64 dimensions from each, at 128 px."""
+    """One code of 64 dimensions for 16 x 16 pixels from each."""
     common = {"image_size": size, "codebook_size": 1024, "code_dim": 64}
     return {
         "convolutional, wide": ArchitectureSettings(**common, channels=[32, 64, 128, 192, 256]),
         "convolutional, narrow": ArchitectureSettings(**common, channels=[32, 32, 64, 128, 256]),
         "mixer": ArchitectureSettings(**common, kind="mixer", patch=16),
+        "mixer, wide": ArchitectureSettings(**common, kind="mixer", patch=16, width=768),
     }
 
 
@@ -88,6 +90,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=70, help="training time of each (default 70)")
     parser.add_argument("--rate", type=float, nargs="+", default=[8e-4, 1.6e-3], help="learning rates tried for each")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--only", nargs="+", help="networks whose names begin so (default: all)")
     parser.add_argument("--json", type=Path, help="write the results here, too")
     o = parser.parse_args()
     studies, pixels = read_manifest(o.run / "manifest.parquet"), np.load(o.run / "pixels.npy", mmap_mode="r")
@@ -97,6 +100,8 @@ def main() -> None:
     for count in (16, 64, 256):
         results[f"principal components, {count}"] = {"l1": principal_components(train, unseen, count)}
     for name, a in architectures(pixels.shape[1]).items():
+        if o.only and not name.startswith(tuple(o.only)):
+            continue
         for rate in o.rate:
             results[f"{name}, rate {rate:g}"] = learn(a, train, unseen, o.seconds, rate, o.batch_size)
             print(name, rate, json.dumps(results[f"{name}, rate {rate:g}"]), flush=True)

@@ -91,6 +91,11 @@ def autocast(device: torch.device) -> AbstractContextManager:
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
+def without_autocast(x: torch.Tensor) -> AbstractContextManager:
+    """What is computed from `x` keeps the precision that it is given in."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 def place_network(network: nn.Module, device: torch.device) -> None:
     """Move a convolutional network, channels last: several times faster in bfloat16 on CPUs, and on GPUs too."""
     network.to(device=device)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmcxr.foundation.devices import without_autocast
 from llmcxr.image_tokens.architecture import EncoderParts
 from llmcxr.image_tokens.settings import ArchitectureSettings
 
@@ -62,7 +63,9 @@ class LappedPatches(nn.Module):
         self.register_buffer("window", fade[:, None] * fade[None], persistent=False)
 
     def forward(self, z: Tensor) -> Tensor:
-        return F.conv_transpose2d(z, self.weight * self.window, self.bias, stride=self.stride, padding=self.stride // 2)
+        weight, bias = self.weight.float() * self.window.float(), self.bias.float()
+        with without_autocast(z):  # CPUs have no fast transposed convolution in bfloat16
+            return F.conv_transpose2d(z.float(), weight, bias, stride=self.stride, padding=self.stride // 2)
 
 
 def build_encoder(a: ArchitectureSettings) -> EncoderParts:

@@ -8,12 +8,10 @@ With three image channels the grey image is repeated, and what is painted is the
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmcxr.foundation.devices import without_autocast
 from llmcxr.image_tokens.architecture import EncoderParts
 from llmcxr.image_tokens.settings import ArchitectureSettings
 
@@ -25,7 +23,7 @@ class _Norm(nn.GroupNorm):
         super().__init__(32, width, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
