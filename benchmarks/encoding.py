@@ -3,6 +3,7 @@
     python benchmarks/encoding.py --images 64 --size 128                # small: a toy width
     python benchmarks/encoding.py RADIOGRAPHS --layout paper            # the paper's layout at 256 px
     python benchmarks/encoding.py RADIOGRAPHS --tokenizer FOLDER
+    python benchmarks/encoding.py RADIOGRAPHS --memory returned         # what does keeping freed memory buy on a CPU?
 
 The straightforward loop is that of the paper's code: PIL, RGB, shorter side by Lanczos, centre crop, float32, batches of 16, in one process.
 Without RADIOGRAPHS, noise of 1,024 x 1,200 pixels is written as PNG first. Each loop runs once to warm up on a few images, then once on all; the
@@ -16,6 +17,7 @@ import argparse
 import json
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from PIL import Image
 
 from llmcxr.foundation.devices import precision, set_precision
 from llmcxr.foundation.processes import Processes
+from llmcxr.image_tokens import encoding
 from llmcxr.image_tokens.classifier import batch_of
 from llmcxr.image_tokens.codes import read_codes
 from llmcxr.image_tokens.encoding import encode_files
@@ -73,9 +76,12 @@ def main() -> None:
     parser.add_argument("--layout", choices=sorted(LAYOUTS), default="toy")
     parser.add_argument("--size", type=int, default=256, help="of random weights, in pixels")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="of ours")
+    parser.add_argument("--memory", choices=["kept", "returned"], default="kept", help="by ours, between batches")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("encoding.json"))
     arguments = parser.parse_args()
+    if arguments.memory == "returned":
+        encoding.freed_memory_kept = nullcontext
     processes = Processes("auto")
     device = processes.device
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,6 +128,7 @@ def main() -> None:
     result = {
         "device": str(device),
         "precision": own,
+        "memory": arguments.memory,
         "images": N,
         "images_a_second": {name: N / float(np.median(values)) for name, values in seconds.items()},
         "times_as_fast": float(np.median(seconds["straightforward"]) / np.median(seconds["ours"])),

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from toy_stage import together
 
 from llmcxr.foundation import devices
-from llmcxr.foundation.devices import asked_precision, autocast, measured_precision, precision, set_precision
+from llmcxr.foundation.devices import (
+    asked_precision,
+    autocast,
+    freed_memory_kept,
+    measured_precision,
+    precision,
+    set_precision,
+)
 from llmcxr.foundation.processes import Processes
 
 CPU = torch.device("cpu")
@@ -77,3 +88,21 @@ def agree(processes: Processes, folder) -> None:
 def test_all_processes_take_what_the_main_one_measured(tmp_path):
     assert together(agree, tmp_path) == [(0, ""), (0, "")]
     assert {(tmp_path / rank).read_text() for rank in "01"} == {"torch.float32 torch.float32"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_freed_memory_is_kept_inside_and_returned_after():
+    def new_pages() -> int:  # that the system had to clear for ten blocks of 64 MiB, one after the other
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.zeros(16 << 20)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    one_block, before = (64 << 20) // resource.getpagesize(), resident()
+    with freed_memory_kept():
+        assert new_pages() < 2 * one_block
+        assert resident() > before + one_block // 2
+    assert resident() < before + one_block // 2

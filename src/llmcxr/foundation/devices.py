@@ -6,9 +6,11 @@ So both are measured, once in a process, and everything that computes asks `prec
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Literal
 
@@ -100,6 +102,30 @@ def place_network(network: nn.Module, device: torch.device) -> None:
     """Move a convolutional network, channels last: several times faster in bfloat16 on CPUs, and on GPUs too."""
     network.to(device=device)
     network.to(memory_format=torch.channels_last)
+
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Large blocks that are freed here are taken again, instead of going back to the system each time and coming anew.
+
+    Images' activations on CPUs are such blocks, and clearing their pages costs more than a tenth of the time
+    (benchmarks/encoding.py --memory returned). Only where the C library is glibc.
+    """
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
+        yield
+        return
+    library.mallopt(_MMAP_THRESHOLD, 1 << 30)
+    library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+    try:
+        yield
+    finally:
+        library.mallopt(_MMAP_THRESHOLD, 32 << 20)  # what glibc's own rules rise to
+        library.mallopt(_TRIM_THRESHOLD, 64 << 20)
+        library.malloc_trim(0)
 
 
 def core_count() -> int:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcxr.foundation import loop
-from llmcxr.foundation.devices import autocast, place_network
+from llmcxr.foundation.devices import autocast, freed_memory_kept, place_network
 from llmcxr.foundation.randomness import stream
 from llmcxr.image_tokens.settings import ClassifierSettings
 from llmcxr.studies.pixel_store import Images
@@ -142,4 +142,5 @@ def train_classifier(
     resumes from the last checkpoint. `UserError` where the loss is not finite.
     """
     training = _Training(network, images, labels, settings, seed, folder, name, processes)
-    loop.run(training, folder, save_minutes)
+    with freed_memory_kept():
+        loop.run(training, folder, save_minutes)

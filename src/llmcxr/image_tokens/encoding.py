@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmcxr.foundation.artifacts import atomic_path, write_json
+from llmcxr.foundation.devices import freed_memory_kept
 from llmcxr.image_tokens.classifier import batch_of
 from llmcxr.image_tokens.codec import ImageCodec
 from llmcxr.image_tokens.codes import write_codes
@@ -51,9 +52,10 @@ def encode_files(
     own = range(processes.rank, len(names), processes.count)
     todo = [k for k in own if not _is_done(names[k], keys[k])]
     read = read_squares([p for k in todo for p in paths[rows[k]]], codec.image_size, geometry)
-    for k in todo:
-        squares = itertools.islice(read, rows[k].stop - rows[k].start)
-        _write_part(names[k], ids[rows[k]], squares, codec, processes, keys[k])
+    with freed_memory_kept():
+        for k in todo:
+            squares = itertools.islice(read, rows[k].stop - rows[k].start)
+            _write_part(names[k], ids[rows[k]], squares, codec, processes, keys[k])
     result = [0, 0]
 
     def join() -> None:

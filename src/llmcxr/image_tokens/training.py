@@ -21,7 +21,7 @@ from vector_quantize_pytorch import VectorQuantize
 
 from llmcxr.foundation import loop
 from llmcxr.foundation.artifacts import write_json
-from llmcxr.foundation.devices import autocast, place_network
+from llmcxr.foundation.devices import autocast, freed_memory_kept, place_network
 from llmcxr.foundation.randomness import stream
 from llmcxr.image_tokens.architecture import build_discriminator
 from llmcxr.image_tokens.augmentation import varied
@@ -373,9 +373,9 @@ def train_image_tokenizer(
     S = settings.architecture.image_size
     if images.shape[1:] != (S, S):
         raise processes.fault(f"image_tokenizer.architecture.image_size is {S}, but the images are {images.shape[1:]}.")
-    loop.run(
-        ImageTokenizerTraining(settings, features, images, seed, folder, processes, start, shown), folder, save_minutes
-    )
+    with freed_memory_kept():
+        training = ImageTokenizerTraining(settings, features, images, seed, folder, processes, start, shown)
+        loop.run(training, folder, save_minutes)
     return ImageTokenizer.from_pretrained(folder).to(processes.device)
 
 
