@@ -94,6 +94,33 @@ def test_contents_of_what_is_read_count_wherever_it_lies(kitchen, tmp_path, monk
     assert kitchen.cook() == ["three"]
 
 
+def test_what_the_last_step_reads_has_it_run_again_over_what_is_there(tmp_path):
+    model, folder, found = tmp_path / "model", tmp_path / "run", list[bool]()
+    model.mkdir()
+    (model / "weights.json").write_text("1")
+
+    def run() -> None:
+        found.append((folder / "answers").exists())
+        (folder / "answers").touch()
+
+    stage = Stage("one", "", run, None, (), ("answers",), (model,), ("late.json",), (model / "late.json",))
+
+    def ran(name: str = "", text: str = "") -> list[bool]:
+        found.clear()
+        if name:
+            (model / name).write_text(text)
+        Workflow(folder, [stage], Processes("cpu")).run()
+        return list(found)
+
+    assert ran() == [False] and ran() == []
+    assert ran("late.json", "2") == [True] and ran() == [], "again, over what it wrote"
+    assert ran("weights.json", "3") == [False] and ran() == [], "from nothing"
+    flow = Workflow(folder, [stage], Processes("cpu"))
+    with flow.renewing("one"):
+        (model / "late.json").write_text("4")
+    assert ran() == [], "who renews it has read it"
+
+
 def test_an_interrupted_stage_is_not_done(kitchen):
     kitchen.cook()
     kitchen.settings["one"], kitchen.killed = 7, True
