@@ -72,7 +72,7 @@ def test_answers_become_pairs_of_every_image(tmp_path):
         store.add(Answer(keys[1], "m", PROMPT.name, "I cannot help with that."))
         store.add(Answer(keys[2], "m", PROMPT.name, error="HTTP 500"))
         store.add(Answer("00" * 16, "m", PROMPT.name, answer(GOOD)))  # of another prompt
-        counts = write_all(tmp_path / "out", reports, PROMPT, "m", store, 0)
+        counts = write_all(tmp_path / "out", reports, PROMPT, "m", store)
     kept, rejected = (list(read_pairs(tmp_path / "out" / name)) for name in (KEPT, REJECTED))
     assert {p.image_id for p in kept} == {p.image_id for p in rejected} == {"a", "b"}
     assert [(p.question, p.answer) for p in kept if p.image_id == "b"] == GOOD
@@ -93,7 +93,7 @@ def test_nothing_is_lost_whatever_is_written(tmp_path_factory, answers):
     with AnswerStore(folder / "vqa.jsonl") as store:
         for request, pairs in zip(requests_of(PROMPT, reports), answers, strict=True):
             store.add(Answer(request.key("m"), "m", PROMPT.name, answer(pairs)))
-        counts = write_all(folder / "out", reports, PROMPT, "m", store, 0)
+        counts = write_all(folder / "out", reports, PROMPT, "m", store)
     written = sum(len(list(read_pairs(folder / "out" / name))) for name in (KEPT, REJECTED))
     assert written == counts.pairs == sum(map(len, answers)) - counts.incomplete
     assert counts.answers == len(answers)
