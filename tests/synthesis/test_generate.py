@@ -196,6 +196,10 @@ def test_the_command_and_the_stages_after_it(recipe, tmp_path, capsys):
     used = [q for q in questions if q.origin == "llm"]
     assert used and kept.issuperset(used)
     assert any(q.origin == "truth" for q in questions)
+    capsys.readouterr()
+    assert main(["run", *asked, "--until", "vqa", "seed=5"]) == 0
+    done = {line.split()[1]: "(done)" in line for line in capsys.readouterr().out.splitlines() if line[0] == "["}
+    assert done == {"studies:": True, "synthesis:": True, "vqa:": False}, "by chance pairs are taken, not checked"
 
 
 def test_a_dry_run_leaves_nothing_in_the_way(recipe, tmp_path, capsys):
