@@ -175,6 +175,12 @@ class ImageTokenizerSettings(Settings):
         """The trained image tokenizer that it is, or begins from."""
         return self.pretrained or self.start
 
+    @property
+    def asks_clinical(self) -> bool:
+        """Whether a term of the objective, or the encoder, depends on what the clinical network sees."""
+        weights = self.clinical_weight + self.reading_weight
+        return weights > 0 or self.perceptual == "clinical" or self.architecture.clinical_input
+
     def faults(self) -> list[str]:
         """Impossible combinations."""
         faults = []
