@@ -65,8 +65,8 @@ class Run:
         return self.context.folder / data.PAGE
 
     def _inspect(self) -> None:
+        self.workflow.adds("studies", data.PAGE)
         data.write_page(self.context)
-        self.workflow.wrote("studies")
 
     def _rescore(self) -> None:
         with self.workflow.renewing("evaluation"):
@@ -82,10 +82,12 @@ class Run:
             folder = folder_to_calibrate(self.context, into)
             kept = self.context.folder / READINGS.format("validate")
             calibration = fitted_calibration(self.context, images, kept)
-            scored = folder.resolve() == self.context.model.resolve() and self.workflow.has("evaluation")
+            own = folder.resolve() == self.context.model.resolve()
+            scored = own and self.workflow.has("evaluation")
             with self.workflow.renewing("evaluation") if scored else nullcontext():
+                if own:
+                    self.workflow.adds("model", f"model/{CALIBRATION}")
                 save_calibration(folder, calibration)
-                self.workflow.wrote("model")
                 if scored:
                     evaluation.rescore(self.context)
         return f"{told(calibration)}\n{folder / CALIBRATION}"

@@ -213,6 +213,26 @@ def test_what_is_made_anew_counts_as_finished_when_it_is_whole(kitchen):
     assert flow.record("four") == {}
 
 
+@pytest.mark.parametrize("killed_before", ["the file", "the end"])
+def test_what_is_added_later_is_the_stages_own_whenever_it_is_killed(tmp_path, killed_before):
+    bakery = Bakery(tmp_path / "run")
+    bakery.cook()
+    flow = Workflow(bakery.folder, [], Processes("cpu"))
+    flow.adds("two", "two/late")
+    if killed_before == "the end":
+        (bakery.folder / "two" / "late").write_text("two2")
+    assert bakery.cook() == []
+    bakery.settings["two"] = 22
+    assert bakery.cook() == ["two"] and not (bakery.folder / "two" / "late").exists()
+    with pytest.raises(KeyboardInterrupt), flow.renewing("two"):
+        (bakery.folder / "two" / "new").write_text("two22")
+        raise KeyboardInterrupt
+    bakery.settings["two"] = 2
+    assert bakery.cook() == ["two"] and not (bakery.folder / "two" / "new").exists()
+    flow.adds("four", "four/late")  # which never ran
+    assert flow.record("four") == {}
+
+
 def test_only_what_a_stage_wrote_is_removed(tmp_path):
     bakery = Bakery(tmp_path / "run")
     bakery.cook()

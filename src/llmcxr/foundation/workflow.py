@@ -232,21 +232,24 @@ class Workflow:
     @contextmanager
     def renewing(self, name: str) -> Iterator[None]:
         """Around what makes outputs of the named stage anew: until it has ended the stage counts as not finished, so that after
-        a kill or a fault the next run goes on with it."""
+        a kill or a fault the next run goes on with it, and what lies there counts as the stage's."""
         path, record = self.folder / RECORDS / f"{name}.json", self.record(name)
         if record:
-            write_json(path, record | {"finished": False})
+            write_json(path, {k: v for k, v in record.items() if k != "files"} | {"finished": False})
         yield
         if record:
             stage = next((s for s in self.stages if s.name == name), None)
             last = {} if stage is None else {"read_last": self._read_last(stage)}
             write_json(path, record | last | {"files": self._files(record.get("outputs", ()))})
 
-    def wrote(self, name: str) -> None:
-        """Keep in the record of the named stage, which is done, what lies in its outputs now."""
-        path = self.folder / RECORDS / f"{name}.json"
-        if record := self.record(name):
-            write_json(path, record | {"files": self._files(record.get("outputs", ()))})
+    def adds(self, name: str, file: str) -> None:
+        """Keep in the record of the named stage, which is done, that `file` (below the run folder) is its own, too.
+
+        To be called before the file is written: after a kill in between it would be somebody's, and in the stage's way.
+        """
+        record = self.record(name)
+        if "files" in record and file not in record["files"]:  # else all that lies there is the stage's
+            write_json(self.folder / RECORDS / f"{name}.json", record | {"files": sorted([*record["files"], file])})
 
     def _files(self, outputs: Sequence[str]) -> list[str]:
         """Files below the run folder, as they are in `outputs`, without what file managers and editors leave."""
