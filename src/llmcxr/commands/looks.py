@@ -28,7 +28,8 @@ def _load(arguments: argparse.Namespace):
 
 @command(
     "explain",
-    f"show where on a radiograph the model sees a finding, or what speaks for a sentence, as a heat map. {NOTICE}",
+    "show where on a radiograph the model sees a finding, or what speaks for a sentence, as a heat map. It has not yet been shown to "
+    f"be right more often than chance (docs/generation.md). {NOTICE}",
     *MODEL,
     IMAGE,
     argument(
@@ -89,6 +90,7 @@ def _look(arguments: argparse.Namespace) -> None:
     argument(
         "--into",
         type=path,
+        metavar="MODEL",
         help="folder of the model, packed or not, that should hold it (default: the run's own model/)",
     ),
     DEVICE,

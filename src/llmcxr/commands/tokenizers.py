@@ -63,9 +63,14 @@ _SPLITS = ("train", "validate", "test", "all")  # of `studies.study`, which is n
         metavar="WEIGHTS",
         help="also LPIPS: the path of torchvision's VGG-16 weights, or download (default: none)",
     ),
-    argument("--json", type=path, help="write all numbers into this file (default: none)"),
-    argument("--pictures", type=png, help="write originals, and what is kept of them, as a PNG (default: none)"),
-    argument("--shown", type=count, default=8, help="images a row of the pictures (default: %(default)s)"),
+    argument("--json", type=path, metavar="FILE", help="write all numbers into this file (default: none)"),
+    argument(
+        "--pictures",
+        type=png,
+        metavar="FILE",
+        help="write originals, and what is kept of them, as a PNG (default: none)",
+    ),
+    argument("--shown", type=count, default=8, metavar="N", help="images a row of the pictures (default: %(default)s)"),
     DEVICE,
     example="phantom runs/tokenizer-256 --data runs/tokenizer-256 real-cxr --judge phantom --pictures kept.png",
 )
