@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from vector_quantize_pytorch import FSQ
 
+from llmcxr.evaluation.tokenizer_text import table as markdown
 from llmcxr.foundation import loop
 from llmcxr.foundation.artifacts import read_json, write_json
 from llmcxr.foundation.devices import autocast, core_count, pick_device, place_network
@@ -402,14 +403,13 @@ def table(results: dict[str, Any]) -> str:
     arms = {arm: read_arm(arm, grid) for arm, budget in groups if budget == "equal images"}
     curve = sorted((a.bits, float(mean[name, "equal images"])) for name, a in arms.items() if a.kind == "cosine")
     n = settings["images"]
-    lines = [
+    about = (
         f"{n['train']:,} training and {n['validate']:,} validation images, {settings['steps']:,} steps of "
-        f"{settings['batch_size']} images on {results['device']}; equal time is that of `{settings['reference']}`.",
-        "",
-        "| quantiser | tokens | bits | L1 | beside cosine of as many bits | L1 at equal time | PSNR | MS-SSIM | power kept, finest "
-        "octave first | in use | perplexity | restarts | images/s |",
-        "| --- " * 13 + "|",
-    ]
+        f"{settings['batch_size']} images on {results['device']}; equal time is that of `{settings['reference']}`."
+    )
+    head = ["quantiser", "tokens", "bits", "L1", "beside cosine of as many bits", "L1 at equal time", "PSNR", "MS-SSIM"]
+    head += ["power kept, finest octave first", "in use", "perplexity", "restarts", "images/s"]
+    rows = []
     for name, arm in sorted(arms.items(), key=lambda item: (item[1].bits, item[0])):
         runs, own = groups[name, "equal images"], mean[name, "equal images"]
         spread = max(abs(r["l1"] - own) for r in runs)
@@ -432,8 +432,8 @@ def table(results: dict[str, Any]) -> str:
             f"{np.mean([r['restarts'] for r in runs]):,.0f}",
             f"{speeds[name]:,.0f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return f"{about}\n\n{markdown(head, rows)}"
 
 
 def main() -> None:

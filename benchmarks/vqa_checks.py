@@ -100,7 +100,7 @@ def ask(count: int, answers: Path, url: str | None, model: str) -> None:
     with AnswerStore(answers) as store, TemporaryDirectory() as folder:
         client = ChatClient(ChatSettings(model=model, base_url=url), "cpu")
         client.answer_all(requests_of(prompt, reports), store, len(reports), "reports")
-        counts = write_all(Path(folder) / "synthesis", reports, prompt, model, store, 0)
+        counts = write_all(Path(folder) / "synthesis", reports, prompt, model, store)
         told = f"{store.spent.tokens_out:,} tokens in {time.process_time() - start:,.0f} CPU seconds of this process"
     print("\n".join([*counts.told(), f"kept by type: {dict(counts.types)}", told]))
 

@@ -175,7 +175,7 @@ def part(name: str, url: str, count: int, folder: Path) -> dict[str, Any]:
 
     def write() -> dict[str, Any]:
         with AnswerStore(folder / "vqa.jsonl") as store:
-            counts = write_all(folder / "synthesis", reports, prompt, "m", store, 0)
+            counts = write_all(folder / "synthesis", reports, prompt, "m", store)
         return counts.as_json()
 
     return _measured({"fill": fill, "write": write}.get(name, ask))

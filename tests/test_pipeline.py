@@ -303,7 +303,19 @@ def test_what_is_usual_can_be_measured_anew_and_is_the_stages_own(copied, monkey
     assert main(["measure-outside", str(copied.folder)]) == 0
     assert read_limits(copied.folder / "model") == usual
     check_sums(copied.folder / "model")
-    assert "model/outside.json" in json.loads((copied.folder / ".stages" / "model.json").read_text())["files"]
+    record = copied.folder / ".stages" / "model.json"
+    assert "model/outside.json" in json.loads(record.read_text())["files"]
+    # Killed as soon as it is written, and given by the folder's name: the next run with other settings makes the model anew.
+    before = json.loads(record.read_text())
+    record.write_text(json.dumps(before | {"files": [f for f in before["files"] if not f.endswith("outside.json")]}))
+
+    def killed(*given):
+        write_limits(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llmcxr.model.outside.write_limits", killed)
+    assert main(["measure-outside", str(copied.folder), "--into", str(copied.folder / "model")]) == 130
+    assert copied("tuning.decoding={report_guidance: 2}", idle=True) == ["model", "evaluation"]
 
 
 def test_language_is_measured_before_between_and_after_the_stages(tiny, copied, monkeypatch):

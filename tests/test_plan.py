@@ -499,3 +499,28 @@ def test_operations_of_the_image_tokenizer_by_hand():
     assert ended.pop("codes") == hours.pop("codes") and sum(ended.values()) == pytest.approx(0.5)
     more = speed.image_operations(recipe, 3000)
     assert more.pop("codes") == 3 * found.pop("codes") and more == found
+
+
+def test_pieces_of_a_step_go_forward_once_more():
+    """And through the decoder again where the adversary is weighed (`images_at_once`)."""
+    changes = ["image_tokenizer.architecture.image_size=32", "image_tokenizer.architecture.channels=[32,64]"]
+    recipe, part = load_settings(Recipe, find_recipe("vqgan-paper"), changes), "image_tokenizer, encoder and decoder"
+    whole = speed.image_operations(recipe, 1)
+    encoder = whole["codes"]
+
+    def in_pieces(**change: object) -> Recipe:
+        own = dataclasses.replace(recipe.image_tokenizer, images_at_once=4, **change)
+        return dataclasses.replace(recipe, image_tokenizer=own)
+
+    def more(**change: object) -> float:
+        """What they take beside the whole, an image."""
+        s, found = recipe.image_tokenizer, speed.image_operations(in_pieces(**change), 1)
+        return (found[part] - whole[part]) / (s.steps * s.batch_size)
+
+    plain, late, all_along = more(adversarial_weight=0.0), more(), more(adversarial_start=0.0)
+    decoder = all_along - plain
+    assert decoder > encoder > 0 and plain == pytest.approx(encoder + decoder)
+    assert late == pytest.approx(encoder + 1.5 * decoder)
+    # 16 images are 4 a device, or 6.
+    flops = [planning._image_hours(in_pieces(), 1, lambda tokens, flops: flops, devices) for devices in (4, 3)]
+    assert flops[0] == whole and flops[1][part] > whole[part]

@@ -11,8 +11,11 @@ import yaml
 from llmcxr.cli import main
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.settings import load_settings
+from llmcxr.foundation.workflow import RESERVED
 from llmcxr.pipeline import Run
-from llmcxr.recipe import Recipe
+from llmcxr.recipe import TAKEN, Recipe
+from llmcxr.stages.image_tokens import ENCODED
+from llmcxr.stages.synthesis import ANSWERS
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def recipe(tmp_path) -> Path:
 PATHS = ["/home/me/thesis", "../../x", "..", ".", "", ".stages", "a/b", "a\\b", "a b", "a\nb", "a\0b", "-a", "x" * 101]
 
 
-@pytest.mark.parametrize("name", [*PATHS, "a.b", "images", "masks", "model", "Evaluation", "owner", "encoded"])
+@pytest.mark.parametrize("name", [*PATHS, "a.b", "images", "model", "Evaluation", "owner", "alignment"])
 def test_names_of_stages_are_no_paths(name, recipe, tmp_path, capsys):
     stages = json.dumps([{"name": "stage1"}, {"name": name}])
     assert main(["run", str(recipe), f"tuning.stages={stages}"]) == 2
@@ -91,3 +94,16 @@ def test_outputs_are_looked_at_before_the_work(words, tmp_path, capsys):
         (tmp_path / "x.png").symlink_to("/dev/null")
     assert main([*words, *["-o"] * (words[0] != "pack"), device, *["--model=none"] * (words[0] == "draw")]) == 2
     assert f"cannot write {device}: it is a device" in capsys.readouterr().err and not Path("/dev/null").is_file()
+
+
+def test_no_name_of_a_stage_is_anything_elses_in_a_runs_folder(recipe):
+    """Whatever a recipe switches off: it may be switched on again, and would find a tuning stage's weights in its place."""
+    everything = ["vqa.synthesize=true", "chat.model=m", "tuning.alignment.steps=1"]
+    everything += ["tuning.language={loss: base_model, replay_texts: 1}", "device=cpu", "precision=float32"]
+    run = Run(load_settings(Recipe, recipe, everything))
+    own = {stage.name for stage in run.recipe.tuning.stages}
+    there = {name for stage in run.workflow.stages for name in (stage.name, *stage.outputs) if "." not in name}
+    assert there - own | {ENCODED, *RESERVED} == set(TAKEN) and ANSWERS in RESERVED and own == {"stage1"}
+    for name in TAKEN:
+        with pytest.raises(UserError, match=rf"tuning.stages\[0\].name: '{name}' is the name of something else"):
+            load_settings(Recipe, recipe, [f"tuning.stages=[{{name: {name}}}]"])

@@ -6,8 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from llmcxr.evaluation.calibration import told
-from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.workflow import RESERVED, Stage, Workflow
+from llmcxr.foundation.workflow import Stage, Workflow
 from llmcxr.model.calibration import CALIBRATION, save_calibration
 from llmcxr.recipe import Recipe
 from llmcxr.stages import data, evaluation, image_tokens, synthesis, tuning
@@ -16,7 +15,7 @@ from llmcxr.stages.context import Context
 
 
 def stages(context: Context) -> list[Stage]:
-    """All stages of a recipe, in order: from data to a results page. `UserError` where two would share a name."""
+    """All stages of a recipe, in order: from data to a results page."""
     if context.given is not None:  # a finished model is measured
         return [
             data.studies_stage(context),
@@ -26,7 +25,7 @@ def stages(context: Context) -> list[Stage]:
             evaluation.judge_stage(context),
             evaluation.evaluation_stage(context),
         ]
-    before = [
+    return [
         data.studies_stage(context),
         image_tokens.clinical_features_stage(context),
         image_tokens.image_tokenizer_stage(context),
@@ -35,16 +34,11 @@ def stages(context: Context) -> list[Stage]:
         data.vqa_stage(context),
         *tuning.alignment_stage(context),
         *tuning.replay_stage(context),
+        *tuning.tuning_stages(context),
+        tuning.model_stage(context),
+        evaluation.judge_stage(context),
+        evaluation.evaluation_stage(context),
     ]
-    named_by_recipe = tuning.tuning_stages(context)
-    after = [tuning.model_stage(context), evaluation.judge_stage(context), evaluation.evaluation_stage(context)]
-    taken = {*RESERVED, image_tokens.ENCODED, *(stage.name for stage in (*before, *after))}
-    for i, stage in enumerate(named_by_recipe):  # each is a folder that is removed
-        if stage.name.casefold() in taken:
-            raise UserError(
-                f"tuning.stages[{i}].name: {stage.name!r} is the name of something else in the run's folder. Give that stage another."
-            )
-    return [*before, *named_by_recipe, *after]
 
 
 class Run:
@@ -71,8 +65,8 @@ class Run:
         return self.context.folder / data.PAGE
 
     def _inspect(self) -> None:
+        self.workflow.adds("studies", data.PAGE)
         data.write_page(self.context)
-        self.workflow.wrote("studies")
 
     def _rescore(self) -> None:
         with self.workflow.renewing("evaluation"):
@@ -88,10 +82,12 @@ class Run:
             folder = folder_to_calibrate(self.context, into)
             kept = self.context.folder / READINGS.format("validate")
             calibration = fitted_calibration(self.context, images, kept)
-            scored = folder.resolve() == self.context.model.resolve() and self.workflow.has("evaluation")
+            own = folder.resolve() == self.context.model.resolve()
+            scored = own and self.workflow.has("evaluation")
             with self.workflow.renewing("evaluation") if scored else nullcontext():
+                if own:
+                    self.workflow.adds("model", f"model/{CALIBRATION}")
                 save_calibration(folder, calibration)
-                self.workflow.wrote("model")
                 if scored:
                     evaluation.rescore(self.context)
         return f"{told(calibration)}\n{folder / CALIBRATION}"

@@ -313,9 +313,9 @@ def _measure(
     return rate, said, {name: value / 3600 for name, value in stages.items()}
 
 
-def _image_hours(recipe: Recipe, images: int, time: Time) -> dict[str, float]:
+def _image_hours(recipe: Recipe, images: int, time: Time, devices: int = 1) -> dict[str, float]:
     """Hours of the image tokenizer's training, which ends by the clock where the recipe says so, by part, and of encoding."""
-    hours = {name: time(0, n) or 0.0 for name, n in speed.image_operations(recipe, images).items()}
+    hours = {name: time(0, n) or 0.0 for name, n in speed.image_operations(recipe, images, devices).items()}
     training = sum(value for name, value in hours.items() if name != "codes")
     share = min(1.0, (recipe.image_tokenizer.minutes or math.inf) / 60 / training) if training else 1.0
     return {name: value * (1.0 if name == "codes" else share) for name, value in hours.items()}
@@ -448,7 +448,7 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
         said = f"as given: {options.utilisation:.0%} of {options.tflops:,.1f} TFLOP/s on each device"
     time = _hours(options, rate)
     if not options.measure and rate is None and options.tflops is not None:
-        others = _image_hours(recipe, images, time)
+        others = _image_hours(recipe, images, time, devices)
 
     planned, largest = zip(*(_stage_plan(one, recipe, model, time) for one in samples), strict=True)
     aligning, aligned = list[StagePlan](), 0.0

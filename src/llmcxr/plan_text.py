@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmcxr.foundation.durations import time_of
 from llmcxr.plan import GIB, PAPER_EPOCHS, PAPER_IMAGES, Plan
 
 
@@ -15,11 +16,7 @@ def _count(number: float) -> str:
 
 
 def _time(hours: float | None) -> str:
-    if hours is None:
-        return "-"
-    if hours < 1:
-        return f"{hours * 60:.1f} min"
-    return f"{hours:,.1f} h" if hours < 72 else f"{hours / 24:,.1f} days"
+    return "-" if hours is None else time_of(hours)
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -8,12 +8,30 @@ from pathlib import Path
 
 from llmcxr.evaluation.settings import EvaluationSettings
 from llmcxr.foundation.settings import NameOrPath, Precision, Seed, Settings, setting
+from llmcxr.foundation.workflow import RESERVED
 from llmcxr.image_tokens.settings import ClinicalFeatureSettings, ImageTokenizerSettings
 from llmcxr.labelling.registry import LabellerName
 from llmcxr.sources.registry import SourceSettings
 from llmcxr.studies.prior_references import PriorReferences
 from llmcxr.synthesis.settings import ChatSettings, VqaSettings
 from llmcxr.tuning.settings import TuningSettings
+
+# What lies in a run's folder beside the tuning stages, also where a recipe leaves it out.
+TAKEN = (
+    *RESERVED,
+    "studies",
+    "clinical_features",
+    "image_tokenizer",
+    "codes",
+    "encoded",
+    "synthesis",
+    "vqa",
+    "alignment",
+    "replay",
+    "model",
+    "judge",
+    "evaluation",
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +98,11 @@ class Recipe(Settings):
         for i, name in enumerate(names := [s.name for s in self.tuning.stages]):  # each is a folder that is removed
             if not re.fullmatch(r"\w[\w-]{0,99}", name):
                 faults.append(f"tuning.stages[{i}].name: {name!r} should be letters, digits, '-' and '_'")
+            elif name.casefold() in TAKEN:
+                faults.append(
+                    f"tuning.stages[{i}].name: {name!r} is the name of something else in a run's folder, be it there or not; "
+                    "give that stage another"
+                )
             elif name.casefold() in [n.casefold() for n in names[:i]] and name not in names[:i]:
                 faults.append(f"tuning.stages[{i}].name: {name!r} is on some disks the same as another stage's")
         if self.start is not None and self.image_tokenizer.start is not None:

@@ -123,11 +123,12 @@ def _vgg() -> nn.Sequential:
     return nn.Sequential(*layers).requires_grad_(False)
 
 
-def image_operations(recipe: Recipe, images: int) -> dict[str, float]:
-    """Operations of training the image tokenizer, by what takes them, and of encoding all `images`: of convolutions and products,
-    counted by torch on networks without weights."""
+def image_operations(recipe: Recipe, images: int, devices: int = 1) -> dict[str, float]:
+    """Operations of training the image tokenizer on all `devices` together, by what takes them, and of encoding all `images`: of
+    convolutions and products, counted by torch on networks without weights."""
     s, total = recipe.image_tokenizer, dict[str, float]()
     a, share = s.architecture, 1 - s.adversarial_start if s.adversarial_weight else 0.0
+    in_pieces = s.images_at_once is not None and s.batch_size > devices * s.images_at_once  # a device's share of a step
 
     def count(function: Callable[[], object]) -> float:
         with FlopCounterMode(display=False) as counter:
@@ -156,10 +157,15 @@ def image_operations(recipe: Recipe, images: int) -> dict[str, float]:
 
         step = {
             "encoder and decoder": count(lambda: decoder(encoder(x, seen)).sum().backward()),
-            "clinical network": compared(of_pooled, 1) if s.clinical_weight or s.perceptual == "clinical" else 0.0,
+            "clinical network": compared(of_pooled, 1) if s.asks_clinical else 0.0,
             "LPIPS": compared(vgg, 3) if s.perceptual != "clinical" else 0.0,
             "discriminator": count(judged) * share,
         }
+        if in_pieces:  # none keeps its graph: each goes forward again, through the decoder also to weigh the adversary
+            with torch.no_grad():
+                z = encoder(x, seen)
+                step["encoder and decoder"] += count(lambda: encoder(x, seen)) + (1 + share) * count(lambda: decoder(z))
+                step["clinical network"] += count(lambda: of_pooled(x)) if a.clinical_input else 0.0
         if s.pretrained is None:
             total = {f"image_tokenizer, {name}": n * s.batch_size * s.steps for name, n in step.items() if n}
         with torch.no_grad():

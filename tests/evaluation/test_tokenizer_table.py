@@ -16,6 +16,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 from toy_run import FINDINGS, toy_run
 
 from llmcxr.cli import main
+from llmcxr.commands import tokenizers
 from llmcxr.evaluation.judge import Judge
 from llmcxr.evaluation.onlookers import Onlooker, Onlookers, find_onlooker, resized
 from llmcxr.evaluation.tokenizer_data import Radiographs, of_run
@@ -30,7 +31,7 @@ from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.metrics.reconstruction import frechet_distance
 from llmcxr.studies.image_files import image_files, read_squares
 from llmcxr.studies.radiographs import from_uint8, load_square, to_uint8
-from llmcxr.studies.study import Study
+from llmcxr.studies.study import SPLITS, Study
 
 CPU = torch.device("cpu")
 S, G, K = 16, 4, 8
@@ -348,3 +349,9 @@ def test_the_command_takes_several_tokenizers_and_data_sets(tmp_path, capsys):
     pleased = ["--device", "cpu", "--judge", str(run / "clinical_features"), "--data", str(run)]
     assert main(["evaluate-tokenizer", str(run), *pleased]) == 2  # a run is its tokenizer, too
     assert "trained to please" in capsys.readouterr().err
+
+
+def test_a_split_that_is_not_there_is_said_with_those_that_are(tmp_path):
+    with pytest.raises(UserError, match="toy has no radiograph in the split validate. It has train, test: set --split"):
+        of_run(toy_run(tmp_path / "toy"), "validate")
+    assert (*SPLITS, "all") == tokenizers._SPLITS  # written there once more, so that help needs no numpy

@@ -94,6 +94,33 @@ def test_contents_of_what_is_read_count_wherever_it_lies(kitchen, tmp_path, monk
     assert kitchen.cook() == ["three"]
 
 
+def test_what_the_last_step_reads_has_it_run_again_over_what_is_there(tmp_path):
+    model, folder, found = tmp_path / "model", tmp_path / "run", list[bool]()
+    model.mkdir()
+    (model / "weights.json").write_text("1")
+
+    def run() -> None:
+        found.append((folder / "answers").exists())
+        (folder / "answers").touch()
+
+    stage = Stage("one", "", run, None, (), ("answers",), (model,), ("late.json",), (model / "late.json",))
+
+    def ran(name: str = "", text: str = "") -> list[bool]:
+        found.clear()
+        if name:
+            (model / name).write_text(text)
+        Workflow(folder, [stage], Processes("cpu")).run()
+        return list(found)
+
+    assert ran() == [False] and ran() == []
+    assert ran("late.json", "2") == [True] and ran() == [], "again, over what it wrote"
+    assert ran("weights.json", "3") == [False] and ran() == [], "from nothing"
+    flow = Workflow(folder, [stage], Processes("cpu"))
+    with flow.renewing("one"):
+        (model / "late.json").write_text("4")
+    assert ran() == [], "who renews it has read it"
+
+
 def test_an_interrupted_stage_is_not_done(kitchen):
     kitchen.cook()
     kitchen.settings["one"], kitchen.killed = 7, True
@@ -183,6 +210,26 @@ def test_what_is_made_anew_counts_as_finished_when_it_is_whole(kitchen):
     assert kitchen.cook() == ["two"]
     with flow.renewing("four"):  # which never ran
         pass
+    assert flow.record("four") == {}
+
+
+@pytest.mark.parametrize("killed_before", ["the file", "the end"])
+def test_what_is_added_later_is_the_stages_own_whenever_it_is_killed(tmp_path, killed_before):
+    bakery = Bakery(tmp_path / "run")
+    bakery.cook()
+    flow = Workflow(bakery.folder, [], Processes("cpu"))
+    flow.adds("two", "two/late")
+    if killed_before == "the end":
+        (bakery.folder / "two" / "late").write_text("two2")
+    assert bakery.cook() == []
+    bakery.settings["two"] = 22
+    assert bakery.cook() == ["two"] and not (bakery.folder / "two" / "late").exists()
+    with pytest.raises(KeyboardInterrupt), flow.renewing("two"):
+        (bakery.folder / "two" / "new").write_text("two22")
+        raise KeyboardInterrupt
+    bakery.settings["two"] = 2
+    assert bakery.cook() == ["two"] and not (bakery.folder / "two" / "new").exists()
+    flow.adds("four", "four/late")  # which never ran
     assert flow.record("four") == {}
 
 

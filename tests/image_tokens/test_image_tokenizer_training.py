@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmcxr import speed
 from llmcxr.foundation import loop
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.processes import Processes
@@ -191,6 +192,25 @@ def test_frozen_features_stay_frozen(images, tmp_path):
     before = {k: v.clone() for k, v in network.state_dict().items()}
     train_image_tokenizer(dataclasses.replace(SETTINGS, steps=2), network, images, 0, tmp_path, ONE)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_the_clinical_network_sees_no_image_where_nothing_asks_it(images, tmp_path):
+    torch.save({f"features.{k}": v for k, v in speed._vgg().state_dict().items()}, tmp_path / "vgg16.pth")
+    blind = dataclasses.replace(SETTINGS, steps=1, perceptual=str(tmp_path / "vgg16.pth"), clinical_weight=0.0)
+    seen = dict[str, int]()
+    for name, change in {
+        "nothing": {},
+        "reading": {"reading_weight": 0.1},
+        "clinical": {"clinical_weight": 0.1},
+    }.items():
+        network = features()
+        step = training.ImageTokenizerTraining(
+            dataclasses.replace(blind, **change), network, images, 0, tmp_path / name, ONE
+        )
+        passes = network.network.features.conv0.register_forward_hook(lambda *_, name=name: seen.update({name: 1}))
+        assert step.step() is not None
+        passes.remove()
+    assert seen == {"reading": 1, "clinical": 1}
 
 
 def test_wrong_size_and_divergence_are_said(images, tmp_path):

@@ -28,7 +28,8 @@ def _load(arguments: argparse.Namespace):
 
 @command(
     "explain",
-    f"show where on a radiograph the model sees a finding, or what speaks for a sentence, as a heat map. {NOTICE}",
+    "show where on a radiograph the model sees a finding, or what speaks for a sentence, as a heat map. It has not yet been shown to "
+    f"be right more often than chance (docs/generation.md). {NOTICE}",
     *MODEL,
     IMAGE,
     argument(
@@ -89,6 +90,7 @@ def _look(arguments: argparse.Namespace) -> None:
     argument(
         "--into",
         type=path,
+        metavar="MODEL",
         help="folder of the model, packed or not, that should hold it (default: the run's own model/)",
     ),
     DEVICE,
@@ -96,12 +98,13 @@ def _look(arguments: argparse.Namespace) -> None:
 )
 def _measure_outside(arguments: argparse.Namespace) -> None:
     from llmcxr.inference.llm_cxr import LlmCxr
-    from llmcxr.model.outside import write_limits
+    from llmcxr.model.outside import NAME, write_limits
     from llmcxr.stages.outside import limits_of
     from llmcxr.studies.pixel_store import PixelStore
     from llmcxr.studies.study import read_manifest
 
-    folder, target = arguments.folder, arguments.into or arguments.folder / "model"
+    folder, own = arguments.folder, arguments.folder / "model"
+    target = arguments.into or own
     if not os.path.isfile(folder / "manifest.parquet"):
         raise UserError(f"{folder} holds no studies. Give the folder of a run (llmcxr prepare makes one).")
     model = LlmCxr.from_pretrained(target, arguments.device)
@@ -110,11 +113,11 @@ def _measure_outside(arguments: argparse.Namespace) -> None:
     limits = limits_of(model, PixelStore.open(folder / "pixels.npy").select(rows))
     if limits is None:
         raise UserError(f"{folder} has {len(rows)} validation images, of which a 99th percentile cannot be said.")
-    if arguments.into is not None:
+    if target.resolve() != own.resolve():
         write_limits(target, limits)
     else:
         workflow = finished_run(folder).workflow
         with workflow.alone():
+            workflow.adds("model", f"{own.name}/{NAME}")
             write_limits(target, limits)
-            workflow.wrote("model")  # else it would be in the way of the stage
-    print(f"{target / 'outside.json'}, of {limits.images} validation images")
+    print(f"{target / NAME}, of {limits.images} validation images")

@@ -202,8 +202,9 @@ def _choose_decoding(arguments: argparse.Namespace) -> None:
     argument(
         "--into",
         type=path,
+        metavar="MODEL",
         help="folder of the model, packed or not, that should hold it (default: the run's own model/; needed where the run "
-        "measures a model that it did not make)",
+        "measures a model that it did not make; its next `llmcxr run` then makes the scores anew)",
     ),
     example="runs/quickstart",
 )
@@ -250,19 +251,19 @@ def _pack(arguments: argparse.Namespace) -> None:
             "--rate",
             type=rate,
             metavar="TOKENS_PER_SECOND",
-            help="hours at this speed of tuning on one device, no padding counted (default: no hours)",
+            help="hours of tuning alone, at this speed on one device, no padding counted (default: no hours)",
         ),
         argument(
             "--measure",
             action="store_true",
-            help="hours as timed here: the real step (forward, backward, optimiser) for about 20 seconds, with random weights of "
+            help="hours of every stage as timed here: of tuning the real step (forward, backward, optimiser) for about 20 seconds, with random weights of "
             "the LLM's shape",
         ),
         argument(
             "--tflops",
             type=rate,
             metavar="T",
-            help="hours at this rate of matrix products of one device, in 10^12 operations a second in the precision of training, "
+            help="hours of tuning, the image tokenizer and encoding at this rate of matrix products of one device, in 10^12 operations a second in the precision of training, "
             "e.g. 700 as measured on an H100 in bfloat16 (default: no hours)",
         ),
     ),
@@ -285,7 +286,7 @@ def _pack(arguments: argparse.Namespace) -> None:
         type=count,
         nargs=2,
         metavar=("FINDINGS", "IMPRESSION"),
-        help="words to assume of reports that are not on disk (default: 32 11 for the phantom, 50 20 for a table)",
+        help="words to assume of reports that are not on disk (default: as is usual of the kind of source, e.g. 50 20 for a table)",
     ),
     example="quickstart --measure",
 )

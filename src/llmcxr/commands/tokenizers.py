@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmcxr.evaluation.tokenizer_table import Evaluators
     from llmcxr.image_tokens.tokenizer import ImageTokenizer
 
-_SPLITS = ("train", "validate", "test", "all")
+_SPLITS = ("train", "validate", "test", "all")  # of `studies.study`, which is not loaded for the help alone
 
 
 @command(
@@ -63,9 +63,14 @@ _SPLITS = ("train", "validate", "test", "all")
         metavar="WEIGHTS",
         help="also LPIPS: the path of torchvision's VGG-16 weights, or download (default: none)",
     ),
-    argument("--json", type=path, help="write all numbers into this file (default: none)"),
-    argument("--pictures", type=png, help="write originals, and what is kept of them, as a PNG (default: none)"),
-    argument("--shown", type=count, default=8, help="images a row of the pictures (default: %(default)s)"),
+    argument("--json", type=path, metavar="FILE", help="write all numbers into this file (default: none)"),
+    argument(
+        "--pictures",
+        type=png,
+        metavar="FILE",
+        help="write originals, and what is kept of them, as a PNG (default: none)",
+    ),
+    argument("--shown", type=count, default=8, metavar="N", help="images a row of the pictures (default: %(default)s)"),
     DEVICE,
     example="phantom runs/tokenizer-256 --data runs/tokenizer-256 real-cxr --judge phantom --pictures kept.png",
 )
@@ -129,6 +134,7 @@ def _evaluators(arguments: argparse.Namespace, codecs: dict[str, ImageTokenizer]
     """The networks that the arguments name. `UserError` where one cannot be had, or judges one of `codecs` (by folder) that pleased it."""
     from llmcxr.evaluation.onlookers import Onlookers, clinical_network, find_onlooker
     from llmcxr.evaluation.tokenizer_table import Evaluators
+    from llmcxr.foundation.optional import AskedBy
     from llmcxr.image_tokens.losses import build_lpips
 
     members = [find_onlooker(name) for name in arguments.judge or ()]
@@ -138,7 +144,7 @@ def _evaluators(arguments: argparse.Namespace, codecs: dict[str, ImageTokenizer]
     return Evaluators(
         clinical_network(arguments.clinical).to(device) if arguments.clinical else None,
         Onlookers(members, device) if members else None,
-        build_lpips(arguments.lpips, "--lpips", "no --lpips").to(device) if arguments.lpips else None,
+        build_lpips(arguments.lpips, AskedBy("--lpips", "no --lpips")).to(device) if arguments.lpips else None,
     )
 
 

@@ -20,6 +20,7 @@ from llmcxr.foundation.assets import SHIPPED_MODELS
 from llmcxr.foundation.checkpoints import load_weights
 from llmcxr.foundation.devices import autocast
 from llmcxr.foundation.errors import UserError
+from llmcxr.foundation.optional import AskedBy
 from llmcxr.foundation.texts import path_of
 from llmcxr.foundation.yaml_text import read_yaml
 from llmcxr.image_tokens.clinical_features import ClinicalFeatures, FeatureNetwork, published_features
@@ -36,7 +37,9 @@ def resized(images: Tensor, size: int) -> Tensor:
 
 def clinical_network(name: str) -> FeatureNetwork:
     """The network `name`: a folder (a run's clinical_features/, a Dinov2), a TorchXRayVision name or file. `UserError` for none."""
-    return published_features(str(path_of(name)) if path_of(name).is_dir() else name, "--clinical", "no --clinical")
+    return published_features(
+        str(path_of(name)) if path_of(name).is_dir() else name, AskedBy("--clinical", "no --clinical")
+    )
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def find_onlooker(name: str) -> Onlooker:
     if (folder / "judge" / "config.json").is_file():
         folder = folder / "judge"
     if not folder.is_dir() or is_dinov2(folder):
-        network = published_features(name, "--judge", "no --judge")
+        network = published_features(name, AskedBy("--judge", "no --judge"))
         if not isinstance(network, ClinicalFeatures):
             raise UserError(f"--judge {name}: this network knows no findings, so it can judge none. Give a classifier.")
         return Onlooker(name, network, network.resolution or 224)

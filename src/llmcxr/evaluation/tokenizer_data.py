@@ -20,8 +20,6 @@ from llmcxr.studies.geometry import CENTRE_CROP, Geometry
 from llmcxr.studies.image_files import image_files, read_squares
 from llmcxr.studies.study import SPLITS, Study, read_manifest
 
-SPLIT_CHOICES = (*SPLITS, "all")
-
 
 @dataclass(frozen=True)
 class Radiographs:
@@ -47,9 +45,9 @@ def of_studies(name: str, studies: Sequence[Study], folder: Path, split: str, ge
     """Those of a split (or all) whose image files lie below `folder`. `UserError` where there are none."""
     chosen = [study for study in studies if split in (study.split, "all")]
     if not chosen:
-        raise UserError(
-            f"{name} has no radiograph in the split {split}. Set --split to another ({', '.join(SPLIT_CHOICES)})."
-        )
+        own = [other for other in SPLITS if any(study.split == other for study in studies)]
+        there = f" It has {', '.join(own)}: set --split to one of them, or to all." if own else ""
+        raise UserError(f"{name} has no radiograph in the split {split}.{there}")
     paths = [folder / study.image_path for study in chosen]  # an absolute path stays
     label = name if split == "all" else f"{name}, {split}"
     return Radiographs(label, chosen, functools.partial(read_squares, paths, geometry=geometry))

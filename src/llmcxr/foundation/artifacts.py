@@ -224,8 +224,9 @@ def file_hashes(files: Sequence[Path], memo: Path) -> dict[Path, str]:
 _MODEL_FILES = {".json", ".safetensors", ".bin", ".gguf", ".model", ".txt", ".jinja"}
 
 
-def content_fingerprint(path: Path, memo: Path) -> str:
-    """Twelve hex digits that identify a file, or the model in a folder (names and contents of the files that loaders read).
+def content_fingerprint(path: Path, memo: Path, without: Sequence[str] = ()) -> str:
+    """Twelve hex digits that identify a file, or the model in a folder (names and contents of the files that loaders read,
+    `without` those names).
 
     "" for what is not there. `memo` as in `file_hashes`. Moving or copying does not change the result.
     Raises `UserError` where a file cannot be read.
@@ -234,6 +235,7 @@ def content_fingerprint(path: Path, memo: Path) -> str:
     try:
         files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
         files = [p for p in files if p == path or (p.suffix in _MODEL_FILES and p.name[0] != "." and p.is_file())]
+        files = [p for p in files if p == path or p.name not in without]
         hashes = file_hashes(files, memo)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}). Check it and its permissions.") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmcxr.foundation.errors import UserError
 
@@ -17,6 +17,13 @@ EXTRAS = {
     "vllm": "vllm",
     "xllamacpp": "gguf",
 }  # package -> extra
+
+
+class AskedBy(NamedTuple):
+    """Where something is asked for, and what does without it: what users type."""
+
+    setting: str
+    instead: str
 
 
 def require(module: str, setting: str, instead: str) -> Any:

@@ -53,6 +53,9 @@ class Stage:
     after: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()  # below the run folder
     reads: tuple[Path, ...] = ()  # the user's own files and model folders
+    unread: tuple[str, ...] = ()  # names of files in these folders on which its result does not depend
+    # Files that its last step alone reads: where they change, it runs again over what it wrote.
+    reads_last: tuple[Path, ...] = ()
     check: Callable[[], None] = lambda: None  # `UserError` for what it will miss; called before the first stage starts
     everywhere: bool = False  # run by all processes together, not by the main one while the others wait
 
@@ -64,9 +67,8 @@ class Workflow:
         self.folder, self.stages, self.processes = folder, list(stages), processes
 
     def record(self, name: str) -> dict[str, Any]:
-        """What is known of a stage: `fingerprint`, `finished`, `seconds`, `left_out` (why there was nothing to do),
-        `outputs`, and
-        `files`: what lies there of them, where the stage came to an end."""
+        """What is known of a stage: `fingerprint`, `finished`, `seconds`, `left_out` (why there was nothing to do), `outputs`,
+        `files`: what lies there of them, where the stage came to an end, and `read_last`: contents of what its last step read."""
         path = self.folder / RECORDS / f"{name}.json"
         return read_json(path) if path.exists() else {}
 
@@ -75,15 +77,24 @@ class Workflow:
         memo, result = self.folder / RECORDS / "model_hashes", dict[str, str]()
         for stage in self.stages:
             settings = json.loads(json.dumps(settings_to_dict(stage.settings), default=str))
-            contents = [content_fingerprint(path, memo) for path in stage.reads]
+            contents = [content_fingerprint(path, memo, stage.unread) for path in stage.reads]
             result[stage.name] = fingerprint(settings, contents, [result[name] for name in stage.after])
         return result
 
     def is_done(self, stage: Stage, wanted: str) -> bool:
         """Whether the stage was finished with the same settings and inputs, and its outputs are still there."""
         record = self.record(stage.name)
-        same = record.get("fingerprint") == wanted and record.get("finished", False)
-        return bool(same) and ("left_out" in record or all((self.folder / o).exists() for o in stage.outputs))
+        if record.get("fingerprint") != wanted or not record.get("finished", False):
+            return False
+        if "left_out" in record:
+            return True
+        there = all((self.folder / o).exists() for o in stage.outputs)
+        last = self._read_last(stage)
+        return there and record.get("read_last", last) == last  # earlier versions kept none
+
+    def _read_last(self, stage: Stage) -> list[str]:
+        """Contents of what the last step of a stage reads."""
+        return [content_fingerprint(path, self.folder / RECORDS / "model_hashes") for path in stage.reads_last]
 
     def has(self, name: str) -> bool:
         """Whether the named stage is done with these settings."""
@@ -189,7 +200,7 @@ class Workflow:
                 record.update({"fingerprint": wanted, "seconds": 0.0})
             for name in ("left_out", "files"):
                 record.pop(name, None)
-            record["outputs"] = list(stage.outputs)
+            record["outputs"], record["read_last"] = list(stage.outputs), self._read_last(stage)
             write_json(path, record | {"finished": False})
 
         def end(finished: bool, **more: str) -> None:
@@ -221,19 +232,24 @@ class Workflow:
     @contextmanager
     def renewing(self, name: str) -> Iterator[None]:
         """Around what makes outputs of the named stage anew: until it has ended the stage counts as not finished, so that after
-        a kill or a fault the next run goes on with it."""
+        a kill or a fault the next run goes on with it, and what lies there counts as the stage's."""
         path, record = self.folder / RECORDS / f"{name}.json", self.record(name)
         if record:
-            write_json(path, record | {"finished": False})
+            write_json(path, {k: v for k, v in record.items() if k != "files"} | {"finished": False})
         yield
         if record:
-            write_json(path, record | {"files": self._files(record.get("outputs", ()))})
+            stage = next((s for s in self.stages if s.name == name), None)
+            last = {} if stage is None else {"read_last": self._read_last(stage)}
+            write_json(path, record | last | {"files": self._files(record.get("outputs", ()))})
 
-    def wrote(self, name: str) -> None:
-        """Keep in the record of the named stage, which is done, what lies in its outputs now."""
-        path = self.folder / RECORDS / f"{name}.json"
-        if record := self.record(name):
-            write_json(path, record | {"files": self._files(record.get("outputs", ()))})
+    def adds(self, name: str, file: str) -> None:
+        """Keep in the record of the named stage, which is done, that `file` (below the run folder) is its own, too.
+
+        To be called before the file is written: after a kill in between it would be somebody's, and in the stage's way.
+        """
+        record = self.record(name)
+        if "files" in record and file not in record["files"]:  # else all that lies there is the stage's
+            write_json(self.folder / RECORDS / f"{name}.json", record | {"files": sorted([*record["files"], file])})
 
     def _files(self, outputs: Sequence[str]) -> list[str]:
         """Files below the run folder, as they are in `outputs`, without what file managers and editors leave."""

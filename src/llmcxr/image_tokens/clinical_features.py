@@ -22,9 +22,10 @@ from llmcxr.foundation.checkpoints import load_state, load_weights
 from llmcxr.foundation.devices import autocast
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.hub import from_hub, is_hub_id
-from llmcxr.foundation.optional import require
+from llmcxr.foundation.optional import AskedBy, require
 from llmcxr.foundation.settings import Range, Settings, build_settings
 from llmcxr.image_tokens.dinov2 import Dinov2Features, is_dinov2
+from llmcxr.image_tokens.settings import CLINICAL_WEIGHTS
 
 
 class _DenseLayer(nn.Sequential):
@@ -156,15 +157,9 @@ class ClinicalFeatures(nn.Module):
         return model.eval().requires_grad_(False)
 
 
-_WEIGHTS = (
-    "clinical_features.weights",
-    "clinical_features.weights=train",
-)  # where they are named, and what does without
-
-
-def xrv_package(weights: str, setting: str = _WEIGHTS[0], instead: str = _WEIGHTS[1]) -> Any:
+def xrv_package(weights: str, asked: AskedBy = CLINICAL_WEIGHTS) -> Any:
     """TorchXRayVision, for its names and to read its files; the network is our own. `UserError` where it cannot be had."""
-    return require("torchxrayvision", f"{setting}: {weights}", instead)
+    return require("torchxrayvision", f"{asked.setting}: {weights}", asked.instead)
 
 
 FeatureNetwork = ClinicalFeatures | Dinov2Features  # the second has no findings
@@ -181,14 +176,14 @@ def is_repository(weights: str) -> bool:
     return path.is_dir() or (path.suffix not in (".pt", ".safetensors") and is_hub_id(weights, path))
 
 
-def published_features(weights: str, setting: str = _WEIGHTS[0], instead: str = _WEIGHTS[1]) -> FeatureNetwork:
+def published_features(weights: str, asked: AskedBy = CLINICAL_WEIGHTS) -> FeatureNetwork:
     """TorchXRayVision's own weights, by name (downloaded once by torchxrayvision) or by the path of the same file; or a Dinov2 such
     as RAD-DINO, or a run's clinical network, by its folder or hub id.
 
     TorchXRayVision's published files are whole pickled modules; they are read with the safe unpickler, which is allowed the classes
-    of that one network and nothing else. Raises `UserError` with the way out (`setting`, or `instead`) where the file cannot be had
-    or read.
+    of that one network and nothing else. Raises `UserError` with the way out (`asked`) where the file cannot be had or read.
     """
+    setting, instead = asked
     if is_repository(weights):
         folder = Path(weights) if Path(weights).is_dir() else from_hub(weights)
         if not (folder / "config.json").is_file():
@@ -202,7 +197,7 @@ def published_features(weights: str, setting: str = _WEIGHTS[0], instead: str = 
                 "a run's clinical network."
             )
         return load_features(folder)
-    xrv = xrv_package(weights, setting, instead)
+    xrv = xrv_package(weights, asked)
     path = Path(weights)
     if weights in xrv.models.model_urls:
         findings = xrv.models.model_urls[weights]["labels"]

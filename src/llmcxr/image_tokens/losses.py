@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcxr.foundation.errors import UserError
-from llmcxr.foundation.optional import require
+from llmcxr.foundation.optional import AskedBy, require
 from llmcxr.image_tokens.clinical_features import FeatureNetwork
+from llmcxr.image_tokens.settings import LPIPS_WEIGHTS
 
 
 class ClinicalFeatureLoss(nn.Module):
@@ -78,23 +79,17 @@ class FindingsInCodes(nn.Module):
         return F.mse_loss(self.reading(vectors.float().sum(dim=(2, 3)) * D**0.5 / g), target)
 
 
-_LPIPS = (
-    "image_tokenizer.perceptual",
-    "image_tokenizer.perceptual=clinical",
-)  # where it is named, and what does without
-
-
-def lpips_package(backbone: str, setting: str = _LPIPS[0], instead: str = _LPIPS[1]) -> Any:
+def lpips_package(backbone: str, asked: AskedBy = LPIPS_WEIGHTS) -> Any:
     """The package. `UserError` where it cannot be had."""
-    return require("lpips", f"{setting}: {backbone}", instead)
+    return require("lpips", f"{asked.setting}: {backbone}", asked.instead)
 
 
-def build_lpips(backbone: str, setting: str = _LPIPS[0], instead: str = _LPIPS[1]) -> nn.Module:
+def build_lpips(backbone: str, asked: AskedBy = LPIPS_WEIGHTS) -> nn.Module:
     """LPIPS (Zhang et al., 2018) on VGG-16. `backbone` is 'download' or the path of torchvision's VGG-16 state dict.
 
-    Raises `UserError` with the way out (`setting`, or `instead`) where the package or the weights cannot be had.
+    Raises `UserError` with the way out (`asked`) where the package or the weights cannot be had.
     """
-    lpips = lpips_package(backbone, setting, instead)
+    lpips = lpips_package(backbone, asked)
     try:
         state = {} if backbone == "download" else torch.load(Path(backbone), map_location="cpu", weights_only=True)
         if backbone == "download":
@@ -112,8 +107,8 @@ def build_lpips(backbone: str, setting: str = _LPIPS[0], instead: str = _LPIPS[1
                     layer.load_state_dict({k: state[f"features.{index}.{k}"] for k in ("weight", "bias")})
     except Exception as error:  # network, disk, the safe unpickler and wrong contents raise many kinds
         raise UserError(
-            f"the VGG-16 weights of LPIPS could not be read ({error}). Set {setting} to the path of torchvision's vgg16 file, or set "
-            f"{instead}."
+            f"the VGG-16 weights of LPIPS could not be read ({error}). Set {asked.setting} to the path of torchvision's vgg16 file, "
+            f"or set {asked.instead}."
         ) from error
     return model.eval().requires_grad_(False)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from llmcxr.foundation.optional import AskedBy
 from llmcxr.foundation.settings import (
     Count,
     LearningRate,
@@ -78,6 +79,11 @@ class ArchitectureSettings(Settings):
         if self.kind == "vqgan" and (bad := [c for c in self.channels if c % 32]):
             faults.append(f"channels: {bad} are not multiples of 32")
         return faults
+
+
+# What names networks of others where nothing else is said.
+CLINICAL_WEIGHTS = AskedBy("clinical_features.weights", "clinical_features.weights=train")
+LPIPS_WEIGHTS = AskedBy("image_tokenizer.perceptual", "image_tokenizer.perceptual=clinical")
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,12 @@ class ImageTokenizerSettings(Settings):
     def given(self) -> str | None:
         """The trained image tokenizer that it is, or begins from."""
         return self.pretrained or self.start
+
+    @property
+    def asks_clinical(self) -> bool:
+        """Whether a term of the objective, or the encoder, depends on what the clinical network sees."""
+        weights = self.clinical_weight + self.reading_weight
+        return weights > 0 or self.perceptual == "clinical" or self.architecture.clinical_input
 
     def faults(self) -> list[str]:
         """Impossible combinations."""

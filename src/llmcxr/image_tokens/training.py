@@ -251,8 +251,8 @@ class ImageTokenizerTraining(loop.Training):
     # Precision is chosen anew around each pass: weights that were rounded without gradients would be taken from its cache.
 
     def _seen(self, x: Tensor) -> tuple[list[Tensor], Tensor] | None:
-        """What the clinical network sees in the originals."""
-        if self.features is None:
+        """What the clinical network sees in the originals; None where nothing asks it."""
+        if self.features is None or not self.settings.asks_clinical:
             return None
         with autocast(self.device), torch.no_grad():
             return self.features.feature_maps(x)

@@ -18,8 +18,9 @@ from llmcxr.foundation.settings import Count, NameOrPath, Range, Settings, Setti
 from llmcxr.image_tokens.codec import ImageCodec
 from llmcxr.image_tokens.settings import CodebookSize, ImageSize
 from llmcxr.instructions.templates import TemplateName
-from llmcxr.model.calibration import Calibration, save_calibration
+from llmcxr.model.calibration import CALIBRATION, Calibration, save_calibration
 from llmcxr.model.decoding import DecodingSettings
+from llmcxr.model.outside import NAME as OUTSIDE
 from llmcxr.model.outside import OutsideLimits, write_limits
 from llmcxr.model.patients import write_patients
 from llmcxr.model.sums import SUMS, check_sums, remedy, write_sums
@@ -30,6 +31,7 @@ from llmcxr.tasks.base import tasks
 from llmcxr.vocabulary.image_vocabulary import ImageVocabulary
 
 FORMAT = 3
+LEARNED_LATER = (CALIBRATION, OUTSIDE)  # of validation patients: neither codes nor answers depend on them
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from llmcxr.foundation.artifacts import fingerprint
 from llmcxr.foundation.errors import UserError
 from llmcxr.inference.consistency import labeller_for
 from llmcxr.inference.llm_cxr import LlmCxr
-from llmcxr.model.calibration import CALIBRATION, Calibration
-from llmcxr.model.folder import load_checked
-from llmcxr.model.outside import NAME as OUTSIDE
+from llmcxr.model.calibration import Calibration
+from llmcxr.model.folder import LEARNED_LATER, load_checked
 from llmcxr.model.sums import SUMS, read_sums
 from llmcxr.stages.context import Context
 from llmcxr.stages.evaluation import cases_of, under_test
@@ -43,8 +42,7 @@ def readings_of(
         candidates = 0
     folder = context.model
     sums = read_sums(folder) if (folder / SUMS).exists() else ""
-    measured = (f"  {CALIBRATION}", f"  {OUTSIDE}")  # of which answers know nothing
-    weights = [line for line in sums.splitlines() if not line.endswith(measured)]
+    weights = [line for line in sums.splitlines() if line.partition("  ")[2] not in LEARNED_LATER]
     about = fingerprint(weights, candidates, split, context.recipe.seed)
     return read_images(under_test(context, cases, model), studies, candidates, kept, about), studies
 

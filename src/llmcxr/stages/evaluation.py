@@ -19,7 +19,7 @@ from llmcxr.foundation.devices import core_count, precision
 from llmcxr.foundation.workflow import RECORDS, Stage
 from llmcxr.inference.llm_cxr import LlmCxr
 from llmcxr.inference.provenance import save_marked_png
-from llmcxr.model.calibration import load_calibration
+from llmcxr.model.calibration import CALIBRATION, load_calibration
 from llmcxr.pages.content import cards
 from llmcxr.pages.results import PageContent, glance, write_page
 from llmcxr.stages.context import Context
@@ -123,6 +123,7 @@ def evaluation_stage(context: Context) -> Stage:
         settings=(context.recipe.evaluation, context.recipe.seed, context.recipe.labeller),
         after=("judge", "vqa", "codes") if given is not None else ("judge", "vqa", "model"),
         outputs=("evaluation",),
+        reads_last=(context.model / CALIBRATION,),  # scores are made by it, predictions without
         everywhere=True,
     )
 

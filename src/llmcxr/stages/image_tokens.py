@@ -25,6 +25,7 @@ from llmcxr.image_tokens.settings import ImageTokenizerSettings, without_clinica
 from llmcxr.image_tokens.tokenizer import ImageTokenizer
 from llmcxr.image_tokens.training import train_image_tokenizer
 from llmcxr.image_tokens.watching import tensorboard
+from llmcxr.model.folder import LEARNED_LATER
 from llmcxr.sources.registry import read_studies
 from llmcxr.stages.context import Context, start_files
 from llmcxr.studies.study import Study, sided_labels
@@ -168,6 +169,7 @@ def codes_stage(context: Context) -> Stage:
         after=("image_tokenizer",) if given is None else ("studies",),
         outputs=("codes",),
         reads=() if given is None else (given, given / "image_tokenizer"),
+        unread=LEARNED_LATER,
     )
 
 

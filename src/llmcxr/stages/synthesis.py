@@ -56,7 +56,7 @@ def synthesis_stage(context: Context) -> list[Stage]:
                     f"    note: {store.broken} lines of {store.path} cannot be read; what they answered is asked anew"
                 )
             progress = chat_client(context).answer_all(requests_of(prompt, reports), store, len(reports), "reports")
-            counts = write_all(context.folder / FOLDER, reports, prompt, model, store, recipe.seed)
+            counts = write_all(context.folder / FOLDER, reports, prompt, model, store)
         for line in counts.told():
             print(f"    {line}")
         if progress.stopped:
@@ -78,7 +78,6 @@ def synthesis_stage(context: Context) -> list[Stage]:
                 settings.only_positive,
                 recipe.labeller,
                 vqa_version(settings.prompt),
-                recipe.seed,
             ),
             after=("studies",),
             outputs=(FOLDER,),

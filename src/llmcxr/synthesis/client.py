@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from llmcxr.foundation.durations import time_of
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.stopping import Stop, stop_between_steps
-from llmcxr.synthesis.estimate import time_of
 from llmcxr.synthesis.pace import ATTEMPTS, Budget, Pace, pause
 from llmcxr.synthesis.prompts import ChatRequest
 from llmcxr.synthesis.server import BusyError, RefusedError, Server, what_it_takes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from llmcxr.foundation.durations import time_of
 from llmcxr.synthesis.pace import LETTERS_A_TOKEN, cost
 from llmcxr.synthesis.prompts import ChatRequest
 from llmcxr.synthesis.settings import ChatSettings
@@ -68,8 +69,3 @@ class Estimate:
     def ahead(self) -> list[str]:
         """What is said before anything is asked: nothing where nothing is left to ask."""
         return self.told() if self.requests else []
-
-
-def time_of(hours: float) -> str:
-    """A time as people say it."""
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes" if hours >= 1 / 60 else "under a minute"

@@ -129,11 +129,11 @@ class PairCounts:
 
 
 def write_all(
-    folder: Path, reports: Sequence[AskedReport], prompt: ChatPrompt, model: str, store: AnswerStore, seed: int
+    folder: Path, reports: Sequence[AskedReport], prompt: ChatPrompt, model: str, store: AnswerStore
 ) -> PairCounts:
     """Read all answers to `reports` once; write `kept/` and `rejected/` (Parquet) and summary.json, atomically.
 
-    `seed`: of the balance that the control looks at.
+    Nothing is drawn by chance but the pairs that the control looks at, which are always the same.
     """
     wanted = {request.key(model): i for i, request in enumerate(requests_of(prompt, reports))}
     counts = PairCounts(reports=len(reports))
@@ -146,7 +146,7 @@ def write_all(
                     shards.add(_of_image(pair, image_id, study_id))
         kept.close()
         rejected.close()
-        counts.control = Control.of(lambda: read_pairs(temporary / KEPT), seed)
+        counts.control = Control.of(lambda: read_pairs(temporary / KEPT), seed=0)
         spent = vars(store.spent)
         write_json(
             temporary / "summary.json", {"model": model, "prompt": prompt.name, "spent": spent} | counts.as_json()
