@@ -15,17 +15,18 @@ from collections.abc import Mapping, Sequence
 from llmcxr.metrics.scores import normalize_answer
 from llmcxr.studies.prior_references import cues_of
 from llmcxr.studies.sentences import sentences
+from llmcxr.synthesis.attributes import AXES, AXIS_OF, MANY, one_sided, opposed, qualifiers_of, without_words, words_of
 from llmcxr.synthesis.pairs import PairType, QaPair
 from llmcxr.synthesis.statements import (
+    ACUTE,
     DEVICE,
     NARROWER,
     WIDER,
     Statement,
     says_all_is_normal,
+    says_whole_is_normal,
     statements_of,
     terms_named,
-    without_words,
-    words_of,
 )
 from llmcxr.synthesis.wording import Agreement
 from llmcxr.synthesis.wording import agreement as shared_words
@@ -70,6 +71,13 @@ _PRIORS = re.compile(
 _NO_CHANGE = re.compile(
     r"\b(?:degenerative|chronic|postsurgical|post-surgical|postoperative|fibrotic|emphysematous|pleural|bony|osseous"
     r"|interstitial|arthritic|hypertrophic|cystic) (?:\w+ )?changes?\b"
+)
+# Of one side against the other, or of what was done once: none of it speaks of an earlier image.
+_WITHIN = re.compile(
+    r"\b(?:(?:larger|smaller|greater|bigger|worse|higher|lower)\b(?= than (?:the )?(?:left|right|other|opposite)| (?:on|in|at|side|one)\b)"
+    r"|(?<=which )(?:\w+ ){0,4}?(?:larger|smaller|greater|bigger|worse|higher|lower)|(?<=where is the )(?:larger|smaller|bigger)"
+    r"|(?:valves?|shoulders?|breasts?|lobes?|lungs?|joints?|ribs?|gallbladder|kidneys?|spleen)"
+    r" (?:has|have|was|were|is|are) (?:been )?(?:surgically )?(?:removed|replaced|resected))\b"
 )
 _VIEWS = re.compile(
     r"\b(?:lateral(?: (?:view|image|film|projection|radiograph)s?)|on (?:the )?lateral|(?:two|both|other|another|frontal and"
@@ -124,6 +132,14 @@ _HOW_SEVERE = re.compile(
     r"|\bpartial or complete\b|\bcomplete or partial\b"
     r"|\b(?:mild|small|moderate)\b.*\bor (?:severe|large|moderate)\b"
 )
+_MORE = re.compile(
+    r"\b(left|right)(?:[- ]sided?)?(?: \w+)?(?: is| are)? (?:greater|larger|bigger|worse|more(?: \w+)?) than\b"
+    r"|\b(?:greater|larger|bigger|worse|more(?: \w+)?) (?:on|in|at) the (left|right)\b"
+)
+_SINGULAR = re.compile(r"(?:nodule|mass|granuloma|fracture|lesion|tube|catheter|line|drain)$")
+_PLURAL = re.compile(r"(?:nodules|masses|granulomas|fractures|lesions|tubes|catheters|lines|drains)$")
+_BY_NOUN = {"granuloma", "pulmonary edema"}
+_UNSAID = {"bone", "spine"}  # axes that go without saying: "does the spine show scoliosis"
 _OPPOSITE = {"hypoinflation": "hyperinflation", "hyperinflation": "hypoinflation"}
 _WHAT_TYPE = re.compile(
     r"\b(?:what|which) (?:\w+ ){0,2}(?:type|kind|sort|shape|variant|pattern|form)\b|\blooks? like\b"
@@ -186,6 +202,7 @@ def _words(text: str) -> str:
 def _fault_of_form(question: str, answer: str) -> str:
     """The reason to reject a pair whatever the report says; "" where there is none."""
     both = f"{question} {answer}"
+    here = _WITHIN.sub(" ", _NO_CHANGE.sub(" ", question))
     counts = len(question.split()), len(answer.split())
     faults = {
         "empty": not re.search(r"[a-z]", question) or not re.search(r"\w", answer),
@@ -196,7 +213,7 @@ def _fault_of_form(question: str, answer: str) -> str:
         "other views": bool(_VIEWS.search(both)),
         "patient": bool(_PATIENT.search(both)),
         "not in the image": bool(_NOT_SEEN.search(both)),
-        "priors": bool(_PRIORS.search(_NO_CHANGE.sub(" ", both)) or cues_of(question) or cues_of(answer)),
+        "priors": any(_PRIORS.search(text) or cues_of(text) for text in (here, _NO_CHANGE.sub(" ", answer))),
     }
     return next((reason for reason, found in faults.items() if found), "")
 
@@ -255,13 +272,20 @@ def asserted(question: str, answer: str) -> tuple[list[Statement], bool]:
 
 def _joined(content: str, answer: str) -> list[Statement]:
     """Question and answer as one sentence; words of a group that the answer has are taken out of the question."""
-    content = _ONE_OR_BOTH.sub(" ", content)
+    content, told = _ONE_OR_BOTH.sub(" ", content), qualifiers_of(answer)
     if not answer.strip(". "):
         return statements_of(content)
     for group in ("sides", "degrees", "levels"):
-        if words_of(answer, group):
+        if group in told or (group == "sides" and one_sided(answer)):
             content = re.sub(r"\bor\b", " ", without_words(content, group))
-    return statements_of(f"{' '.join(content.split())} is {answer}")
+    for axis in {AXIS_OF[str(value)] for value in told.get("traits", ())}:
+        content = without_words(content, "traits", AXES[axis])
+    claims = statements_of(f"{' '.join(content.split())} is {answer}")
+    # of what the answer says of itself, nothing is lost that stands too far from the finding
+    lost = {group: v for group, v in told.items() if not any(v <= getattr(claim, group) for claim in claims)}
+    if any(claim.term != DEVICE for claim in claims):
+        lost.pop("spots", None)
+    return [dataclasses.replace(claim, **lost) for claim in claims]
 
 
 class Said:
@@ -271,7 +295,7 @@ class Said:
         self.statements = statements_of(report)
         self.sentences = [sentence.lower() for sentence in sentences(report)]
         self.words = {""} | {_words(s.sentence) for s in self.statements}
-        self.normal = says_all_is_normal(report)
+        self.normal, self.whole = says_all_is_normal(report), says_whole_is_normal(report)
         self._by_term: dict[str, list[Statement]] = {}
         for statement in self.statements:
             self._by_term.setdefault(statement.term, []).append(statement)
@@ -281,10 +305,16 @@ class Said:
         affirmed = [s for s in self.statements if s.state == 1 and s.term != DEVICE]
         self.abnormal = affirmed[0] if affirmed else None
 
-    def of(self, term: str, state: int) -> list[Statement]:
-        """Its statements of a term in a state: affirmed or doubted ones of narrower terms, denied ones of wider."""
+    def of(self, term: str, state: int, noun: str = "") -> list[Statement]:
+        """Its statements of a term in a state: affirmed or doubted ones of narrower terms, denied ones of wider.
+
+        Of a term that several things go by ("congestion without edema") those with the same `noun`, where there are any.
+        """
         others = WIDER if state == 0 else NARROWER
-        return [s for t in (term, *others.get(term, ())) for s in self._by_term.get(t, ()) if s.state == state]
+        found = [s for t in (term, *others.get(term, ())) for s in self._by_term.get(t, ())]
+        if term in _BY_NOUN and noun:
+            found = [s for s in found if _head(s.noun) == _head(noun)] or found
+        return [s for s in found if s.state == state]
 
     def compare(
         self, question: str, answer: str, statements: Sequence[Statement], negated: bool
@@ -294,10 +324,11 @@ class Said:
         if told != ("unknown", ""):
             return told
         polar, yes, no = bool(_POLAR.match(question)), _YES.match(answer), _NO.match(answer)
-        if (polar and not (yes or no)) or (no and not polar):
+        chosen = polar and " or " in question and not (yes or no or _MAYBE.match(answer))
+        if (polar and not (yes or no or chosen)) or (no and not polar):
             return told
         content = _content(question) + (f" {answer[yes.end() :]}" if polar and yes else "")
-        return shared_words(content, answer, bool(yes) if polar else None, self.sentences)
+        return shared_words(content, answer, bool(yes) if polar and not chosen else None, self.sentences)
 
     def _told(
         self, question: str, answer: str, statements: Sequence[Statement], negated: bool
@@ -334,23 +365,47 @@ class Said:
         return "unknown", ""
 
     def _affirmed(self, claim: Statement, question: str, answer: str) -> tuple[Agreement, str]:
-        own, doubted = self.of(claim.term, 1), self.of(claim.term, -1)
+        own, doubted = self.of(claim.term, 1, claim.noun), self.of(claim.term, -1, claim.noun)
         if claim.term == DEVICE and claim.kinds:
             return self._device(claim, own, question)
         if not own and not doubted:
-            if denied := [s for s in self.of(claim.term, 0) if s.denies(claim.sides)]:
+            if denied := self._denials(claim):
                 return "contradicted", denied[0].sentence
-            if opposed := self.of(_OPPOSITE.get(claim.term, ""), 1):
-                return "contradicted", opposed[0].sentence
-            silent = self.normal and self.abnormal is None and claim.term != DEVICE
-            return ("contradicted" if silent else "unknown"), ""
+            if other := self.of(_OPPOSITE.get(claim.term, ""), 1):
+                return "contradicted", other[0].sentence
+            return ("contradicted" if self._normal_without(claim) else "unknown"), ""
         found = own or doubted
         sides = frozenset[str]().union(*(s.sides for s in found))
-        if claim.sides and claim.sides < sides and _ONLY.search(f"{question} {answer}"):
+        if len(sides) == 2 and len(claim.sides) < 2 and self._one_side_only(claim, found, question, answer):
             return "contradicted", found[0].sentence
         if (agreement := _qualified(claim, found)) == "entailed" and not own and claim.state == 1:
             agreement = "unknown"  # the report is not sure
         return agreement, _best(claim, found).sentence
+
+    @staticmethod
+    def _one_side_only(claim: Statement, found: Sequence[Statement], question: str, answer: str) -> bool:
+        """Whether a claim is of one side only, or of the other one as the worse, where the report tells of both."""
+        if one_sided(answer if re.search(r"\bor\b", question) else f"{question} {answer}"):
+            return True
+        if not claim.sides:
+            return False
+        worse = {side for s in found for m in _MORE.finditer(s.sentence.lower()) for side in m.groups() if side}
+        asked = re.search(r"\b(?:larger|greater|bigger|worse|more)\b", question)
+        return bool(_ONLY.search(f"{question} {answer}") or (asked and worse and not worse & claim.sides))
+
+    def _denials(self, claim: Statement) -> list[Statement]:
+        """The report's statements that deny a claim: "no acute fracture" denies no old one."""
+        return [
+            s
+            for s in self.of(claim.term, 0, claim.noun)
+            if s.denies(claim.sides)
+            and not opposed(claim.traits, s.traits)
+            and not (claim.degrees and s.degrees and not claim.degrees & s.degrees)
+        ]
+
+    def _normal_without(self, claim: Statement) -> bool:
+        """Whether the report, which does not name a finding, excludes it by calling all normal."""
+        return self.abnormal is None and claim.term != DEVICE and (self.whole or (self.normal and claim.term in ACUTE))
 
     def _device(self, claim: Statement, own: Sequence[Statement], question: str) -> tuple[Agreement, str]:
         same = [s for s in own if s.kinds & claim.kinds]
@@ -365,19 +420,20 @@ class Said:
 
     def _denied(self, claim: Statement) -> tuple[Agreement, str]:
         """Of a claim that a finding is absent."""
-        own = self.of(claim.term, 1)
+        own, denied = self.of(claim.term, 1, claim.noun), self._denials(claim)
+        if claim.term in NARROWER and any(s.term == claim.term for s in denied) and not self._by_term[claim.term][0].state:
+            return "entailed", denied[0].sentence  # in the report's own words, whatever it says of details
         if own:
             if claim.term == DEVICE and claim.kinds and not any(s.kinds & claim.kinds or not s.kinds for s in own):
                 return "unknown", ""
+            if claim.state == 0 and len(claim.sides) == 2:
+                claim = dataclasses.replace(claim, sides=frozenset())  # "both angles are sharp": neither is blunted
             fits = _qualified(claim, own)
             agreement: Agreement = {"entailed": "contradicted", "contradicted": "entailed"}.get(fits, "unknown")  # type: ignore[assignment]
             return agreement, own[0].sentence
-        denied = [s for s in self.of(claim.term, 0) if s.denies(claim.sides)]
-        if denied and not self.of(claim.term, -1):
+        if denied and not self.of(claim.term, -1, claim.noun):
             return "entailed", denied[0].sentence
-        if self.normal and self.abnormal is None and claim.term != DEVICE:
-            return "entailed", ""
-        return "unknown", ""
+        return ("entailed" if self._normal_without(claim) else "unknown"), ""
 
     def _negated(self, statements: Sequence[Statement]) -> tuple[Agreement, str]:
         """Of the answer "no": what the question states is not so; of "are the lungs clear" some finding is there."""
@@ -398,32 +454,41 @@ class Said:
 
 
 def _qualified(claim: Statement, found: Sequence[Statement]) -> Agreement:
-    """Whether side, severity, level, number and size of a claim are those of the report's statements of the finding."""
+    """Whether all that a claim says of a finding is what the report's statements of it say."""
     known = True
+    for rank, first in (("largest", max), ("smallest", min)):
+        if rank in claim.traits:
+            measured = [s for s in found if s.sizes]
+            named = [s for s in found if rank in s.traits] or measured[1:] and [first(measured, key=lambda s: max(s.sizes))]
+            claim, found = dataclasses.replace(claim, traits=claim.traits - {rank}), named or found
     sides = frozenset[str]().union(*(s.sides for s in found))
     if claim.sides:
         if sides and not claim.sides <= sides:
             return "contradicted"
         known &= bool(sides)
         found = [s for s in found if not s.sides or s.sides & claim.sides] or found
-    for name in ("degrees", "levels", "traits", "counts", "sizes"):
+    for name in ("degrees", "levels", "traits", "counts", "sizes", "spots"):
         wanted: frozenset[object] = getattr(claim, name)
-        if wanted:
-            there = frozenset[object]().union(*(getattr(s, name) for s in found))
-            if name == "traits" and not _opposed(wanted, there):
-                known &= wanted <= there
-            elif there and not wanted & there:
-                return "contradicted"
-            known &= bool(there)
+        if not wanted:
+            continue
+        there = _numbers(found) if name == "counts" else frozenset[object]().union(*(getattr(s, name) for s in found))
+        if opposed(wanted, there) if name == "traits" else there and not wanted & there:
+            return "contradicted"
+        known &= {v for v in wanted if AXIS_OF.get(v) not in _UNSAID} <= there if name == "traits" else bool(there)
     return "entailed" if known else "unknown"
 
 
-def _opposed(wanted: frozenset[object], there: frozenset[object]) -> bool:
-    return any(
-        a in wanted and b in there and a not in there
-        for pair in (("focal", "diffuse"), ("acute", "old"), ("single", "dual"))
-        for a, b in (pair, pair[::-1])
-    )
+def _numbers(found: Sequence[Statement]) -> frozenset[object]:
+    """How many there may be: by numbers, alone or added up, else by whether nouns are of one or of several."""
+    if told := [s.counts for s in found if s.counts]:
+        return frozenset[object]().union(*told) | {sum(max(counts) for counts in told)}
+    if any(_PLURAL.search(s.noun) for s in found):
+        return MANY
+    return frozenset(range(1, len(found) + 1)) if all(_SINGULAR.search(s.noun) for s in found) else frozenset()
+
+
+def _head(noun: str) -> str:
+    return noun.split()[-1].rstrip("s") if noun else ""
 
 
 def _best(claim: Statement, found: Sequence[Statement]) -> Statement:
