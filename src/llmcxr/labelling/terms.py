@@ -56,7 +56,7 @@ PRESENT: dict[str, str] = {
         | \b(?:prominent|large|big) (?:heart|cardiac (?:silhouette|shadow|contour|size))
     """,
     "hypoinflation": rf"""
-        \bhypo-?\s?(?:inflat|aerat|ventilat|expan)\w+ | \bunder-?\s?(?:inflat|aerat|expan)\w+
+        \bhypo-?\s?(?:inflat|aerat|ventilat|expan)\w+ | \bpoorly (?:inflated|expanded|aerated)\b | \bunder-?\s?(?:inflat|aerat|expan)\w+
         | \b{_HYPO_VOLUME} (?:\w+ ){{0,2}}?(?:lung|inspiratory|respiratory|pulmonary) (?:lung )?volumes?\b
         | \b(?:lung|inspiratory|pulmonary) volumes? (?:\w+ ){{0,4}}?(?P<m>{_HYPO_VOLUME})\b(?! normal)
         | \b{_HYPO_VOLUME} (?:\w+ )?(?:inspirat\w+|inspiration|inflation|expansion|volumes\b|aeration)
@@ -155,8 +155,9 @@ PRESENT: dict[str, str] = {
         | \bshunt\b | \bpigtails?\b | \bballoon pump\b | \biabp\b | \blvad\b | \bimpella\b
         | \bleads?\b(?! to) | \bsternal (?:\w+ )?(?:wire|suture)s? | \bembolization coils?\b | \bcoils\b
         | \bsurgical (?:\w+ )?(?:clip|staple|material|suture|device|hardware|drain)s?
+        | \b(?:pleural|chest|thoracic|mediastinal|pericardial) drains?\b
         | \b(?:wires?|clips?|staples?|sutures?)\b | \bhardware\b | \bprosthe\w+
-        | \bvalve (?:replacement|repair)
+        | \bvalve (?:replacement|repair) | \b(?:prosthetic|mechanical|artificial|bioprosthetic|metallic|heart) (?:\w+ )?valves?\b(?! calcif)
         | \b(?:neuro-?)?stimulator\w*
         | \btips?\b(?= (?:\w+ ){0,3}?(?:project|overl|terminat|at|in|within|over)) | (?:xxxx|___)-a-(?:xxxx|___)
         | \bdevices?\b | \b(?:ivc|caval) (?:filter|xxxx|___) | \bloop recorder
@@ -176,16 +177,27 @@ PRESENT: dict[str, str] = {
         | \b(?:thickened|calcified) (?:\w+ )?pleura\w* | \bpleural-parenchymal scarring\b | \bpleuroparenchymal scar\w*
         | \bfibrothorax\b
     """,
-    "fracture": r"\bfractur\w+",
+    "fracture": r"\bfractur\w+ | \bbroken (?:\w+ )?(?:ribs?|bones?|clavicles?)\b | \b(?:ribs?|bones?|clavicles?) (?:is |are )?broken\b",
     # Of no vocabulary: what questions ask of beside the findings. "Abnormality" is of a whole organ, and what its being
     # called normal denies.
     "lung abnormality": r"""
-        (?<!acute )\b(?:lung|pulmonary|parenchymal) (?:disease|abnormalit\w+|process\w*|findings?)\b
+        \blungs? (?:is |are )?(?:\w+ )?(?:affected|involved|abnormal|diseased)\b
+        | (?<!acute )\b(?:lung|pulmonary|parenchymal) (?:disease|abnormalit\w+|process\w*|findings?)\b
         | \b(?:abnormal\w*|disease|process\w*|findings?) (?:\w+ ){0,3}?(?:in|of|within|affecting) (?:the )?(?:\w+ )?lungs?\b
     """,
+    "cavity": r"\bcavit(?:y|ies|ary|ations?)\b",
+    "bronchiectasis": r"\bbronchiecta\w+",
+    "bulla": r"\bbulla\w* | \bblebs?\b",
+    "contusion": r"\bcontusions?\b",
     "pleural abnormality": r"\bpleural (?:space )?(?:abnormalit|patholog|process)\w*",
     "vascular abnormality": r"\b(?:pulmonary )?vascul(?:ar|ature|arity) (?:is )?abnormal\w*",
     "volume abnormality": r"\babnormal (?:lung )?volumes?",
+    "mediastinum abnormality": r"\babnormal\w* (?:of (?:the )?)?(?:cardio)?mediastin\w+",
+    "hilar abnormality": r"""
+        \bhil(?:ar|um|a) (?:is |are |appears? |remains? )?(?:\w+ ){0,2}?(?:enlarge|prominen|full|bulky|abnormal|elevat|displac)\w*
+        | \b(?:enlarge|prominen|full|bulky|abnormal|elevat|displac)\w* (?:of (?:the )?)?(?:\w+ )?(?:hila|hilum|hilar)\b
+        | \bhilar (?:\w+ ){0,3}?(?:lymph)?adenopathy\b
+    """,
     "heart abnormality": r"\babnormal (?:heart|cardiac)\b | \b(?:heart|cardiac \w+) (?:is )?abnormal\b",
     "diaphragm abnormality": r"\bdiaphragm\w* (?:is )?abnormal\w* | \babnormal\w* (?:of the )?(?:\w+ )?(?:hemi-?)?diaphragm\w*",
     "collapse": r"\bcollaps\w+",
@@ -193,6 +205,7 @@ PRESENT: dict[str, str] = {
     "bone abnormality": r"(?<!acute )\b(?:osseous|bony|skeletal|bone) (?:\w+ )?(?:abnormalit|patholog|destruction)\w*",
     "bone lesion": r"""
         \b(?:bone|bony|osseous|rib|vertebral|lytic|sclerotic|blastic|expansile) (?:\w+ ){0,3}?lesions?
+        | \b(?:bony|osseous|bone|lytic|sclerotic|blastic) (?:\w+ ){0,2}?(?:destruction|foc(?:us|i)|metasta\w+)
         | \blesions? (?:is |are )?(?:in|of) (?:the )?(?:\w+ ){0,3}?(?:ribs?|vertebra\w*|bones?|clavicle|scapula|humer\w+)
     """,
     "vertebral deformity": r"""
@@ -285,12 +298,17 @@ def _organ(organ: str, *others: str) -> str:
     normal = "|".join((*others, r"normal(?! variant| saline)", "unremarkable", r"within (?:the )?normal limits"))
     is_ = r"(?:is|are|was|were|appears?|appear|remains?|looks?|look)"
     return (
-        rf"\b(?:{organ})\b(?:,? (?!(?:{is_}|but|no|not|shows?|there|with|without)\b)[\w/-]+){{0,6}}?,? (?:{is_} )?"
-        rf"(?:\w+ly |otherwise |both |also )?(?:{normal})\b"
+        rf"\b(?:{organ})\b(?:,? (?!(?:{is_}|but|no|not|shows?|there|with|without)\b)[\w/-]+){{0,6}}?(?:,? {is_})?\s"
+        rf"(?:\w+ly |otherwise |both |also |in (?:a )?)?(?:{normal})\b"
         rf"|(?<!not )\b(?:{normal}) (?:[\w/-]+,? ){{0,3}}?(?:{organ})\b"
     )
 
 
+_LUNGS_CLEAR = (
+    rf"\b{_LUNG}:? (?:\w+ )?(?:are|is|appear\w*|remain\w*|were)?\s?(?:\w+ ){{0,3}}?"
+    r"(?<!not )(?:clear|normal|unremarkable)\b(?! of)(?! (?:in )?volume)"
+    r" | \bclear (?:\w+ )?lungs?\b | (?<!not )\bunremarkable (?:\w+ )?lungs\b"
+)
 ABSENT: list[tuple[tuple[str, ...], str]] = [
     (
         ("cardiomegaly",),
@@ -312,9 +330,7 @@ ABSENT: list[tuple[tuple[str, ...], str]] = [
     ),
     (
         ("opacity", "atelectasis", "pulmonary edema", "mass", "nodule", "consolidation", "pneumonia", "lung lesion"),
-        rf"\b{_LUNG}:? (?:\w+ )?(?:are|is|appear\w*|remain\w*|were)?\s?(?:\w+ ){{0,3}}?"
-        r"(?<!not )(?:clear|normal|unremarkable)\b(?! of)(?! (?:in )?volume)"
-        r" | \bclear (?:\w+ )?lungs?\b | (?<!not )\bunremarkable (?:\w+ )?lungs\b",
+        _LUNGS_CLEAR,
     ),
     (("scoliosis",), r"\b(?:spine|spinal alignment) (?:\w+ ){0,3}?(?:straight|normally aligned)"),
     (("tortuous aorta",), r"\b(?:thoracic )?aort\w+ (?:\w+ ){0,4}?(?<!not )(?:normal|unremarkable)\b"),
@@ -323,17 +339,24 @@ ABSENT: list[tuple[tuple[str, ...], str]] = [
         r"\b(?:normal|well|normally|satisfactory) (?:\w+ )?(?:lung volumes|inflated|expanded|aerated|inflation)\b",
     ),
     (("pleural effusion",), r"\bcosto-?phrenic (?:angles?|sulc\w+) (?:\w+ ){0,3}?(?:sharp|clear)\b"),
-    (("lung abnormality",), rf"{_SPARED}|{_organ(_LUNG, 'clear')}"),
+    (("lung abnormality",), rf"{_SPARED} | {_LUNGS_CLEAR} | {_organ(_LUNG, 'clear')}"),
     (("pleural abnormality",), _organ(r"pleura(?:l (?:spaces?|surfaces?|cavit\w+))?", "clear")),
     (("vascular abnormality",), _organ(r"(?:pulmonary )?vascul(?:ature|arity)|pulmonary vessels")),
     (("volume abnormality",), _organ(r"lung volumes?")),
     (("heart abnormality",), rf"{_organ(_HEART)}|\b{_HEART} (?:\w+ )?(?:is |appears )?(?:small|narrow)\b(?! effus)"),
-    (("collapse",), rf"\b{_LUNG} (?:is |are |remain\w* )?(?:\w+ )?(?:well|fully|normally|symmetrically)[- ](?:re-?)?(?:aerat|expand|inflat|ventilat)\w+"),
+    (
+        ("collapse",),
+        rf"\b{_LUNG} (?:is |are |remain\w* )?(?:\w+ )?(?:well|fully|normally|symmetrically)[- ](?:re-?)?(?:aerat|expand|inflat|ventilat)\w+",
+    ),
+    (("hilar abnormality",), _organ(r"hila|hilum|hilar (?:contours?|structures?|regions?)")),
+    (("mediastinum abnormality",), _organ(r"(?:cardio)?mediastin\w+")),
+    (("adenopathy",), _organ(r"lymph nodes?")),
     (("diaphragm abnormality",), _organ(r"(?:hemi-?\s?)?diaphragm\w*")),
     (("bone injury",), _organ(_BONES, "intact")),
     (("bone abnormality",), _organ(_BONES)),
     (("subcutaneous emphysema",), _organ(r"soft tissues?")),
-    (("osteopenia",), _organ(r"bone (?:mineral )?density|mineraliz\w+")),
+    (("osteopenia",), _organ(r"bone (?:mineral )?density|mineraliz\w+", "preserved", "maintained")
+     + r"|\b(?:normally|well) mineralized"),
 ]
 DOUBTFUL: dict[str, str] = {
     "cardiomegaly": rf"""

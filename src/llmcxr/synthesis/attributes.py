@@ -11,27 +11,44 @@ from collections.abc import Container, Iterable, Mapping
 DEVICES: dict[str, str] = {
     "chest tube": r"chest (?:tubes?|drains?)|pigtails?(?: catheters?)?|thoracostomy(?: tubes?)?|pleural (?:tubes?|drains?)",
     "tracheostomy": r"tracheostomy(?: tubes?)?",
-    "endotracheal tube": r"endotracheal(?: tubes?)?|\bett\b|\bet tubes?",
+    "endotracheal tube": r"endotracheal(?: tubes?)?|intubated|\bett\b|\bet tubes?",
     "feeding tube": r"(?:feeding|ng|og|nasogastric|orogastric|enteric|gastric) tubes?|\bdob?bhoff(?: tubes?)?|nasogastric",
     "pacemaker": r"pace-?\s?makers?|pacers?|pac(?:ing|er) \w+|aicd|\bicd\b|(?:cardioverter.)?defibrillators?|generator|leads?",
     "port": r"port-?\s?a-?\s?cath\w*|medi-?\s?ports?|(?:chest |infusion |venous )?port",
     "central line": r"picc(?: lines?)?|central (?:venous )?(?:lines?|catheters?)|cvc"
-    r"|(?:jugular|subclavian|ij|venous|dialysis) (?:venous )?(?:lines?|catheters?)|swan\S*(?: catheter)?",
+    r"|(?:jugular|subclavian|femoral|ij|venous|dialysis) (?:venous )?(?:lines?|catheters?|sheaths?)|swan\S*(?: catheter)?",
     "sternal wires": r"(?:sternal|sternotomy|median sternotomy) wires?",
     "surgical clips": r"(?:surgical )?clips?",
     "heart valve": r"(?:prosthetic |artificial |mechanical )?(?:heart |aortic |mitral |cardiac )?valves?",
 }
-COUNTS = {word: number for number, word in enumerate("one two three four five six seven eight nine ten".split(), 1)}
-_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
+COUNTS = {
+    word: number
+    for number, word in enumerate(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], 1)
+}
+_ORDINALS = [
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
+    "twelfth",
+]
 MANY = frozenset(range(2, 13))
 # What excludes each other, of whatever finding: of an axis a thing has one value.
 AXES: dict[str, dict[str, str]] = {
     "extent": {"focal": r"focal|localized", "diffuse": r"diffuse(?:ly)?|widespread|generali[sz]ed"},
-    "age": {"acute": "acute|fresh", "old": "old|healed|chronic|remote"},
+    "age": {"acute": "acute|fresh|new|recent", "old": "old|healed|chronic|remote"},
     "rank": {"largest": "larger|largest|bigger|biggest|dominant", "smallest": "smaller|smallest"},
     "leads": {
         "single": r"(?:single|one)[- ](?:chamber|lead|lumen)",
-        "dual": r"(?:dual|double|two)[- ](?:chamber|lead|lumen)|biventricular",
+        "dual": r"(?:dual|double|two)[- ](?:chamber|lead|lumen)",
+        "triple": r"(?:triple|three)[- ](?:chamber|lead|lumen)|biventricular",
     },
     "calcium": {"noncalcified": r"(?:non-?|un|not )calcified|without calcifications?", "calcified": r"calcifi\w+"},
     "margin": {
@@ -50,7 +67,7 @@ AXES: dict[str, dict[str, str]] = {
         "reticular": r"reticul\w+",
         "compressive": "compressive|passive|relaxation",
         "obstructive": "(?:post-?)?obstructive",
-        "lobar": "lobar",
+        "wedge": "wedge(?:-shaped)?",
         "nodular": "nodular",
     },
     "edema": {"interstitial": "interstitial", "alveolar": r"alveolar|air-?space"},
@@ -65,10 +82,11 @@ AXES: dict[str, dict[str, str]] = {
         r" (?:position\w*|locat\w+|place\w*)|well[- ]positioned",
     },
     "relation": {"above": "above|superior to", "below": "below|beneath|inferior to"},
+    "end": {"proximal": "proximal", "distal": "distal"},
     "depth": {"anterior": r"anterior(?:ly)?", "posterior": r"posterior(?:ly)?"},
-    "center": {"central": r"centrally|central(?= (?:distribut|predomin|opac|lung))|(?:peri|para)?hilar", "peripheral": r"peripher\w+|subpleural"},
+    "center": {"central": r"centrally|central(?! venous| line| catheter)|(?:peri|para)hilar", "peripheral": r"peripher\w+|subpleural"},
     "symmetry": {"asymmetric": r"asymmetric\w*", "symmetric": r"symmetric\w*"},
-    "valve": {"aortic valve": "aortic(?= (?:and mitral )?valve)", "mitral": "mitral", "tricuspid": "tricuspid"},
+    "valve": {"aortic valve": "aortic(?= (?:and mitral )?(?:valve|annul))", "mitral": "mitral", "tricuspid": "tricuspid"},
     "bone": {
         "clavicle": r"clavic\w+",
         "humerus": r"humer\w+",
@@ -93,7 +111,7 @@ _OF_DEVICE = r"(?! (?:\w+ ){0,3}?(?:line|catheter|port|sheath|picc|tube|device|v
 SPOTS: dict[str, str] = {
     "cavoatrial junction": r"(?:superior )?cavo-?atrial junction|svc[ /-]+ra junction",
     "superior vena cava": "svc|superior vena cava",
-    "inferior vena cava": rf"ivc(?! filter)|inferior vena cava",
+    "inferior vena cava": r"ivc(?! filter)|inferior vena cava",
     "right atrium": r"right atri(?:um|al)|ra",
     "right ventricle": r"right ventric\w+|rv",
     "left atrium": r"left atri(?:um|al)",
@@ -110,12 +128,16 @@ SPOTS: dict[str, str] = {
     "bronchus": r"(?:main ?-?stem|main|intermediate) bronch\w+|bronchus(?: intermedius)?",
     "esophagus": r"o?esophag\w+",
     "esophagogastric junction": r"(?:(?:o?esophago-?gastric|gastro-?o?esophageal|ge|eg) junction)",
-    "stomach": rf"stomach|gastric(?! tube)|(?:below|beneath|under) the (?:\w+ )?(?:hemi-?)?diaphragm",
+    "stomach": r"stomach|gastric(?! tube)|(?:below|beneath|under) the (?:\w+ )?(?:hemi-?)?diaphragm",
     "bowel": r"duoden\w+|jejun\w+|post-?pylor\w+|pylorus|small bowel",
     "abdomen": r"upper quadrant|abdom\w+",
     "neck": "neck|cervical",
     "breast": "breast",
 }
+# "Slightly asymmetric" grades no finding.
+_OF_A_WORD = (
+    r"(?! (?:a?symmetric|more|less|larger|smaller|greater|worse|lower|higher|rotated|clear|unremarkable|normal))"
+)
 GROUPS: dict[str, dict[str, str]] = {
     "sides": {
         "both": r"bilateral(?:ly)?|bibasilar|bibasal|biapical|both|(?:left|right) and (?:the )?(?:left|right)(?! atri| ventric)",
@@ -123,15 +145,15 @@ GROUPS: dict[str, dict[str, str]] = {
         "right": r"right(?! (?:atri|ventric))(?:-sided|wards?)?|dextro\w+",
     },
     "degrees": {
-        "mild": r"mild(?:ly)?|minimal(?:ly)?|small|trace|tiny|slight(?:ly)?|minor|subtle|minute|low-grade",
-        "moderate": r"moderate(?:ly)?|medium",
-        "severe": r"severe(?:ly)?|large|marked(?:ly)?|massive|extensive|gross(?:ly)?|substantial|huge|overt|frank|florid"
-        r"|advanced",
+        "mild": rf"(?:mild(?:ly)?|minimal(?:ly)?|small|trace|tiny|slight(?:ly)?|minor|subtle|minute|borderline|top[- ]normal|upper limits? of normal){_OF_A_WORD}",
+        "moderate": rf"(?:moderate(?:ly)?|medium){_OF_A_WORD}",
+        "severe": r"(?:severe(?:ly)?|large|marked(?:ly)?|massive(?:ly)?|extensive(?:ly)?|gross(?:ly)?|substantial(?:ly)?|huge(?:ly)?"
+        rf"|overt|frank|florid|advanced){_OF_A_WORD}",
     },
     "levels": {
-        "upper": r"upper(?! (?:limit|normal|abd|extrem|thoracic spine|quadrant))|apex|apices|apical|biapical|superior(?= svc| segment)"
+        "upper": r"upper(?! (?:limit|normal|abd|extrem|thoracic spine|quadrant))|apex|apices|apical|biapical|superior(?= svc)"
         r"|proximal(?= svc| superior)",
-        "middle": r"mid(?:dle)?(?=[ -](?:lobe|lung|zone|field|to|svc|superior))",
+        "middle": r"mid(?:dle)?(?=[ -](?:and|or|lobe|lung|zone|field|to|svc|superior))",
         "lower": r"lower(?! (?:limit|extrem|thoracic spine|lung volumes))|bas(?:e|es|al|ilar)|bibasilar|bibasal"
         r"|retrocardiac|infrahilar|distal(?= svc| superior)",
         "hilar": r"(?:peri|para)?hilar|perihilum",
@@ -145,7 +167,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "many": r"multiple|several|numerous|many|innumerable|countless|scattered",
     },
 }
-_ONE_SIDED = re.compile(r"\b(?:unilateral(?:ly)?|one[- ]sided?|one (?:lung|hemithorax)|a single (?:side|lung))\b")
+_ONE_SIDED = re.compile(r"\b(?:unilateral(?:ly)?|one[- ]sided?|one (?:lung|hemithorax|base)|a single (?:side|lung))\b")
 SIZE = re.compile(r"\b(\d+(?:\.\d+)?)[ -]?(mm|cm|millimet(?:er|re)s?|centimet(?:er|re)s?)\b")
 # Words that open no statement of their own ("bilateral"), by group: where two begin together the longest counts.
 _PATTERNS = {
@@ -157,7 +179,6 @@ PLACE = re.compile(
     r"(?:lobes?|lungs?|zones?|lung (?:zones?|fields?))|(?:lung )?(?:bases?|apex|apices)|lingula"
     r"|(?:peri)?hilar regions?|costophrenic (?:angles?|sulcus))\b"
 )
-
 
 
 def words_of(text: str, group: str) -> list[tuple[int, int, str]]:

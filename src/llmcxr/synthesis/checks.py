@@ -28,7 +28,7 @@ from llmcxr.synthesis.statements import (
     statements_of,
     terms_named,
 )
-from llmcxr.synthesis.wording import Agreement
+from llmcxr.synthesis.wording import Agreement, denied_alone
 from llmcxr.synthesis.wording import agreement as shared_words
 
 # Why a pair is rejected, in the order in which it is looked for.
@@ -76,6 +76,7 @@ _NO_CHANGE = re.compile(
 _WITHIN = re.compile(
     r"\b(?:(?:larger|smaller|greater|bigger|worse|higher|lower)\b(?= than (?:the )?(?:left|right|other|opposite)| (?:on|in|at|side|one)\b)"
     r"|(?<=which )(?:\w+ ){0,4}?(?:larger|smaller|greater|bigger|worse|higher|lower)|(?<=where is the )(?:larger|smaller|bigger)"
+    r"|(?:old|chronic|healed) or (?:new|recent)|(?:new|recent) or (?:old|chronic|healed)"
     r"|(?:valves?|shoulders?|breasts?|lobes?|lungs?|joints?|ribs?|gallbladder|kidneys?|spleen)"
     r" (?:has|have|was|were|is|are) (?:been )?(?:surgically )?(?:removed|replaced|resected))\b"
 )
@@ -86,7 +87,7 @@ _VIEWS = re.compile(
 )
 _PATIENT = re.compile(
     r"\b(?:year[s]?[ -]old|(?:patient'?s?|his|her) (?:\w+ )?(?:name|age|sex|gender|history|symptoms?|complaints?|condition"
-    r"|diagnosis|weight|height|medication\w*|race)|how old|symptoms?|fevers?|cough\w*|pain|dyspn\w+|shortness of breath|"
+    r"|diagnosis|weight|height|medication\w*|race)|how old(?! (?:is|are) the (?:\w+ ){0,3}(?:fracture|injur|deformit))|symptoms?|fevers?|cough\w*|pain|dyspn\w+|shortness of breath|"
     r"medications?|medical history|history|smok\w+|surgeries|admitted|admission|hospital\w*|male or female|born|"
     r"(?:mr|mrs|ms|dr)\.? [a-z]+|\d{1,2}[/-]\d{1,2}[/-]\d{2,4}|(?:19|20)\d\d|(?:on|of|in) (?:january|february|march|april"
     r"|may|june|july|august|september|october|november|december)|dates?|what time|yesterday|today|heart rate"
@@ -99,6 +100,7 @@ _NOT_SEEN = re.compile(
     r"|clinical\w*|urgent\w*|notified|(?:how many|how long|for how) (?:hours?|days?|weeks?|months?|years?)"
     r"|next (?:tests?|stud(?:y|ies)|exam\w*|imaging)|ejection fraction|drugs?|medicines?|chemotherap\w+|infus(?:ed|ions?))\b"
 )
+_CHOICE = re.compile(r"\b([\w-]+) or (?:the |an? )?([\w-]+)\b")
 _ONE_OR_BOTH = re.compile(r"\b(?:one|a single) (?:side |lung )?or (?:both|two)\b(?: sides?| lungs?)?")
 _ONLY = re.compile(
     r"\b(?:only|(?:limited|confined|restricted) to|exclusively|solely|unilateral(?:ly)?|one side|isolated to|alone)\b"
@@ -145,6 +147,8 @@ _WHAT_TYPE = re.compile(
     r"\b(?:what|which) (?:\w+ ){0,2}(?:type|kind|sort|shape|variant|pattern|form)\b|\blooks? like\b"
     r"|\b(?:acute|healed|old|chronic) or (?:acute|healed|old|chronic)\b"
 )
+_SHORT = 5  # words of an answer that tells but one thing
+_PLACES = {"bone", "spine", "vertebra", "number", "center", "depth", "end", "relation"}
 _STOP = frozenset(
     re.findall(
         r"\w+",
@@ -225,7 +229,9 @@ def type_of(question: str, answer: str, told: PairType) -> PairType:
         return "count"
     if polar and _NORMAL_ASKED.search(question) and not any(s.state for s in statements_of(_content(question))):
         return "normal"
-    if polar and re.search(r"\b(?:normal|unremarkable|clear|abnormal)\b", question):
+    if polar and re.search(
+        r"\b(?:normal|unremarkable|clear|abnormal|intact|sharp|well aerated|position(?:ed)?)\b", question
+    ):
         return "normal"
     if polar:
         return "presence"
@@ -237,12 +243,26 @@ def type_of(question: str, answer: str, told: PairType) -> PairType:
         return "device"
     if _WHAT_TYPE.search(question):
         return "type"
+    if told == "open" and len(answer.split()) <= _SHORT and not statements_of(answer):
+        return _type_by(qualifiers_of(answer))
     return told if told in ("open", "type", "device", "severity", "location") else "open"
+
+
+def _type_by(told: Mapping[str, frozenset[object]]) -> PairType:
+    """What is asked for, by what a short answer tells."""
+    axes = {AXIS_OF[str(value)] for value in told.get("traits", ())}
+    if {"sides", "levels", "spots"} & told.keys() or axes & _PLACES:
+        return "location"
+    if {"degrees", "sizes"} & told.keys() or "completeness" in axes:
+        return "severity"
+    return "count" if "counts" in told else "type" if axes else "open"
 
 
 def _content(question: str) -> str:
     """A lower-case question as the words of a statement."""
     text = _POLAR.sub("", question.rstrip("? ."), count=1) if _POLAR.match(question) else question.rstrip("? .")
+    text = re.sub(r"\b(?:the )?patient intubated\b", "endotracheal tube", text)
+    text = re.sub(r"(?<!is )(?<!are )\b(absent|resolved)$", r"is \1", text)
     return " ".join(_ASKING.sub(" ", text).split())
 
 
@@ -259,7 +279,7 @@ def asserted(question: str, answer: str) -> tuple[list[Statement], bool]:
     if "how many" in question and words_of(answer, "counts"):
         return statements_of(f"{answer.rstrip('. ')} {content}"), False
     own = statements_of(answer)
-    if own:
+    if own and (without_words(answer, "traits").strip(". ") or not statements_of(content)):
         # "What is seen in the left lung?" "An effusion.": the place is in the question, the finding in the answer.
         about = "" if statements_of(content) else content
         sided = about and not any(s.sides for s in own) and words_of(about, "sides")
@@ -273,6 +293,10 @@ def asserted(question: str, answer: str) -> tuple[list[Statement], bool]:
 def _joined(content: str, answer: str) -> list[Statement]:
     """Question and answer as one sentence; words of a group that the answer has are taken out of the question."""
     content, told = _ONE_OR_BOTH.sub(" ", content), qualifiers_of(answer)
+    about = {claim.term for claim in statements_of(content)}
+    for choice in _CHOICE.finditer(content):  # "low or high?" "Low."
+        if len(left := [word for word in choice.groups() if not re.search(rf"\b{word}\b", answer)]) == 1:
+            content = re.sub(rf"\bor\b|\b{left[0]}\b", " ", content)
     if not answer.strip(". "):
         return statements_of(content)
     for group in ("sides", "degrees", "levels"):
@@ -281,6 +305,8 @@ def _joined(content: str, answer: str) -> list[Statement]:
     for axis in {AXIS_OF[str(value)] for value in told.get("traits", ())}:
         content = without_words(content, "traits", AXES[axis])
     claims = statements_of(f"{' '.join(content.split())} is {answer}")
+    if about and not without_words(answer, "traits").strip(". "):
+        claims = [claim for claim in claims if claim.term in about]  # "which pattern have the opacities?" "Reticular."
     # of what the answer says of itself, nothing is lost that stands too far from the finding
     lost = {group: v for group, v in told.items() if not any(v <= getattr(claim, group) for claim in claims)}
     if any(claim.term != DEVICE for claim in claims):
@@ -305,15 +331,18 @@ class Said:
         affirmed = [s for s in self.statements if s.state == 1 and s.term != DEVICE]
         self.abnormal = affirmed[0] if affirmed else None
 
-    def of(self, term: str, state: int, noun: str = "") -> list[Statement]:
+    def of(self, term: str, state: int, claim: Statement | None = None) -> list[Statement]:
         """Its statements of a term in a state: affirmed or doubted ones of narrower terms, denied ones of wider.
 
-        Of a term that several things go by ("congestion without edema") those with the same `noun`, where there are any.
+        Of a term that several things go by ("congestion, no edema") those with the noun of `claim`, where there are any.
         """
         others = WIDER if state == 0 else NARROWER
         found = [s for t in (term, *others.get(term, ())) for s in self._by_term.get(t, ())]
-        if term in _BY_NOUN and noun:
-            found = [s for s in found if _head(s.noun) == _head(noun)] or found
+        if term in _BY_NOUN and claim is not None:
+            same = [s for s in found if _head(s.noun) == _head(claim.noun)]
+            found = [
+                s for s in same if s.state or not s.degrees or claim.degrees
+            ] or found  # "no overt edema" leaves others
         return [s for s in found if s.state == state]
 
     def compare(
@@ -321,9 +350,13 @@ class Said:
     ) -> tuple[Agreement, str]:
         """Whether the report says what is asserted, and the sentence that says so."""
         told = self._told(question, answer, statements, negated)
-        if told != ("unknown", ""):
-            return told
         polar, yes, no = bool(_POLAR.match(question)), _YES.match(answer), _NO.match(answer)
+        if told[0] == "unknown" and polar and yes and len({s.term for s in statements}) == 1:
+            # "is there cavitation in the mass": "No cavitation", after the sentence on the mass
+            if denied := denied_alone(_content(question).replace(statements[0].noun, " "), self.sentences):
+                return "contradicted", denied
+        if told != ("unknown", "") or any(claim.kinds for claim in statements):
+            return told
         chosen = polar and " or " in question and not (yes or no or _MAYBE.match(answer))
         if (polar and not (yes or no or chosen)) or (no and not polar):
             return told
@@ -338,7 +371,8 @@ class Said:
             return self._whole(question, answer)
         if negated:
             return self._negated(statements)
-        found = [self._affirmed(s, question, answer) if s.state else self._denied(s) for s in statements]
+        which = not _POLAR.match(question)
+        found = [self._affirmed(s, question, answer) if s.state else self._denied(s, which) for s in statements]
         for agreement in ("contradicted", "unknown"):
             if (own := next((f for f in found if f[0] == agreement), None)) is not None:
                 return own
@@ -365,9 +399,9 @@ class Said:
         return "unknown", ""
 
     def _affirmed(self, claim: Statement, question: str, answer: str) -> tuple[Agreement, str]:
-        own, doubted = self.of(claim.term, 1, claim.noun), self.of(claim.term, -1, claim.noun)
+        own, doubted = self.of(claim.term, 1, claim), self.of(claim.term, -1, claim)
         if claim.term == DEVICE and claim.kinds:
-            return self._device(claim, own, question)
+            return self._device(claim, own, question, answer)
         if not own and not doubted:
             if denied := self._denials(claim):
                 return "contradicted", denied[0].sentence
@@ -397,20 +431,31 @@ class Said:
         """The report's statements that deny a claim: "no acute fracture" denies no old one."""
         return [
             s
-            for s in self.of(claim.term, 0, claim.noun)
+            for s in self.of(claim.term, 0, claim)
             if s.denies(claim.sides)
             and not opposed(claim.traits, s.traits)
             and not (claim.degrees and s.degrees and not claim.degrees & s.degrees)
         ]
 
     def _normal_without(self, claim: Statement) -> bool:
-        """Whether the report, which does not name a finding, excludes it by calling all normal."""
-        return self.abnormal is None and claim.term != DEVICE and (self.whole or (self.normal and claim.term in ACUTE))
+        """Whether the report, which does not name a finding, excludes it by calling all normal, or nothing acute."""
+        if self.abnormal is None:
+            return claim.term != DEVICE and (self.whole or (self.normal and claim.term in ACUTE))
+        # an opacity may be another word for what there is
+        return (
+            self.normal
+            and claim.term in ACUTE
+            and WIDER.get(claim.term, ()) != ("lung abnormality",)
+            and "opacity" not in (claim.term, *WIDER.get(claim.term, ()))
+        )
 
-    def _device(self, claim: Statement, own: Sequence[Statement], question: str) -> tuple[Agreement, str]:
+    def _device(self, claim: Statement, own: Sequence[Statement], question: str, answer: str) -> tuple[Agreement, str]:
         same = [s for s in own if s.kinds & claim.kinds]
         denied = [s for s in self.of(DEVICE, 0) if not s.kinds or s.kinds & claim.kinds]
         if same:
+            sides = frozenset[str]().union(*(s.sides for s in same))
+            if len(sides) == 2 and len(claim.sides) < 2 and self._one_side_only(claim, same, question, answer):
+                return "contradicted", same[0].sentence
             return _qualified(claim, same), same[0].sentence
         if denied:
             return "contradicted", denied[0].sentence
@@ -418,20 +463,25 @@ class Said:
             return "contradicted", own[0].sentence  # it names the devices, and this is none of them
         return "unknown", ""
 
-    def _denied(self, claim: Statement) -> tuple[Agreement, str]:
-        """Of a claim that a finding is absent."""
-        own, denied = self.of(claim.term, 1, claim.noun), self._denials(claim)
-        if claim.term in NARROWER and any(s.term == claim.term for s in denied) and not self._by_term[claim.term][0].state:
-            return "entailed", denied[0].sentence  # in the report's own words, whatever it says of details
+    def _denied(self, claim: Statement, which: bool = False) -> tuple[Agreement, str]:
+        """Of a claim that a finding is absent; `which`: where is asked for, not whether."""
+        own, denied = self.of(claim.term, 1, claim), self._denials(claim)
+        same = self._by_term.get(claim.term, ()) if claim.term in NARROWER else ()
+        if same and all(s.state == 0 for s in same):  # in the report's own words, whatever it says of details
+            if any(s.denies(claim.sides) for s in same):
+                return "entailed", same[0].sentence
+            if len(claim.sides) == 1 and which:  # "which lung is spared" names the other one
+                return "contradicted", same[0].sentence
         if own:
-            if claim.term == DEVICE and claim.kinds and not any(s.kinds & claim.kinds or not s.kinds for s in own):
+            if claim.term == DEVICE and claim.kinds and not (own := [s for s in own if s.kinds & claim.kinds]):
                 return "unknown", ""
             if claim.state == 0 and len(claim.sides) == 2:
                 claim = dataclasses.replace(claim, sides=frozenset())  # "both angles are sharp": neither is blunted
             fits = _qualified(claim, own)
             agreement: Agreement = {"entailed": "contradicted", "contradicted": "entailed"}.get(fits, "unknown")  # type: ignore[assignment]
             return agreement, own[0].sentence
-        if denied and not self.of(claim.term, -1, claim.noun):
+        # "the left lung is clear", whatever is suspected elsewhere
+        if denied and (not self.of(claim.term, -1, claim) or any(s.sides and s.sides == claim.sides for s in denied)):
             return "entailed", denied[0].sentence
         return ("entailed" if self._normal_without(claim) else "unknown"), ""
 
@@ -458,8 +508,8 @@ def _qualified(claim: Statement, found: Sequence[Statement]) -> Agreement:
     known = True
     for rank, first in (("largest", max), ("smallest", min)):
         if rank in claim.traits:
-            measured = [s for s in found if s.sizes]
-            named = [s for s in found if rank in s.traits] or measured[1:] and [first(measured, key=lambda s: max(s.sizes))]
+            measured = [s for s in found if _size_of(s)]
+            named = [s for s in found if rank in s.traits] or measured[1:] and [first(measured, key=_size_of)]
             claim, found = dataclasses.replace(claim, traits=claim.traits - {rank}), named or found
     sides = frozenset[str]().union(*(s.sides for s in found))
     if claim.sides:
@@ -472,10 +522,18 @@ def _qualified(claim: Statement, found: Sequence[Statement]) -> Agreement:
         if not wanted:
             continue
         there = _numbers(found) if name == "counts" else frozenset[object]().union(*(getattr(s, name) for s in found))
-        if opposed(wanted, there) if name == "traits" else there and not wanted & there:
+        fits = wanted <= there if name == "levels" else wanted & there  # "in the mid and lower zones": in both
+        if opposed(wanted, there) if name == "traits" else there and not fits:
             return "contradicted"
         known &= {v for v in wanted if AXIS_OF.get(v) not in _UNSAID} <= there if name == "traits" else bool(there)
     return "entailed" if known else "unknown"
+
+
+def _size_of(statement: Statement) -> float:
+    """Something to compare by: a measure, else a degree; 0 where it has neither."""
+    return max(statement.sizes, default=0) or max(
+        (["mild", "moderate", "severe"].index(d) + 1 for d in statement.degrees), default=0
+    )
 
 
 def _numbers(found: Sequence[Statement]) -> frozenset[object]:

@@ -24,11 +24,12 @@ NARROWER: dict[str, tuple[str, ...]] = {
     "opacity": ("consolidation", "pneumonia"),
     "lung lesion": ("mass", "nodule"),
     "lung abnormality": ("opacity", "consolidation", "pneumonia", "atelectasis", "pulmonary edema", "interstitial markings",
-                         "mass", "nodule", "lung lesion"),
+                         "mass", "nodule", "lung lesion", "cavity", "bronchiectasis", "bulla", "contusion", "collapse"),
     "pleural abnormality": ("pleural effusion", "pneumothorax", "pleural change"),
     "vascular abnormality": ("pulmonary edema",),
     "volume abnormality": ("hypoinflation", "hyperinflation"),
     "heart abnormality": ("cardiomegaly",),
+    "mediastinum abnormality": ("wide mediastinum",),
     "diaphragm abnormality": ("elevated diaphragm",),
     "bone injury": ("fracture",),
     "bone abnormality": ("fracture", "bone lesion", "vertebral deformity", "osteopenia", "degenerative change", "scoliosis"),
@@ -42,18 +43,24 @@ _UNSEEN_TIP = re.compile(
     r" (?:seen|visuali[sz]ed|included|imaged|identified|the (?:image|field|view)\w*)",
     re.IGNORECASE,
 )
-_IN_SIZE = re.compile(r",\s?(?:\w+ |\w+ to )?\w+ in (?:size|severity|degree|extent)\b")  # "effusion, moderate in size"
+# "Effusion, moderate in size", "effusions, small on the right": a comma that opens no statement.
+_IN_SIZE = re.compile(r",\s?(?:\w+ |\w+ to )?\w+ (?:in (?:size|severity|degree|extent)|(?:on|at) the (?:left|right))\b|,\s?\w+(?: to \w+)?\.?$")
+_ON_SIDE = re.compile(r" (?:(?:on|in|at) the )?(left|right)\b")
+_PART = re.compile(r",? (?:and |with )?(?=the (?:largest|biggest|dominant)\b)", re.IGNORECASE)
 _PRONOUN = re.compile(
     r"(?:(?:the )?(?:largest|larger|biggest|dominant|smaller|smallest) ?(?:one)?(?=,| of| is| measur| in | at )|it|its (?P<tip>tip)?"
     r"|the (?P<tip2>tip)|this|these|they|both|one is|all)\b",
     re.IGNORECASE,
 )
 _IS_NORMAL = re.compile(r" (?:(?:is|are|appears?|remains?) )?(?:\w+ly )?(?:normal|unremarkable|within normal limits)\b")
-_LEADS = {"single": "one", "dual": "two"}
+_LEADS = {"single": "one", "dual": "two", "triple": "three"}
+_IN_THE_NAME = {"interstitial markings": {"interstitial"}}
 _MISPLACED = {"bronchus", "esophagus"}  # where no device ends well
 _CLOSE = 20  # characters
 _PAUSE = re.compile(r",|;|\b(?:and|or|with)\b")
-_BOTH = re.compile(r"\b(?:left|right)(?:-sided)?(?: (?!atri|ventric)\w+)? and (?:an? )?(?:\w+ )?(?:left|right)\b(?! atri| ventric)")
+_BOTH = re.compile(
+    r"\b(?:left|right)(?:-sided)?(?: (?!atri|ventric)\w+)? and (?:an? )?(?:\w+ )?(?:(?:on|at|in) the )?(?:left|right)\b(?! atri| ventric)"
+)
 _REACH = 90  # characters
 _WHOLE_NORMAL = re.compile(
     r"\b(?:normal|unremarkable|negative) (?:\w+ ){0,2}(?:chest|examination|exam|study|radiograph|cxr|x-?ray)\b"
@@ -121,15 +128,17 @@ def statements_of(text: str) -> list[Statement]:
     """What a text says, in its order."""
     result: list[Statement] = []
     last: tuple[Statement, ...] = ()
-    for sentence in sentences(text):
-        found = _said(sentence)
-        if (start := _PRONOUN.match(sentence)) and all(s.term == DEVICE and not s.kinds for s in found):
-            # "The largest, at the apex, is 9 mm", "Its tip is in the stomach": of the one thing that was just said
-            wanted = {s.noun for s in last if s.state == 1 and (s.term == DEVICE or not (start["tip"] or start["tip2"]))}
-            if len(wanted) == 1:
-                found = tuple(replace(s, sentence=sentence) for s in _said(f"{wanted.pop()} {sentence}"))
-        result += found
-        last = found or last
+    for whole in sentences(text):
+        for sentence in _PART.split(whole):
+            found = _said(sentence)
+            if (start := _PRONOUN.match(sentence)) and all(s.term == DEVICE and not s.kinds for s in found):
+                # "The largest, at the apex, is 9 mm", "Its tip is in the stomach": of the one thing that was just said
+                tip = start["tip"] or start["tip2"]
+                wanted = {s.noun for s in last if s.state == 1 and (s.term == DEVICE or not tip)}
+                wanted = {noun for noun in wanted if noun.endswith("s")} or wanted if len(wanted) > 1 else wanted
+                found = _said(f"{wanted.pop()} {sentence}") if len(wanted) == 1 else found
+            result += found if sentence == whole else [replace(s, sentence=whole) for s in found]
+            last = found or last
     return result
 
 
@@ -143,9 +152,12 @@ def _said(sentence: str) -> tuple[Statement, ...]:
     lower = sentence.lower()
     clusters = _clusters(mentions)
     own: list[dict[str, set[str]]] = [{} for _ in clusters]
+    by_side: list[dict[str, set[str]]] = [{} for _ in clusters]
     # "moderate left and small right effusions" are two, though "and small" opens a statement elsewhere
     pairs = [m.span() for m in _BOTH.finditer(lower) if not any(m.start() < c[0].start < m.end() for c in clusters)]
     breaks = [m.start() for m in cues.BREAK.finditer(lower) if not _IN_SIZE.match(lower, m.start())]
+    first = min(cluster[0].start for cluster in clusters)
+    breaks = [b for b in breaks if b > first or not lower.startswith("with ", b)]  # "left lung with mild atelectasis"
     breaks = [b for b in breaks if not any(a < b < z for a, z in pairs)]
     every = range(len(clusters))
     devices = [c for c in every if any(m.finding == DEVICE for m in clusters[c])]
@@ -157,13 +169,21 @@ def _said(sentence: str) -> tuple[Statement, ...]:
             targets = [c for c in every if (clusters[c][0].start, clusters[c][0].end) != (start, end)] or every
         if (at := _nearest(lower, start, end, clusters, targets, breaks)) is not None:
             own[at].setdefault(group, set()).add(value)
+            if group == "degrees" and (side := _ON_SIDE.match(lower, end)):
+                by_side[at].setdefault(side[1], set()).add(value)
     for start, end in pairs:
         if (at := _nearest(lower, start, end, clusters, every, breaks)) is not None:
             own[at]["sides"] = {"both"}
     parts = _parts_of_devices(clusters, own, devices, breaks)
-    return tuple(
-        _statement(m, own[c], sentence) for c, cluster in enumerate(clusters) if c not in parts for m in cluster
-    )
+    result = []
+    for c, cluster in enumerate(clusters):
+        for told in [_statement(m, own[c], sentence) for m in cluster if c not in parts]:
+            if len(by_side[c]) == 2:  # "moderate on the right and small on the left"
+                graded = sorted(by_side[c].items())
+                result += [replace(told, sides=frozenset({side}), degrees=frozenset(v)) for side, v in graded]
+            else:
+                result.append(told)
+    return tuple(result)
 
 
 def _parts_of_devices(
@@ -173,13 +193,17 @@ def _parts_of_devices(
     them is said of that."""
     parts = set()
     for k, at in enumerate(devices):
-        start = clusters[at][0].start
-        near = [c for c in reversed(devices[:k]) if own[c].get("kinds") and not _apart(clusters[c][0].start, start, breaks)]
+        if own[at].get("kinds"):
+            continue
+        start, before = clusters[at][0].start, [c for c in reversed(devices[:k]) if own[c].get("kinds")]
+        near = [c for c in before if not _apart(clusters[c][0].start, start, breaks)]
         near += [c for c in devices[k + 1 : k + 2] if own[c].get("kinds") and clusters[c][0].start - start < _CLOSE]
-        if near and not own[at].get("kinds"):
+        if near:
             for group, values in own[at].items():
                 own[near[0]].setdefault(group, set()).update(values)
             parts.add(at)
+        elif before:  # "bilateral chest tubes; the left tube ends at the apex"
+            own[at]["kinds"] = set(own[before[0]]["kinds"])
     return parts
 
 
@@ -190,12 +214,13 @@ def _apart(low: int, high: int, breaks: list[int]) -> bool:
 def _statement(mention: Mention, words: dict[str, set[str]], sentence: str) -> Statement:
     read = words.get("sides", set[str]())
     if mention.finding in terms.SIDED and read != {"both"} and mention.state:
-        read = {mention.side} - {""}  # the labeller's, which tells none of "the left lung is clear"
+        read = {mention.side} - {""} or read  # the labeller's, which tells none of "the left lung is clear"
     places = sorted(words.get("place", ()))
     traits, spots = words.get("traits", set[str]()), words.get("spots", set[str]())
     counts = words.get("counts", set[str]()) | {leads for kind, leads in _LEADS.items() if kind in traits}
+    traits = traits - _IN_THE_NAME.get(mention.finding, set())
     if mention.finding != DEVICE:
-        traits, spots = traits - AXES["wires"].keys(), set()
+        traits, spots = traits - AXES["wires"].keys() - AXES["position"].keys(), set()
     elif spots & _MISPLACED:
         traits = traits | {"misplaced"}
     noun, after = sentence[mention.start : mention.end].lower(), sentence[mention.end :].lower()

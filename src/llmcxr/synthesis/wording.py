@@ -24,12 +24,12 @@ _EMPTY = frozenset(
         " location located direction size degree severity extent type kind number appear appears appearance look looks like"
         " describe position noted identified project end ends most more between mild moderate one both same within view"
         " bone bones chamber chambers structure structures level contour contours outline shape body bodies affected involved"
-        " condition status state identify name clearly demonstrate demonstrates exhibit exhibits overall only caliber free sided unilateral bilateral",
+        " condition status state identify name clearly demonstrate demonstrates exhibit exhibits overall only caliber free sided unilateral bilateral way ways domed height pulmonary defined outlined",
     )
 )
 # Words that call something normal, or not: one against the other, and beside them what is named may be left out.
 _NORMAL = re.compile(
-    r"\b(?:normal(?:ly)?|unremarkable|intact|midline|sharp|clear(?:ly)?|preserved|straight|central|well[- ]\w+ed|maintained)\b"
+    r"\b(?:normal(?:ly)?|unremarkable|intact|midline|sharp(?:ly)?|clear(?:ly)?|preserved|straight|central|well[- ]\w+ed|maintained)\b"
 )
 _ABNORMAL = re.compile(
     r"\b(?:abnormal\w*|enlarge\w*|increased?|widen\w*|dilat\w*|prominen\w*|elevat\w*|shift\w*|displac\w*|deviat\w*|blunt\w*"
@@ -41,12 +41,14 @@ _SYNONYMS = [
     (re.compile(rf"\b(?:{words})\b"), one)
     for one, words in {
         "diaphragm": r"hemi-?\s?diaphragms?|diaphragms",
-        "elevated": r"raised",
+        "elevated": r"raised|(?<=diaphragm is )high",
+        "opacification": "opaque|opacified",
+        "destruction": "destroyed|destructive",
         "lobe resected": "lobectomy",
         "breast resected": "mastectomy",
         "lung resected": "pneumonectomy",
         "resected": "removed|excised",
-        "prosthetic": r"prosthes[ie]s|arthroplasty|replaced|replacement",
+        "prosthetic": r"prosthes[ie]s|arthroplasty|replaced|replacement|artificial|mechanical|bioprosthe\w+",
         "": r"(?:cardiac|heart) chambers?",
     }.items()
 ]
@@ -57,7 +59,7 @@ _DOUBTED = re.compile(
 )
 # Where something is shifted to: beside it a side says only what it is shifted by.
 _TOWARDS = re.compile(r"\b(?:left|right)wards?\b|\bto(?:wards?)? the (?:left|right)\b")
-_CLAUSE = re.compile(r"[,;:]|\b(?:and|with|but|while)\b")
+_CLAUSE = re.compile(r"[,;:]|\b(?:and|with|but|while)\b|(?=\bwithout\b)")
 _FEW = 6  # words of a clause that begins with a predicate and has no subject
 _LEAST = 4  # letters of a word by which others are known: "calcified" and "calcification"
 
@@ -81,32 +83,48 @@ def agreement(content: str, answer: str, verdict: bool | None, report: Sequence[
     if not things:
         return "unknown", ""
     found = [(part, sentence) for sentence in report for part in _clauses(_plain(sentence), things)]
-    told = [(_judge(content, answer, verdict, states, part, sentence), sentence) for part, sentence in found]
-    agreements = {one for one, _ in told}
+    told = [(_judge(content, answer, verdict, things, states, part, sentence), sentence) for part, sentence in found]
     for agreement_ in ("entailed", "unknown", "contradicted"):
-        if agreement_ in agreements:
-            return next((one, sentence if one != "unknown" else "") for one, sentence in told if one == agreement_)
+        if (own := next((sentence for one, sentence in told if one == agreement_), None)) is not None:
+            return agreement_, own if agreement_ != "unknown" else ""
     return "unknown", ""
 
 
+def denied_alone(things: str, report: Sequence[str]) -> str:
+    """The lower-case `report` sentence that denies what a text names and speaks of nothing else; "" where there is none."""
+    named = _named(_plain(things))
+    for sentence in report if named else ():
+        if _DENIED.match(sentence) and sorted(map(_stem, _words(sentence))) == sorted(map(_stem, named)):
+            return sentence
+    return ""
+
+
 def _judge(
-    content: str, answer: str, verdict: bool | None, states: Sequence[str], clause: str, sentence: str
-) -> Agreement:
-    """What one clause that has all that the question names says of it."""
+    content: str,
+    answer: str,
+    verdict: bool | None,
+    things: Sequence[str],
+    states: Sequence[str],
+    clause: str,
+    sentence: str,
+) -> Agreement | None:
+    """What one clause that has all that the question names says of it; None where it says nothing of what is asked."""
     if _DOUBTED.search(clause):
         return "unknown"
     if verdict is None:
-        return "unknown" if _DENIED.search(clause) else _same(answer, clause)
+        if _DENIED.search(clause) and not _DENIED.search(content):
+            return "unknown"
+        return _same(f"{answer.rstrip('. ')} {' '.join(things)}", clause)  # "the left": atrium
     if states and not (_NORMAL.search(clause) or _ABNORMAL.search(clause)):
         clause = sentence  # "hila and vessels are normal"
     there = _state(states, clause)
     if there is None:
         return "unknown"
-    fits: Agreement = _same(content, clause) if there else "entailed"
-    if fits == "unknown" and not {"sides", "levels", "degrees", "traits"} & qualifiers_of(content).keys():
+    fits = _same(content, clause) if there else "entailed"
+    if fits is None and not {"sides", "levels", "degrees", "traits"} & qualifiers_of(content).keys():
         fits = "entailed"
-    if fits == "unknown" or (fits == "contradicted" and not verdict):
-        return "unknown"
+    if fits is None or (fits == "contradicted" and not verdict):
+        return None
     return "entailed" if (fits == "entailed") == (verdict == there) else "contradicted"
 
 
@@ -136,7 +154,15 @@ def _clauses(sentence: str, things: Sequence[str]) -> list[str]:
     parts = list[str]()
     for part in _CLAUSE.split(sentence):
         words = part.split()
-        if parts and 0 < len(words) < _FEW and (_ABNORMAL.match(words[0]) or _NORMAL.match(words[0]) or words_of(words[0], "traits")):
+        if (
+            parts
+            and 0 < len(words) < _FEW
+            and (
+                _ABNORMAL.match(words[0])
+                or _NORMAL.match(words[0])
+                or any(words_of(words[0], group) for group in ("traits", "levels"))
+            )
+        ):
             parts[-1] += f" and {part}"  # "the aorta is tortuous and calcified"
         else:
             parts.append(part)
@@ -144,8 +170,11 @@ def _clauses(sentence: str, things: Sequence[str]) -> list[str]:
 
 
 def _has(text: str, word: str) -> bool:
-    stem = word[: max(_LEAST, len(word) - 3)]
-    return re.search(rf"\b{re.escape(stem)}", text) is not None
+    return re.search(rf"\b{re.escape(_stem(word))}", text) is not None
+
+
+def _stem(word: str) -> str:
+    return word[: max(_LEAST, len(word) - 3)]
 
 
 def _state(states: Sequence[str], clause: str) -> bool | None:
@@ -160,12 +189,12 @@ def _state(states: Sequence[str], clause: str) -> bool | None:
     return (asked_normal == normal) != denied
 
 
-def _same(claim: str, clause: str) -> Agreement:
-    """Whether side, level, severity, number, size and traits in a claim are those of a clause."""
+def _same(claim: str, clause: str) -> Agreement | None:
+    """Whether side, level, severity, number, size and traits in a claim are those of a clause; None where it has none."""
     wanted, there = qualifiers_of(claim), qualifiers_of(clause)
     if _ABNORMAL.search(clause) and (towards := _TOWARDS.findall(clause)):
         there["sides"] = qualifiers_of(" ".join(towards))["sides"]
     if differ(wanted, there) or (one_sided(claim) and len(there.get("sides", ())) == 2):
         return "contradicted"
     shared = wanted.keys() & there.keys()
-    return "entailed" if shared and not (shared == {"traits"} and not wanted["traits"] & there["traits"]) else "unknown"
+    return "entailed" if shared and not (shared == {"traits"} and not wanted["traits"] & there["traits"]) else None
