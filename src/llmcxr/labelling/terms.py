@@ -202,7 +202,7 @@ PRESENT: dict[str, str] = {
     "diaphragm abnormality": r"\bdiaphragm\w* (?:is )?abnormal\w* | \babnormal\w* (?:of the )?(?:\w+ )?(?:hemi-?)?diaphragm\w*",
     "collapse": r"\bcollaps\w+",
     "bone injury": r"\bacute (?:\w+ )?(?:osseous|bony|skeletal|bone) (?:\w+ )?(?:abnormalit|injur|process|lesion|finding|patholog)\w*",
-    "bone abnormality": r"(?<!acute )\b(?:osseous|bony|skeletal|bone) (?:\w+ )?(?:abnormalit|patholog|destruction)\w*",
+    "bone abnormality": r"(?<!acute )\b(?:osseous|bony|skeletal|bones?) (?:(?:or|and) (?:\w+ ){1,2})?(?:\w+ )?(?:abnormalit|patholog|destruction)\w*",
     "bone lesion": r"""
         \b(?:bone|bony|osseous|rib|vertebral|lytic|sclerotic|blastic|expansile) (?:\w+ ){0,3}?lesions?
         | \b(?:bony|osseous|bone|lytic|sclerotic|blastic) (?:\w+ ){0,2}?(?:destruction|foc(?:us|i)|metasta\w+)
@@ -341,6 +341,7 @@ ABSENT: list[tuple[tuple[str, ...], str]] = [
     (("pleural effusion",), r"\bcosto-?phrenic (?:angles?|sulc\w+) (?:\w+ ){0,3}?(?:sharp|clear)\b"),
     (("lung abnormality",), rf"{_SPARED} | {_LUNGS_CLEAR} | {_organ(_LUNG, 'clear')}"),
     (("pleural abnormality",), _organ(r"pleura(?:l (?:spaces?|surfaces?|cavit\w+))?", "clear")),
+    (("pleural abnormality",), _organ(r"(?:lateral )?costo-?phrenic (?:angles?|sulc\w+)", "clear", "sharp")),
     (("vascular abnormality",), _organ(r"(?:pulmonary )?vascul(?:ature|arity)|pulmonary vessels")),
     (("volume abnormality",), _organ(r"lung volumes?")),
     (("heart abnormality",), rf"{_organ(_HEART)}|\b{_HEART} (?:\w+ )?(?:is |appears )?(?:small|narrow)\b(?! effus)"),
@@ -355,8 +356,11 @@ ABSENT: list[tuple[tuple[str, ...], str]] = [
     (("bone injury",), _organ(_BONES, "intact")),
     (("bone abnormality",), _organ(_BONES)),
     (("subcutaneous emphysema",), _organ(r"soft tissues?")),
-    (("osteopenia",), _organ(r"bone (?:mineral )?density|mineraliz\w+", "preserved", "maintained")
-     + r"|\b(?:normally|well) mineralized"),
+    (
+        ("osteopenia",),
+        _organ(r"bone (?:mineral )?density|mineraliz\w+", "preserved", "maintained")
+        + r"|\b(?:normally|well) mineralized",
+    ),
 ]
 DOUBTFUL: dict[str, str] = {
     "cardiomegaly": rf"""

@@ -12,11 +12,15 @@ DEVICES: dict[str, str] = {
     "chest tube": r"chest (?:tubes?|drains?)|pigtails?(?: catheters?)?|thoracostomy(?: tubes?)?|pleural (?:tubes?|drains?)",
     "tracheostomy": r"tracheostomy(?: tubes?)?",
     "endotracheal tube": r"endotracheal(?: tubes?)?|intubated|\bett\b|\bet tubes?",
-    "feeding tube": r"(?:feeding|ng|og|nasogastric|orogastric|enteric|gastric) tubes?|\bdob?bhoff(?: tubes?)?|nasogastric",
+    "feeding tube": r"(?:feeding|ng|og|nasogastric|orogastric|enteric|gastric|(?:gastr|jejun)ostomy|peg) tubes?|\bdob?bhoff(?: tubes?)?|nasogastric",
     "pacemaker": r"pace-?\s?makers?|pacers?|pac(?:ing|er) \w+|aicd|\bicd\b|(?:cardioverter.)?defibrillators?|generator|leads?",
     "port": r"port-?\s?a-?\s?cath\w*|medi-?\s?ports?|(?:chest |infusion |venous )?port",
     "central line": r"picc(?: lines?)?|central (?:venous )?(?:lines?|catheters?)|cvc"
     r"|(?:jugular|subclavian|femoral|ij|venous|dialysis) (?:venous )?(?:lines?|catheters?|sheaths?)|swan\S*(?: catheter)?",
+    "loop recorder": r"(?:implantable )?loop recorders?",
+    "balloon pump": r"(?:intra-?aortic )?balloon pumps?|iabp",
+    "ventricular assist device": r"(?:left )?ventricular assist devices?|lvad|impella",
+    "shunt": r"(?:ventriculoperitoneal |vp )?shunts?",
     "sternal wires": r"(?:sternal|sternotomy|median sternotomy) wires?",
     "surgical clips": r"(?:surgical )?clips?",
     "heart valve": r"(?:prosthetic |artificial |mechanical )?(?:heart |aortic |mitral |cardiac )?valves?",
@@ -83,6 +87,7 @@ AXES: dict[str, dict[str, str]] = {
     },
     "relation": {"above": "above|superior to", "below": "below|beneath|inferior to"},
     "end": {"proximal": "proximal", "distal": "distal"},
+    "vertical": {"up": "upwards?", "down": "downwards?"},
     "depth": {"anterior": r"anterior(?:ly)?", "posterior": r"posterior(?:ly)?"},
     "center": {"central": r"centrally|central(?! venous| line| catheter)|(?:peri|para)hilar", "peripheral": r"peripher\w+|subpleural"},
     "symmetry": {"asymmetric": r"asymmetric\w*", "symmetric": r"symmetric\w*"},
@@ -142,7 +147,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "sides": {
         "both": r"bilateral(?:ly)?|bibasilar|bibasal|biapical|both|(?:left|right) and (?:the )?(?:left|right)(?! atri| ventric)",
         "left": r"left(?! (?:atri|ventric))(?:-sided|wards?)?|lingular?|levo\w+",
-        "right": r"right(?! (?:atri|ventric))(?:-sided|wards?)?|dextro\w+",
+        "right": r"right(?! (?:atri|ventric))(?:-sided|wards?)?|dextro(?!card)\w+",
     },
     "degrees": {
         "mild": rf"(?:mild(?:ly)?|minimal(?:ly)?|small|trace|tiny|slight(?:ly)?|minor|subtle|minute|borderline|top[- ]normal|upper limits? of normal){_OF_A_WORD}",
@@ -167,8 +172,12 @@ GROUPS: dict[str, dict[str, str]] = {
         "many": r"multiple|several|numerous|many|innumerable|countless|scattered",
     },
 }
-_ONE_SIDED = re.compile(r"\b(?:unilateral(?:ly)?|one[- ]sided?|one (?:lung|hemithorax|base)|a single (?:side|lung))\b")
-SIZE = re.compile(r"\b(\d+(?:\.\d+)?)[ -]?(mm|cm|millimet(?:er|re)s?|centimet(?:er|re)s?)\b")
+_ONE_SIDED = re.compile(
+    r"\b(?:unilateral(?:ly)?|one[- ]sided?|one (?:lung|hemithorax|base|breast)|a single (?:side|lung))\b"
+)
+SIZE = re.compile(
+    r"\b(\d+(?:\.\d+)?)(?: ?(?:x|by) ?(\d+(?:\.\d+)?))?[ -]?(mm|cm|millimet(?:er|re)s?|centimet(?:er|re)s?)\b"
+)
 # Words that open no statement of their own ("bilateral"), by group: where two begin together the longest counts.
 _PATTERNS = {
     group: re.compile(r"\b(?:" + "|".join(f"(?P<w{k}>{pattern})" for k, pattern in enumerate(words.values())) + r")\b")
@@ -207,16 +216,23 @@ def both_sides(sides: set[str]) -> frozenset[str]:
 
 def sizes_of(text: str) -> set[float]:
     """Measures in a lower-case text, in millimetres."""
-    return {float(number) * (10 if unit.startswith("c") else 1) for number, unit in SIZE.findall(text)}
+    return {
+        round(float(number) * (10 if unit.startswith("c") else 1), 1)
+        for *sides, unit in SIZE.findall(text)
+        for number in sides
+        if number
+    }
 
 
 def qualifiers_of(text: str) -> dict[str, frozenset[object]]:
-    """All that a lower-case text has of each group, whatever it is said of; groups that it has nothing of are left out."""
-    found: dict[str, frozenset[object]] = {}
-    for group in ("sides", "degrees", "levels", "traits", "spots", "counts"):
-        values = {value for _, _, value in words_of(text, group)}
-        found[group] = {"sides": both_sides, "counts": numbers}.get(group, frozenset[object])(values)  # type: ignore[arg-type]
-    found["sizes"] = frozenset(sizes_of(text))
+    """All that a lower-case text has of each group, whatever it is said of; what it has nothing of is left out."""
+    words = {group: {value for _, _, value in words_of(text, group)} for group in GROUPS if group != "kinds"}
+    found: dict[str, frozenset[object]] = {group: frozenset(values) for group, values in words.items()}
+    found |= {
+        "sides": both_sides(words["sides"]),
+        "counts": numbers(words["counts"]),
+        "sizes": frozenset(sizes_of(text)),
+    }
     return {group: values for group, values in found.items() if values}
 
 
@@ -227,8 +243,8 @@ def numbers(words: Iterable[str]) -> frozenset[int]:
 
 def opposed(wanted: frozenset[object], there: frozenset[object]) -> bool:
     """Whether of some axis one side has values, the other has values too, and none is shared."""
-    for axis in {AXIS_OF[value] for value in wanted}:  # type: ignore[index]
-        own, other = ({value for value in values if AXIS_OF[value] == axis} for values in (wanted, there))  # type: ignore[index]
+    for axis in {AXIS_OF[str(value)] for value in wanted}:
+        own, other = (values & AXES[axis].keys() for values in (wanted, there))
         if other and not own & other:
             return True
     return False
@@ -238,10 +254,7 @@ def differ(wanted: Mapping[str, frozenset[object]], there: Mapping[str, frozense
     """Whether what is claimed is not what is there, in any group that both tell of."""
     for group, values in wanted.items():
         if other := there.get(group):
-            if group == "traits":
-                apart = opposed(values, other)
-            else:
-                apart = not values <= other if group == "sides" else not values & other
-            if apart:
+            whole = values <= other if group == "sides" else values & other
+            if opposed(values, other) if group == "traits" else not whole:
                 return True
     return False

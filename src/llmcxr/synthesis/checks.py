@@ -13,10 +13,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 from llmcxr.metrics.scores import normalize_answer
-from llmcxr.studies.prior_references import cues_of
 from llmcxr.studies.sentences import sentences
-from llmcxr.synthesis.attributes import AXES, AXIS_OF, MANY, one_sided, opposed, qualifiers_of, without_words, words_of
-from llmcxr.synthesis.pairs import PairType, QaPair
+from llmcxr.synthesis.asking import MAYBE, NO, NORMAL_ASKED, POLAR, WHAT_DEVICE, YES, asserted, content_of, type_of
+from llmcxr.synthesis.attributes import AXIS_OF, MANY, one_sided, opposed
+from llmcxr.synthesis.form import fault_of_form
+from llmcxr.synthesis.pairs import QaPair
 from llmcxr.synthesis.statements import (
     ACUTE,
     DEVICE,
@@ -46,93 +47,8 @@ REASONS: dict[str, str] = {
     "duplicate": "the same question was asked of this study",
     "paraphrase": "the same is asked of this study in other words",
 }
-LEAST_WORDS, MOST_QUESTION, MOST_ANSWER = 3, 40, 60  # words
-
-_ASKS = re.compile(
-    r"(?:is|are|was|were|do|does|did|can|could|has|have|what|which|where|how|who|why|when|whose|in which|on which|in what"
-    r"|on what|at which|to which|describe|name|list|identify|locate|characteri[sz]e|compare|state)\b"
-)
-_NO_ANSWER = re.compile(
-    r"\b(?:(?:not|un)[ -]?(?:specified|stated|mentioned|known|given|provided|reported|answerable|described|determined)"
-    r"|unspecified|unknown|unclear|n/?a|can ?not (?:be )?(?:determined?|answer(?:ed)?|tell|said|assessed)|no information"
-    r"|unable to (?:determine|answer|tell)|i (?:do not|don't) know|does not (?:say|mention|specify|state))\b|^none given\b"
-)
-_REPORT = re.compile(
-    r"\b(?:(?:the|this|a|your|radiology|above|given) (?:\w+ )?(?:report|text|dictation|passage|description|statement)"
-    r"|reports?(?! card)|radiologists?|physicians?|doctors?|clinicians?|according to|as (?:mentioned|described|stated|noted)"
-    r"|(?:is|are|was|were) (?:\w+ )?(?:mentioned|stated|reported|described|documented|dictated)|mentioned|dictat\w+"
-    r"|(?:findings|impression|indication|technique|comparison) section|(?:the|in) impression|author|conclude[ds]?)\b"
-)
-_PRIORS = re.compile(
-    r"\b(?:chang(?:e|es|ed)|compared?|comparison|previous(?:ly)?|priors?|earlier|interval|since|improv\w+|worsen\w+"
-    r"|progress\w*|stable|unchanged|resol\w+|follow-?up|baseline|already|over time"
-    r"|last (?:study|exam\w*|film|image|radiograph|day|night|week|month|year))\b"
-)
-_NO_CHANGE = re.compile(
-    r"\b(?:degenerative|chronic|postsurgical|post-surgical|postoperative|fibrotic|emphysematous|pleural|bony|osseous"
-    r"|interstitial|arthritic|hypertrophic|cystic) (?:\w+ )?changes?\b"
-)
-# Of one side against the other, or of what was done once: none of it speaks of an earlier image.
-_WITHIN = re.compile(
-    r"\b(?:(?:larger|smaller|greater|bigger|worse|higher|lower)\b(?= than (?:the )?(?:left|right|other|opposite)| (?:on|in|at|side|one)\b)"
-    r"|(?<=which )(?:\w+ ){0,4}?(?:larger|smaller|greater|bigger|worse|higher|lower)|(?<=where is the )(?:larger|smaller|bigger)"
-    r"|(?:old|chronic|healed) or (?:new|recent)|(?:new|recent) or (?:old|chronic|healed)"
-    r"|(?:valves?|shoulders?|breasts?|lobes?|lungs?|joints?|ribs?|gallbladder|kidneys?|spleen)"
-    r" (?:has|have|was|were|is|are) (?:been )?(?:surgically )?(?:removed|replaced|resected))\b"
-)
-_VIEWS = re.compile(
-    r"\b(?:lateral(?: (?:view|image|film|projection|radiograph)s?)|on (?:the )?lateral|(?:two|both|other|another|frontal and"
-    r" lateral|pa and lateral|which|what) (?:views?|projections?)|oblique|decubitus|ct\b|cta|mri|pet|ultrasound|sonogra\w+"
-    r"|echocardiogra\w+|tomogra\w+|mammogra\w+|scans?)\b"
-)
-_PATIENT = re.compile(
-    r"\b(?:year[s]?[ -]old|(?:patient'?s?|his|her) (?:\w+ )?(?:name|age|sex|gender|history|symptoms?|complaints?|condition"
-    r"|diagnosis|weight|height|medication\w*|race)|how old(?! (?:is|are) the (?:\w+ ){0,3}(?:fracture|injur|deformit))|symptoms?|fevers?|cough\w*|pain|dyspn\w+|shortness of breath|"
-    r"medications?|medical history|history|smok\w+|surgeries|admitted|admission|hospital\w*|male or female|born|"
-    r"(?:mr|mrs|ms|dr)\.? [a-z]+|\d{1,2}[/-]\d{1,2}[/-]\d{2,4}|(?:19|20)\d\d|(?:on|of|in) (?:january|february|march|april"
-    r"|may|june|july|august|september|october|november|december)|dates?|what time|yesterday|today|heart rate"
-    r"|blood pressure|oxygen|temperature|white (?:blood )?count|laborator\w+)\b|___|xxxx"
-)
-_NOT_SEEN = re.compile(
-    r"\b(?:recommend\w*|should|treat(?:ed|ment)?s?|therap\w+|prognos\w+|advi[sc]e\w*|next step|management|biops\w+"
-    r"|caus(?:e|es|ed|ing)|etiolog\w+|reasons?|(?:purpose|indication) (?:of|for)|why|risk|survive|when (?:was|were|did|will)"
-    r"|antibiotics?|surgery|technique|exposure|kvp|dose|(?:what|which) (?:type|kind) of (?:exam\w*|study|imaging)|who"
-    r"|clinical\w*|urgent\w*|notified|(?:how many|how long|for how) (?:hours?|days?|weeks?|months?|years?)"
-    r"|next (?:tests?|stud(?:y|ies)|exam\w*|imaging)|ejection fraction|drugs?|medicines?|chemotherap\w+|infus(?:ed|ions?))\b"
-)
-_CHOICE = re.compile(r"\b([\w-]+) or (?:the |an? )?([\w-]+)\b")
-_ONE_OR_BOTH = re.compile(r"\b(?:one|a single) (?:side |lung )?or (?:both|two)\b(?: sides?| lungs?)?")
 _ONLY = re.compile(
     r"\b(?:only|(?:limited|confined|restricted) to|exclusively|solely|unilateral(?:ly)?|one side|isolated to|alone)\b"
-)
-_POLAR = re.compile(r"(?:is|are|was|were|do|does|did|can|could|has|have|will|would)\b ?(?:you see |one see )?")
-_ASKING = re.compile(
-    r"\bhow (?:large|big|severe|extensive|many|much|wide|marked|bad)\b|\b(?:what|which|where|how|in|on)\b(?= (?:is|are|was"
-    r"|side|lung|lobe|part|zone|size|type|kind|degree|number|hemithorax|severity|which|what))"
-    r"|\b(?:what|which|where|how|name|describe|list)\b"
-)
-_YES = re.compile(r"(?:yes|yeah|correct|true|definitely)\b[,.;:]?\s*")
-_NO = re.compile(
-    r"(?:no|not|none|neither|nowhere|absent|nothing|negative|false)\b(?=[,.;:]|$|\s(?:there|it|the)\b)[,.;:]?\s*"
-)
-_MAYBE = re.compile(r"(?:possibly|maybe|perhaps|probably|possible|uncertain|equivocal|likely)\b")
-_NORMAL_ASKED = re.compile(
-    r"(?:chest|radiograph|x-?ray|image|film|study|cxr|this|exam\w*)\b[^?]{0,30}\b(?:normal|unremarkable|abnormal"
-    r"|free of (?:\w+ )?(?:disease|abnormalit\w+))|any (?:\w+ ){0,2}(?:abnormalit\w+|findings?|disease)"
-)
-_WHAT_DEVICE = re.compile(
-    r"\b(?:what|which) (?:\w+ ){0,3}(?:devices?|tubes?|lines?|catheters?|hardware|apparatus)\b|\bdevices?\b"
-)
-_WHERE = re.compile(
-    r"\bwhere\b|\b(?:which|what) (?:\w+ )?(?:sides?|lungs?|lobes?|zones?|parts?|hemithora\w+|locations?|regions?|areas?"
-    r"|bas[ei]s?|(?:hemi)?diaphragms?)\b|\blocat\w+|\b(?:left|right)(?: side)? or (?:on )?(?:the )?(?:left|right)\b"
-    r"|\bone side or both\b|\bunilateral or bilateral\b|\bone or both (?:sides?|lungs?)\b|\bhow far\b|\b(?:position|direction) (?:of|is)\b"
-    r"|\b(?:which|what) (?:\w+ ){0,2}(?:angles?|borders?|hil(?:um|a)|clavicles?|ribs?|direction|position|ventricles?|atri(?:um|a)|apex)\b"
-)
-_HOW_SEVERE = re.compile(
-    r"\bhow (?:large|big|small|severe|extensive|marked|wide|enlarged|much)\b|\b(?:size|severity|degree|extent)\b"
-    r"|\bpartial or complete\b|\bcomplete or partial\b"
-    r"|\b(?:mild|small|moderate)\b.*\bor (?:severe|large|moderate)\b"
 )
 _MORE = re.compile(
     r"\b(left|right)(?:[- ]sided?)?(?: \w+)?(?: is| are)? (?:greater|larger|bigger|worse|more(?: \w+)?) than\b"
@@ -143,12 +59,6 @@ _PLURAL = re.compile(r"(?:nodules|masses|granulomas|fractures|lesions|tubes|cath
 _BY_NOUN = {"granuloma", "pulmonary edema"}
 _UNSAID = {"bone", "spine"}  # axes that go without saying: "does the spine show scoliosis"
 _OPPOSITE = {"hypoinflation": "hyperinflation", "hyperinflation": "hypoinflation"}
-_WHAT_TYPE = re.compile(
-    r"\b(?:what|which) (?:\w+ ){0,2}(?:type|kind|sort|shape|variant|pattern|form)\b|\blooks? like\b"
-    r"|\b(?:acute|healed|old|chronic) or (?:acute|healed|old|chronic)\b"
-)
-_SHORT = 5  # words of an answer that tells but one thing
-_PLACES = {"bone", "spine", "vertebra", "number", "center", "depth", "end", "relation"}
 _STOP = frozenset(
     re.findall(
         r"\w+",
@@ -180,7 +90,7 @@ def check_pairs(report: str, pairs: Sequence[QaPair], labels: Mapping[str, int] 
 
 def _checked(pair: QaPair, said: Said) -> QaPair:
     question, answer = _plain(pair.question), _plain(pair.answer)
-    if reason := _fault_of_form(question, answer):
+    if reason := fault_of_form(question, answer):
         return dataclasses.replace(pair, verdict="rejected", reason=reason)
     statements, negated = asserted(question, answer)
     agreement, evidence = said.compare(question, answer, statements, negated)
@@ -201,117 +111,6 @@ def _plain(text: str) -> str:
 
 def _words(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def _fault_of_form(question: str, answer: str) -> str:
-    """The reason to reject a pair whatever the report says; "" where there is none."""
-    both = f"{question} {answer}"
-    here = _WITHIN.sub(" ", _NO_CHANGE.sub(" ", question))
-    counts = len(question.split()), len(answer.split())
-    faults = {
-        "empty": not re.search(r"[a-z]", question) or not re.search(r"\w", answer),
-        "not a question": not _ASKS.match(question) and not question.endswith("?"),
-        "length": not LEAST_WORDS <= counts[0] <= MOST_QUESTION or counts[1] > MOST_ANSWER,
-        "no answer": bool(_NO_ANSWER.search(answer)),
-        "report": bool(_REPORT.search(both)),
-        "other views": bool(_VIEWS.search(both)),
-        "patient": bool(_PATIENT.search(both)),
-        "not in the image": bool(_NOT_SEEN.search(both)),
-        "priors": any(_PRIORS.search(text) or cues_of(text) for text in (here, _NO_CHANGE.sub(" ", answer))),
-    }
-    return next((reason for reason, found in faults.items() if found), "")
-
-
-def type_of(question: str, answer: str, told: PairType) -> PairType:
-    """What a lower-case question asks for, by its words; `told` where they do not say."""
-    polar = bool(_POLAR.match(question)) and bool(_YES.match(answer) or _NO.match(answer) or _MAYBE.match(answer))
-    if re.search(r"\bhow many\b|\bnumber of\b", question):
-        return "count"
-    if polar and _NORMAL_ASKED.search(question) and not any(s.state for s in statements_of(_content(question))):
-        return "normal"
-    if polar and re.search(
-        r"\b(?:normal|unremarkable|clear|abnormal|intact|sharp|well aerated|position(?:ed)?)\b", question
-    ):
-        return "normal"
-    if polar:
-        return "presence"
-    if _WHERE.search(question):
-        return "location"
-    if _HOW_SEVERE.search(question):
-        return "severity"
-    if _WHAT_DEVICE.search(question):
-        return "device"
-    if _WHAT_TYPE.search(question):
-        return "type"
-    if told == "open" and len(answer.split()) <= _SHORT and not statements_of(answer):
-        return _type_by(qualifiers_of(answer))
-    return told if told in ("open", "type", "device", "severity", "location") else "open"
-
-
-def _type_by(told: Mapping[str, frozenset[object]]) -> PairType:
-    """What is asked for, by what a short answer tells."""
-    axes = {AXIS_OF[str(value)] for value in told.get("traits", ())}
-    if {"sides", "levels", "spots"} & told.keys() or axes & _PLACES:
-        return "location"
-    if {"degrees", "sizes"} & told.keys() or "completeness" in axes:
-        return "severity"
-    return "count" if "counts" in told else "type" if axes else "open"
-
-
-def _content(question: str) -> str:
-    """A lower-case question as the words of a statement."""
-    text = _POLAR.sub("", question.rstrip("? ."), count=1) if _POLAR.match(question) else question.rstrip("? .")
-    text = re.sub(r"\b(?:the )?patient intubated\b", "endotracheal tube", text)
-    text = re.sub(r"(?<!is )(?<!are )\b(absent|resolved)$", r"is \1", text)
-    return " ".join(_ASKING.sub(" ", text).split())
-
-
-def asserted(question: str, answer: str) -> tuple[list[Statement], bool]:
-    """What a lower-case question and its answer state together, and whether the answer says that it is not so."""
-    content, polar = _content(question), bool(_POLAR.match(question))
-    yes, no = _YES.match(answer), _NO.match(answer)
-    if polar and yes:
-        rest = answer[yes.end() :]
-        return _joined(content, rest), False
-    if no:
-        rest = answer[no.end() :]
-        return statements_of(content), True
-    if "how many" in question and words_of(answer, "counts"):
-        return statements_of(f"{answer.rstrip('. ')} {content}"), False
-    own = statements_of(answer)
-    if own and (without_words(answer, "traits").strip(". ") or not statements_of(content)):
-        # "What is seen in the left lung?" "An effusion.": the place is in the question, the finding in the answer.
-        about = "" if statements_of(content) else content
-        sided = about and not any(s.sides for s in own) and words_of(about, "sides")
-        joined = statements_of(f"{answer.rstrip('. ')} in the {sided[0][2]} lung") if sided and len(own) == 1 else own
-        if sided and sided[0][2] == "both":
-            joined = own
-        return joined, False
-    return _joined(content, answer), False
-
-
-def _joined(content: str, answer: str) -> list[Statement]:
-    """Question and answer as one sentence; words of a group that the answer has are taken out of the question."""
-    content, told = _ONE_OR_BOTH.sub(" ", content), qualifiers_of(answer)
-    about = {claim.term for claim in statements_of(content)}
-    for choice in _CHOICE.finditer(content):  # "low or high?" "Low."
-        if len(left := [word for word in choice.groups() if not re.search(rf"\b{word}\b", answer)]) == 1:
-            content = re.sub(rf"\bor\b|\b{left[0]}\b", " ", content)
-    if not answer.strip(". "):
-        return statements_of(content)
-    for group in ("sides", "degrees", "levels"):
-        if group in told or (group == "sides" and one_sided(answer)):
-            content = re.sub(r"\bor\b", " ", without_words(content, group))
-    for axis in {AXIS_OF[str(value)] for value in told.get("traits", ())}:
-        content = without_words(content, "traits", AXES[axis])
-    claims = statements_of(f"{' '.join(content.split())} is {answer}")
-    if about and not without_words(answer, "traits").strip(". "):
-        claims = [claim for claim in claims if claim.term in about]  # "which pattern have the opacities?" "Reticular."
-    # of what the answer says of itself, nothing is lost that stands too far from the finding
-    lost = {group: v for group, v in told.items() if not any(v <= getattr(claim, group) for claim in claims)}
-    if any(claim.term != DEVICE for claim in claims):
-        lost.pop("spots", None)
-    return [dataclasses.replace(claim, **lost) for claim in claims]
 
 
 class Said:
@@ -350,17 +149,17 @@ class Said:
     ) -> tuple[Agreement, str]:
         """Whether the report says what is asserted, and the sentence that says so."""
         told = self._told(question, answer, statements, negated)
-        polar, yes, no = bool(_POLAR.match(question)), _YES.match(answer), _NO.match(answer)
-        if told[0] == "unknown" and polar and yes and len({s.term for s in statements}) == 1:
-            # "is there cavitation in the mass": "No cavitation", after the sentence on the mass
-            if denied := denied_alone(_content(question).replace(statements[0].noun, " "), self.sentences):
-                return "contradicted", denied
+        polar, yes, no = bool(POLAR.match(question)), YES.match(answer), NO.match(answer)
+        bare = polar and yes and told[0] == "unknown" and len({claim.term for claim in statements}) == 1
+        # "is there cavitation in the mass": "No cavitation", after the sentence on the mass
+        if bare and (denied := denied_alone(content_of(question).replace(statements[0].noun, " "), self.sentences)):
+            return "contradicted", denied
         if told != ("unknown", "") or any(claim.kinds for claim in statements):
             return told
-        chosen = polar and " or " in question and not (yes or no or _MAYBE.match(answer))
+        chosen = polar and " or " in question and not (yes or no or MAYBE.match(answer))
         if (polar and not (yes or no or chosen)) or (no and not polar):
             return told
-        content = _content(question) + (f" {answer[yes.end() :]}" if polar and yes else "")
+        content = content_of(question) + (f" {answer[yes.end() :]}" if polar and yes else "")
         return shared_words(content, answer, bool(yes) if polar and not chosen else None, self.sentences)
 
     def _told(
@@ -371,7 +170,7 @@ class Said:
             return self._whole(question, answer)
         if negated:
             return self._negated(statements)
-        which = not _POLAR.match(question)
+        which = not POLAR.match(question)
         found = [self._affirmed(s, question, answer) if s.state else self._denied(s, which) for s in statements]
         for agreement in ("contradicted", "unknown"):
             if (own := next((f for f in found if f[0] == agreement), None)) is not None:
@@ -380,9 +179,9 @@ class Said:
 
     def _whole(self, question: str, answer: str) -> tuple[Agreement, str]:
         """Of the whole image: "Is this radiograph normal?"."""
-        asked = _NORMAL_ASKED.search(question)
-        yes, no = bool(_YES.match(answer)), bool(_NO.match(answer))
-        if asked and (yes or no) and _POLAR.match(question):
+        asked = NORMAL_ASKED.search(question)
+        yes, no = bool(YES.match(answer)), bool(NO.match(answer))
+        if asked and (yes or no) and POLAR.match(question):
             normal = yes == (
                 "normal" in question.replace("abnormal", "") or "free of" in question or "unremark" in question
             )
@@ -459,7 +258,7 @@ class Said:
             return _qualified(claim, same), same[0].sentence
         if denied:
             return "contradicted", denied[0].sentence
-        if _WHAT_DEVICE.search(question) and own and all(s.kinds for s in own):
+        if WHAT_DEVICE.search(question) and own and all(s.kinds for s in own):
             return "contradicted", own[0].sentence  # it names the devices, and this is none of them
         return "unknown", ""
 
@@ -525,7 +324,7 @@ def _qualified(claim: Statement, found: Sequence[Statement]) -> Agreement:
         fits = wanted <= there if name == "levels" else wanted & there  # "in the mid and lower zones": in both
         if opposed(wanted, there) if name == "traits" else there and not fits:
             return "contradicted"
-        known &= {v for v in wanted if AXIS_OF.get(v) not in _UNSAID} <= there if name == "traits" else bool(there)
+        known &= {v for v in wanted if AXIS_OF.get(str(v)) not in _UNSAID} <= there if name == "traits" else bool(there)
     return "entailed" if known else "unknown"
 
 
@@ -569,14 +368,14 @@ def _meaning(pair: QaPair) -> object:
     """What a pair tells, whatever its words: two of one study that tell the same are paraphrases."""
     question, answer = _plain(pair.question), _plain(pair.answer)
     if pair.type in ("presence", "normal"):
-        claims = statements_of(_content(question))
+        claims = statements_of(content_of(question))
         if claims:
             return pair.type, frozenset(
                 (s.term, s.state, s.sides, s.degrees, s.levels, s.kinds, s.traits) for s in claims
             )
         content = frozenset(w for w in _words(question).split() if w not in _STOP)
         return pair.type, content
-    named: frozenset[object] = frozenset((s.term, s.kinds) for s in statements_of(_content(question)))
+    named: frozenset[object] = frozenset((s.term, s.kinds) for s in statements_of(content_of(question)))
     if not named:
         named = frozenset(w for w in _words(question).split() if w not in _STOP)
     return pair.type, named, normalize_answer(answer, False)

@@ -44,7 +44,9 @@ _UNSEEN_TIP = re.compile(
     re.IGNORECASE,
 )
 # "Effusion, moderate in size", "effusions, small on the right": a comma that opens no statement.
-_IN_SIZE = re.compile(r",\s?(?:\w+ |\w+ to )?\w+ (?:in (?:size|severity|degree|extent)|(?:on|at) the (?:left|right))\b|,\s?\w+(?: to \w+)?\.?$")
+_IN_SIZE = re.compile(
+    r",\s?(?:\w+ |\w+ to )?\w+ (?:in (?:size|severity|degree|extent)|(?:on|at) the (?:left|right))\b|,\s?\w+(?: to \w+)?\.?$"
+)
 _ON_SIDE = re.compile(r" (?:(?:on|in|at) the )?(left|right)\b")
 _PART = re.compile(r",? (?:and |with )?(?=the (?:largest|biggest|dominant)\b)", re.IGNORECASE)
 _PRONOUN = re.compile(
@@ -54,10 +56,12 @@ _PRONOUN = re.compile(
 )
 _IS_NORMAL = re.compile(r" (?:(?:is|are|appears?|remains?) )?(?:\w+ly )?(?:normal|unremarkable|within normal limits)\b")
 _LEADS = {"single": "one", "dual": "two", "triple": "three"}
+# "The fourth through seventh ribs": more than are named.
+_RANGE = re.compile(r"\bthrough\b|\b(?:\w+(?:th|rd|nd|st)|[tlc]\d+)(?: to |-)(?:\w+th|\w+rd|[tlc]?\d+)\b")
 _IN_THE_NAME = {"interstitial markings": {"interstitial"}}
 _MISPLACED = {"bronchus", "esophagus"}  # where no device ends well
 _CLOSE = 20  # characters
-_PAUSE = re.compile(r",|;|\b(?:and|or|with)\b")
+_PAUSE = re.compile(r",|;|\b(?:and|or|with|without|no)\b")
 _BOTH = re.compile(
     r"\b(?:left|right)(?:-sided)?(?: (?!atri|ventric)\w+)? and (?:an? )?(?:\w+ )?(?:(?:on|at|in) the )?(?:left|right)\b(?! atri| ventric)"
 )
@@ -219,6 +223,8 @@ def _statement(mention: Mention, words: dict[str, set[str]], sentence: str) -> S
     traits, spots = words.get("traits", set[str]()), words.get("spots", set[str]())
     counts = words.get("counts", set[str]()) | {leads for kind, leads in _LEADS.items() if kind in traits}
     traits = traits - _IN_THE_NAME.get(mention.finding, set())
+    if _RANGE.search(sentence.lower()):
+        traits = traits - AXES["number"].keys() - AXES["vertebra"].keys()
     if mention.finding != DEVICE:
         traits, spots = traits - AXES["wires"].keys() - AXES["position"].keys(), set()
     elif spots & _MISPLACED:

@@ -24,7 +24,7 @@ _EMPTY = frozenset(
         " location located direction size degree severity extent type kind number appear appears appearance look looks like"
         " describe position noted identified project end ends most more between mild moderate one both same within view"
         " bone bones chamber chambers structure structures level contour contours outline shape body bodies affected involved"
-        " condition status state identify name clearly demonstrate demonstrates exhibit exhibits overall only caliber free sided unilateral bilateral way ways domed height pulmonary defined outlined",
+        " condition status state identify name clearly demonstrate demonstrates exhibit exhibits overall only caliber free sided unilateral bilateral way ways toward towards domed height pulmonary defined outlined",
     )
 )
 # Words that call something normal, or not: one against the other, and beside them what is named may be left out.
