@@ -56,7 +56,8 @@ PRESENT: dict[str, str] = {
         | \b(?:prominent|large|big) (?:heart|cardiac (?:silhouette|shadow|contour|size))
     """,
     "hypoinflation": rf"""
-        \bhypo-?\s?(?:inflat|aerat|ventilat|expan)\w+ | \bpoorly (?:inflated|expanded|aerated)\b | \bunder-?\s?(?:inflat|aerat|expan)\w+
+        \bhypo-?\s?(?:inflat|aerat|ventilat|expan)\w+ | \bpoorly (?:inflated|expanded|aerated)\b
+        | \bunder-?\s?(?:inflat|aerat|expan)\w+
         | \b{_HYPO_VOLUME} (?:\w+ ){{0,2}}?(?:lung|inspiratory|respiratory|pulmonary) (?:lung )?volumes?\b
         | \b(?:lung|inspiratory|pulmonary) volumes? (?:\w+ ){{0,4}}?(?P<m>{_HYPO_VOLUME})\b(?! normal)
         | \b{_HYPO_VOLUME} (?:\w+ )?(?:inspirat\w+|inspiration|inflation|expansion|volumes\b|aeration)
@@ -157,7 +158,8 @@ PRESENT: dict[str, str] = {
         | \bsurgical (?:\w+ )?(?:clip|staple|material|suture|device|hardware|drain)s?
         | \b(?:pleural|chest|thoracic|mediastinal|pericardial) drains?\b
         | \b(?:wires?|clips?|staples?|sutures?)\b | \bhardware\b | \bprosthe\w+
-        | \bvalve (?:replacement|repair) | \b(?:prosthetic|mechanical|artificial|bioprosthetic|metallic|heart) (?:\w+ )?valves?\b(?! calcif)
+        | \bvalve (?:replacement|repair)
+        | \b(?:prosthetic|mechanical|artificial|bioprosthetic|metallic|heart) (?:\w+ )?valves?\b(?! calcif)
         | \b(?:neuro-?)?stimulator\w*
         | \btips?\b(?= (?:\w+ ){0,3}?(?:project|overl|terminat|at|in|within|over)) | (?:xxxx|___)-a-(?:xxxx|___)
         | \bdevices?\b | \b(?:ivc|caval) (?:filter|xxxx|___) | \bloop recorder
@@ -177,7 +179,10 @@ PRESENT: dict[str, str] = {
         | \b(?:thickened|calcified) (?:\w+ )?pleura\w* | \bpleural-parenchymal scarring\b | \bpleuroparenchymal scar\w*
         | \bfibrothorax\b
     """,
-    "fracture": r"\bfractur\w+ | \bbroken (?:\w+ )?(?:ribs?|bones?|clavicles?)\b | \b(?:ribs?|bones?|clavicles?) (?:is |are )?broken\b",
+    "fracture": r"""
+        \bfractur\w+ | \bbroken (?:\w+ )?(?:ribs?|bones?|clavicles?)\b
+        | \b(?:ribs?|bones?|clavicles?) (?:is |are )?broken\b
+    """,
     # Of no vocabulary: what questions ask of beside the findings. "Abnormality" is of a whole organ, and what its being
     # called normal denies.
     "lung abnormality": r"""
@@ -199,10 +204,13 @@ PRESENT: dict[str, str] = {
         | \bhilar (?:\w+ ){0,3}?(?:lymph)?adenopathy\b
     """,
     "heart abnormality": r"\babnormal (?:heart|cardiac)\b | \b(?:heart|cardiac \w+) (?:is )?abnormal\b",
-    "diaphragm abnormality": r"\bdiaphragm\w* (?:is )?abnormal\w* | \babnormal\w* (?:of the )?(?:\w+ )?(?:hemi-?)?diaphragm\w*",
+    "diaphragm abnormality": r"\bdiaphragm\w* (?:is )?abnormal\w*"
+    r" | \babnormal\w* (?:of the )?(?:\w+ )?(?:hemi-?)?diaphragm\w*",
     "collapse": r"\bcollaps\w+",
-    "bone injury": r"\bacute (?:\w+ )?(?:osseous|bony|skeletal|bone) (?:\w+ )?(?:abnormalit|injur|process|lesion|finding|patholog)\w*",
-    "bone abnormality": r"(?<!acute )\b(?:osseous|bony|skeletal|bones?) (?:(?:or|and) (?:\w+ ){1,2})?(?:\w+ )?(?:abnormalit|patholog|destruction)\w*",
+    "bone injury": r"\bacute (?:\w+ )?(?:osseous|bony|skeletal|bone)"
+    r" (?:\w+ )?(?:abnormalit|injur|process|lesion|finding|patholog)\w*",
+    "bone abnormality": r"(?<!acute )\b(?:osseous|bony|skeletal|bones?)"
+    r" (?:(?:or|and) (?:\w+ ){1,2})?(?:\w+ )?(?:abnormalit|patholog|destruction)\w*",
     "bone lesion": r"""
         \b(?:bone|bony|osseous|rib|vertebral|lytic|sclerotic|blastic|expansile) (?:\w+ ){0,3}?lesions?
         | \b(?:bony|osseous|bone|lytic|sclerotic|blastic) (?:\w+ ){0,2}?(?:destruction|foc(?:us|i)|metasta\w+)
@@ -212,8 +220,10 @@ PRESENT: dict[str, str] = {
         \bcompression (?:deformit|fractur)\w+ | \bwedge\w* (?:deformit|compression)\w*
         | \b(?:loss of (?:\w+ )?height|height loss)\b | \bvertebral (?:\w+ )?(?:deformit|collapse)\w*
     """,
-    "osteopenia": r"\bosteop(?:en|or)\w+ | \b(?:de|under)-?mineraliz\w+ | \b(?:low|reduced|decreased) bone (?:mineral )?density",
-    "degenerative change": r"\bdegenerat\w+ | \bspondylo\w+ | \bosteophyt\w+ | \b(?:osteo)?arthr(?:itic|itis|osis)\b | \bspur(?:s|ring)\b",
+    "osteopenia": r"\bosteop(?:en|or)\w+ | \b(?:de|under)-?mineraliz\w+"
+    r" | \b(?:low|reduced|decreased) bone (?:mineral )?density",
+    "degenerative change": r"\bdegenerat\w+ | \bspondylo\w+ | \bosteophyt\w+"
+    r" | \b(?:osteo)?arthr(?:itic|itis|osis)\b | \bspur(?:s|ring)\b",
     "adenopathy": r"""
         \b(?:lymph)?adenopathy\b | \b(?:enlarge\w*|prominent) (?:of )?(?:the )?(?:\w+ ){0,2}?(?:lymph )?nodes?\b
         | \b(?:lymph )nodes? (?:\w+ ){0,2}?(?P<m>enlarge\w*)
@@ -288,7 +298,8 @@ _BONES = (
     r"|spine|vertebra\w*|clavicles?|visuali[sz]ed osseous structures)"
 )
 _SPARED = (
-    rf"\b{_LUNG}:? (?:is|are|appear\w*|remain\w*)? ?(?:\w+ )?(?:spared|unaffected|uninvolved|not involved|free of (?:\w+ )?disease)\b"
+    rf"\b{_LUNG}:? (?:is|are|appear\w*|remain\w*)? ?(?:\w+ )?"
+    r"(?:spared|unaffected|uninvolved|not involved|free of (?:\w+ )?disease)\b"
     rf"|\b(?:spared|unaffected|uninvolved) (?:\w+ )?{_LUNG}\b"
 )
 
@@ -347,7 +358,8 @@ ABSENT: list[tuple[tuple[str, ...], str]] = [
     (("heart abnormality",), rf"{_organ(_HEART)}|\b{_HEART} (?:\w+ )?(?:is |appears )?(?:small|narrow)\b(?! effus)"),
     (
         ("collapse",),
-        rf"\b{_LUNG} (?:is |are |remain\w* )?(?:\w+ )?(?:well|fully|normally|symmetrically)[- ](?:re-?)?(?:aerat|expand|inflat|ventilat)\w+",
+        rf"\b{_LUNG} (?:is |are |remain\w* )?(?:\w+ )?(?:well|fully|normally|symmetrically)"
+        r"[- ](?:re-?)?(?:aerat|expand|inflat|ventilat)\w+",
     ),
     (("hilar abnormality",), _organ(r"hila|hilum|hilar (?:contours?|structures?|regions?)")),
     (("mediastinum abnormality",), _organ(r"(?:cardio)?mediastin\w+")),

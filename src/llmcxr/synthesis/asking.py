@@ -28,7 +28,7 @@ NORMAL_ASKED = re.compile(
     r"|free of (?:\w+ )?(?:disease|abnormalit\w+))|any (?:\w+ ){0,2}(?:abnormalit\w+|findings?|disease)"
 )
 WHAT_DEVICE = re.compile(
-    r"\b(?:what|which) (?:\w+ ){0,3}(?:devices?|tubes?|lines?|catheters?|hardware|apparatus)\b|\bdevices?\b"
+    r"\b(?:what|which) (?:\w+ ){0,3}(?:devices?|tubes?|lines?|catheters?|hardware|apparatus|airways?)\b|\bdevices?\b"
 )
 _WHERE = re.compile(
     r"\bwhere\b|\b(?:which|what) (?:\w+ )?(?:sides?|lungs?|lobes?|zones?|parts?|hemithora\w+|locations?|regions?|areas?"

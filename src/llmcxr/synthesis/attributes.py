@@ -1,4 +1,4 @@
-"""The words that qualify a finding, by group: side, severity, level of the lung, number, size, device and where it ends,
+"""The words that qualify a finding, by group: side, severity, level of the lung, number, size, device and its end,
 and axes of which a thing has one value ("acute" or "old", "lytic" or "sclerotic").
 """
 
@@ -12,9 +12,10 @@ DEVICES: dict[str, str] = {
     "chest tube": r"chest (?:tubes?|drains?)|pigtails?(?: catheters?)?|thoracostomy(?: tubes?)?|pleural (?:tubes?|drains?)",
     "tracheostomy": r"tracheostomy(?: tubes?)?",
     "endotracheal tube": r"endotracheal(?: tubes?)?|intubated|\bett\b|\bet tubes?",
-    "feeding tube": r"(?:feeding|ng|og|nasogastric|orogastric|enteric|gastric|(?:gastr|jejun)ostomy|peg) tubes?|\bdob?bhoff(?: tubes?)?|nasogastric",
+    "feeding tube": r"(?:feeding|ng|og|nasogastric|orogastric|enteric|gastric|(?:gastr|jejun)ostomy|peg) tubes?"
+    r"|\bdob?bhoff(?: tubes?)?|nasogastric",
     "pacemaker": r"pace-?\s?makers?|pacers?|pac(?:ing|er) \w+|aicd|\bicd\b|(?:cardioverter.)?defibrillators?|generator|leads?",
-    "port": r"port-?\s?a-?\s?cath\w*|medi-?\s?ports?|(?:chest |infusion |venous )?port",
+    "port": r"port-?\s?a-?\s?cath\w*|medi-?\s?ports?|(?:chest |infusion |venous )?(?<!side )port",
     "central line": r"picc(?: lines?)?|central (?:venous )?(?:lines?|catheters?)|cvc"
     r"|(?:jugular|subclavian|femoral|ij|venous|dialysis) (?:venous )?(?:lines?|catheters?|sheaths?)|swan\S*(?: catheter)?",
     "loop recorder": r"(?:implantable )?loop recorders?",
@@ -89,7 +90,10 @@ AXES: dict[str, dict[str, str]] = {
     "end": {"proximal": "proximal", "distal": "distal"},
     "vertical": {"up": "upwards?", "down": "downwards?"},
     "depth": {"anterior": r"anterior(?:ly)?", "posterior": r"posterior(?:ly)?"},
-    "center": {"central": r"centrally|central(?! venous| line| catheter)|(?:peri|para)hilar", "peripheral": r"peripher\w+|subpleural"},
+    "center": {
+        "central": r"centrally|central(?! venous| line| catheter)|(?:peri|para)hilar",
+        "peripheral": r"peripher\w+|subpleural",
+    },
     "symmetry": {"asymmetric": r"asymmetric\w*", "symmetric": r"symmetric\w*"},
     "valve": {"aortic valve": "aortic(?= (?:and mitral )?(?:valve|annul))", "mitral": "mitral", "tricuspid": "tricuspid"},
     "bone": {
@@ -102,7 +106,7 @@ AXES: dict[str, dict[str, str]] = {
     },
     "spine": {"cervical": "cervical", "thoracic": r"thoracic(?= (?:spine|vert|disc|level))", "lumbar": "lumbar"},
     "number": {k: rf"{word}|{n}(?:st|nd|rd|th)" for n, word in enumerate(_ORDINALS, 1) for k in [f"number {n}"]},
-    "vertebra": {f"{part}{n}": rf"{part}-?{n}" for part, most in (("t", 12), ("l", 5), ("c", 7)) for n in range(1, most + 1)},
+    "vertebra": {f"{v}{n}": rf"{v}-?{n}" for v, last in (("t", 12), ("l", 5), ("c", 7)) for n in range(1, last + 1)},
     "line": {
         "picc": "picc",
         "jugular": r"(?:internal )?jugular|ij",
@@ -145,15 +149,17 @@ _OF_A_WORD = (
 )
 GROUPS: dict[str, dict[str, str]] = {
     "sides": {
-        "both": r"bilateral(?:ly)?|bibasilar|bibasal|biapical|both|(?:left|right) and (?:the )?(?:left|right)(?! atri| ventric)",
+        "both": r"bilateral(?:ly)?|bibasilar|bibasal|biapical|both|(?:left|right) and (?:the )?(?:left|right)"
+        r"(?! atri| ventric)",
         "left": r"left(?! (?:atri|ventric))(?:-sided|wards?)?|lingular?|levo\w+",
         "right": r"right(?! (?:atri|ventric))(?:-sided|wards?)?|dextro(?!card)\w+",
     },
     "degrees": {
-        "mild": rf"(?:mild(?:ly)?|minimal(?:ly)?|small|trace|tiny|slight(?:ly)?|minor|subtle|minute|borderline|top[- ]normal|upper limits? of normal){_OF_A_WORD}",
+        "mild": rf"(?:mild(?:ly)?|minimal(?:ly)?|small|trace|tiny|slight(?:ly)?|minor|subtle|minute"
+        rf"|borderline|top[- ]normal|upper limits? of normal){_OF_A_WORD}",
         "moderate": rf"(?:moderate(?:ly)?|medium){_OF_A_WORD}",
-        "severe": r"(?:severe(?:ly)?|large|marked(?:ly)?|massive(?:ly)?|extensive(?:ly)?|gross(?:ly)?|substantial(?:ly)?|huge(?:ly)?"
-        rf"|overt|frank|florid|advanced){_OF_A_WORD}",
+        "severe": r"(?:severe(?:ly)?|large|marked(?:ly)?|massive(?:ly)?|extensive(?:ly)?|gross(?:ly)?|substantial(?:ly)?"
+        rf"|huge(?:ly)?|overt|frank|florid|advanced){_OF_A_WORD}",
     },
     "levels": {
         "upper": r"upper(?! (?:limit|normal|abd|extrem|thoracic spine|quadrant))|apex|apices|apical|biapical|superior(?= svc)"

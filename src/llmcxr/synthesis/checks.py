@@ -152,7 +152,7 @@ class Said:
         polar, yes, no = bool(POLAR.match(question)), YES.match(answer), NO.match(answer)
         bare = polar and yes and told[0] == "unknown" and len({claim.term for claim in statements}) == 1
         # "is there cavitation in the mass": "No cavitation", after the sentence on the mass
-        if bare and (denied := denied_alone(content_of(question).replace(statements[0].noun, " "), self.sentences)):
+        if bare and (denied := denied_alone(content_of(question), statements[0].noun, self.sentences)):
             return "contradicted", denied
         if told != ("unknown", "") or any(claim.kinds for claim in statements):
             return told

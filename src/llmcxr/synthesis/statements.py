@@ -32,7 +32,8 @@ NARROWER: dict[str, tuple[str, ...]] = {
     "mediastinum abnormality": ("wide mediastinum",),
     "diaphragm abnormality": ("elevated diaphragm",),
     "bone injury": ("fracture",),
-    "bone abnormality": ("fracture", "bone lesion", "vertebral deformity", "osteopenia", "degenerative change", "scoliosis"),
+    "bone abnormality": ("fracture", "bone lesion", "vertebral deformity", "osteopenia", "degenerative change",
+                         "scoliosis"),
 }  # fmt: skip
 WIDER: dict[str, tuple[str, ...]] = {
     term: tuple(wide for wide, named in NARROWER.items() if term in named)
@@ -45,12 +46,14 @@ _UNSEEN_TIP = re.compile(
 )
 # "Effusion, moderate in size", "effusions, small on the right": a comma that opens no statement.
 _IN_SIZE = re.compile(
-    r",\s?(?:\w+ |\w+ to )?\w+ (?:in (?:size|severity|degree|extent)|(?:on|at) the (?:left|right))\b|,\s?\w+(?: to \w+)?\.?$"
+    r",\s?(?:\w+ |\w+ to )?\w+ (?:in (?:size|severity|degree|extent)|(?:on|at) the (?:left|right))\b"
+    r"|,\s?\w+(?: to \w+)?\.?$"
 )
 _ON_SIDE = re.compile(r" (?:(?:on|in|at) the )?(left|right)\b")
 _PART = re.compile(r",? (?:and |with )?(?=the (?:largest|biggest|dominant)\b)", re.IGNORECASE)
 _PRONOUN = re.compile(
-    r"(?:(?:the )?(?:largest|larger|biggest|dominant|smaller|smallest) ?(?:one)?(?=,| of| is| measur| in | at )|it|its (?P<tip>tip)?"
+    r"(?:(?:the )?(?:largest|larger|biggest|dominant|smaller|smallest) ?(?:one)?(?=,| of| is| measur| in | at )"
+    r"|it|its (?P<tip>tip)?"
     r"|the (?P<tip2>tip)|this|these|they|both|one is|all)\b",
     re.IGNORECASE,
 )
@@ -63,7 +66,8 @@ _MISPLACED = {"bronchus", "esophagus"}  # where no device ends well
 _CLOSE = 20  # characters
 _PAUSE = re.compile(r",|;|\b(?:and|or|with|without|no)\b")
 _BOTH = re.compile(
-    r"\b(?:left|right)(?:-sided)?(?: (?!atri|ventric)\w+)? and (?:an? )?(?:\w+ )?(?:(?:on|at|in) the )?(?:left|right)\b(?! atri| ventric)"
+    r"\b(?:left|right)(?:-sided)?(?: (?!atri|ventric)\w+)? and (?:an? )?(?:\w+ )?"
+    r"(?:(?:on|at|in) the )?(?:left|right)\b(?! atri| ventric)"
 )
 _REACH = 90  # characters
 _WHOLE_NORMAL = re.compile(

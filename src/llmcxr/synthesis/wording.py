@@ -24,12 +24,14 @@ _EMPTY = frozenset(
         " location located direction size degree severity extent type kind number appear appears appearance look looks like"
         " describe position noted identified project end ends most more between mild moderate one both same within view"
         " bone bones chamber chambers structure structures level contour contours outline shape body bodies affected involved"
-        " condition status state identify name clearly demonstrate demonstrates exhibit exhibits overall only caliber free sided unilateral bilateral way ways toward towards domed height pulmonary defined outlined",
+        " condition status state identify name clearly demonstrate demonstrates exhibit exhibits overall only"
+        " caliber free sided unilateral bilateral spine way ways toward towards domed height pulmonary defined outlined",
     )
 )
 # Words that call something normal, or not: one against the other, and beside them what is named may be left out.
 _NORMAL = re.compile(
-    r"\b(?:normal(?:ly)?|unremarkable|intact|midline|sharp(?:ly)?|clear(?:ly)?|preserved|straight|central|well[- ]\w+ed|maintained)\b"
+    r"\b(?:normal(?:ly)?|unremarkable|intact|midline|sharp(?:ly)?|clear(?:ly)?|preserved|straight"
+    r"|central(?! \w)|well[- ]\w+ed|maintained)\b"
 )
 _ABNORMAL = re.compile(
     r"\b(?:abnormal\w*|enlarge\w*|increased?|widen\w*|dilat\w*|prominen\w*|elevat\w*|shift\w*|displac\w*|deviat\w*|blunt\w*"
@@ -71,7 +73,7 @@ def agreement(content: str, answer: str, verdict: bool | None, report: Sequence[
     """
     content = _plain(content)
     named = _named(content)
-    states = [word for word in re.findall(r"[\w-]+", content) if _NORMAL.fullmatch(word) or _ABNORMAL.fullmatch(word)]
+    states = [match[0] for pattern in (_NORMAL, _ABNORMAL) for match in pattern.finditer(content)]
     things = [word for word in named if word not in states]
     if verdict is None:
         if not things:
@@ -90,11 +92,12 @@ def agreement(content: str, answer: str, verdict: bool | None, report: Sequence[
     return "unknown", ""
 
 
-def denied_alone(things: str, report: Sequence[str]) -> str:
-    """The lower-case `report` sentence that denies what a text names and speaks of nothing else; "" where there is none."""
-    named = _named(_plain(things))
+def denied_alone(content: str, noun: str, report: Sequence[str]) -> str:
+    """The lower-case `report` sentence that denies what a text names beside `noun` and speaks of nothing else; "" where
+    there is none."""
+    named, about = ({_stem(word) for word in words} for words in (_named(content.replace(noun, " ")), _words(noun)))
     for sentence in report if named else ():
-        if _DENIED.match(sentence) and sorted(map(_stem, _words(sentence))) == sorted(map(_stem, named)):
+        if _DENIED.match(sentence) and named == {_stem(word) for word in _words(sentence)} - about:
             return sentence
     return ""
 
