@@ -27,7 +27,7 @@ _TO_SHORT = r"(?:(?!\b(?:but|however|although|though|there)\b).){0,35}?"
 # What names a finding. Several findings of a vocabulary may share a term (`VOCABULARIES`).
 PRESENT: dict[str, str] = {
     "granuloma": r"""
-        granuloma\w* | \bcalcified (?:\w+ ){0,3}?(?:lymph|hil\w+|mediastinal|paratracheal|subcarinal)\b
+        granuloma\w* | \bcalcified (?:\w+ ){0,3}?(?:lymph|hil\w+|mediastinal|paratracheal|subcarinal)\b(?: (?:lymph )?nodes?\b)?
         | \bgranulomata\b | \bghon\b | \branke\b
         | \bcalcified (?:\w+[ /,-]+){0,4}?(?:lymph )?(?:nodes?|nodules?|nodular|adenopathy|lymphadenopathy|hila\b|hilum)
         | (?:lymph )?(?:nodes?|nodules?|adenopathy|lymphadenopathy) (?:\w+ ){0,4}?(?P<m>calcifi\w+)
@@ -56,7 +56,8 @@ PRESENT: dict[str, str] = {
         | \b(?:prominent|large|big) (?:heart|cardiac (?:silhouette|shadow|contour|size))
     """,
     "hypoinflation": rf"""
-        \bhypo-?\s?(?:inflat|aerat|ventilat|expan)\w+ | \bunder-?\s?(?:inflat|aerat|expan)\w+
+        \bhypo-?\s?(?:inflat|aerat|ventilat|expan)\w+ | \bpoorly (?:inflated|expanded|aerated)\b
+        | \bunder-?\s?(?:inflat|aerat|expan)\w+
         | \b{_HYPO_VOLUME} (?:\w+ ){{0,2}}?(?:lung|inspiratory|respiratory|pulmonary) (?:lung )?volumes?\b
         | \b(?:lung|inspiratory|pulmonary) volumes? (?:\w+ ){{0,4}}?(?P<m>{_HYPO_VOLUME})\b(?! normal)
         | \b{_HYPO_VOLUME} (?:\w+ )?(?:inspirat\w+|inspiration|inflation|expansion|volumes\b|aeration)
@@ -155,8 +156,10 @@ PRESENT: dict[str, str] = {
         | \bshunt\b | \bpigtails?\b | \bballoon pump\b | \biabp\b | \blvad\b | \bimpella\b
         | \bleads?\b(?! to) | \bsternal (?:\w+ )?(?:wire|suture)s? | \bembolization coils?\b | \bcoils\b
         | \bsurgical (?:\w+ )?(?:clip|staple|material|suture|device|hardware|drain)s?
+        | \b(?:pleural|chest|thoracic|mediastinal|pericardial) drains?\b
         | \b(?:wires?|clips?|staples?|sutures?)\b | \bhardware\b | \bprosthe\w+
         | \bvalve (?:replacement|repair)
+        | \b(?:prosthetic|mechanical|artificial|bioprosthetic|metallic|heart) (?:\w+ )?valves?\b(?! calcif)
         | \b(?:neuro-?)?stimulator\w*
         | \btips?\b(?= (?:\w+ ){0,3}?(?:project|overl|terminat|at|in|within|over)) | (?:xxxx|___)-a-(?:xxxx|___)
         | \bdevices?\b | \b(?:ivc|caval) (?:filter|xxxx|___) | \bloop recorder
@@ -176,7 +179,64 @@ PRESENT: dict[str, str] = {
         | \b(?:thickened|calcified) (?:\w+ )?pleura\w* | \bpleural-parenchymal scarring\b | \bpleuroparenchymal scar\w*
         | \bfibrothorax\b
     """,
-    "fracture": r"\bfractur\w+",
+    "fracture": r"""
+        \bfractur\w+ | \bbroken (?:\w+ )?(?:ribs?|bones?|clavicles?)\b
+        | \b(?:ribs?|bones?|clavicles?) (?:is |are )?broken\b
+    """,
+    # Of no vocabulary: what questions ask of beside the findings. "Abnormality" is of a whole organ, and what its being
+    # called normal denies.
+    "lung abnormality": r"""
+        \blungs? (?:is |are )?(?:\w+ )?(?:affected|involved|abnormal|diseased)\b
+        | (?<!acute )\b(?:lung|pulmonary|parenchymal) (?:disease|abnormalit\w+|process\w*|findings?)\b
+        | \b(?:abnormal\w*|disease|process\w*|findings?) (?:\w+ ){0,3}?(?:in|of|within|affecting) (?:the )?(?:\w+ )?lungs?\b
+    """,
+    "cavity": r"\bcavit(?:y|ies|ary|ations?)\b",
+    "bronchiectasis": r"\bbronchiecta\w+",
+    "bulla": r"\bbulla\w* | \bblebs?\b",
+    "contusion": r"\bcontusions?\b",
+    "pleural abnormality": r"\bpleural (?:space )?(?:abnormalit|patholog|process)\w*",
+    "vascular abnormality": r"\b(?:pulmonary )?vascul(?:ar|ature|arity) (?:is )?abnormal\w*",
+    "volume abnormality": r"\babnormal (?:lung )?volumes?",
+    "mediastinum abnormality": r"\babnormal\w* (?:of (?:the )?)?(?:cardio)?mediastin\w+",
+    "hilar abnormality": r"""
+        \bhil(?:ar|um|a) (?:is |are |appears? |remains? )?(?:\w+ ){0,2}?(?:enlarge|prominen|full|bulky|abnormal|elevat|displac)\w*
+        | \b(?:enlarge|prominen|full|bulky|abnormal|elevat|displac)\w* (?:of (?:the )?)?(?:\w+ )?(?:hila|hilum|hilar)\b
+        | \bhilar (?:\w+ ){0,3}?(?:lymph)?adenopathy\b
+    """,
+    "heart abnormality": r"\babnormal (?:heart|cardiac)\b | \b(?:heart|cardiac \w+) (?:is )?abnormal\b",
+    "diaphragm abnormality": r"\bdiaphragm\w* (?:is )?abnormal\w*"
+    r" | \babnormal\w* (?:of the )?(?:\w+ )?(?:hemi-?)?diaphragm\w*",
+    "collapse": r"\bcollaps\w+",
+    "bone injury": r"\bacute (?:\w+ )?(?:osseous|bony|skeletal|bone)"
+    r" (?:\w+ )?(?:abnormalit|injur|process|lesion|finding|patholog)\w*",
+    "bone abnormality": r"(?<!acute )\b(?:osseous|bony|skeletal|bones?)"
+    r" (?:(?:or|and) (?:\w+ ){1,2})?(?:\w+ )?(?:abnormalit|patholog|destruction)\w*",
+    "bone lesion": r"""
+        \b(?:bone|bony|osseous|rib|vertebral|lytic|sclerotic|blastic|expansile) (?:\w+ ){0,3}?lesions?
+        | \b(?:bony|osseous|bone|lytic|sclerotic|blastic) (?:\w+ ){0,2}?(?:destruction|foc(?:us|i)|metasta\w+)
+        | \blesions? (?:is |are )?(?:in|of) (?:the )?(?:\w+ ){0,3}?(?:ribs?|vertebra\w*|bones?|clavicle|scapula|humer\w+)
+    """,
+    "vertebral deformity": r"""
+        \bcompression (?:deformit|fractur)\w+ | \bwedge\w* (?:deformit|compression)\w*
+        | \b(?:loss of (?:\w+ )?height|height loss)\b | \bvertebral (?:\w+ )?(?:deformit|collapse)\w*
+    """,
+    "osteopenia": r"\bosteop(?:en|or)\w+ | \b(?:de|under)-?mineraliz\w+"
+    r" | \b(?:low|reduced|decreased) bone (?:mineral )?density",
+    "degenerative change": r"\bdegenerat\w+ | \bspondylo\w+ | \bosteophyt\w+"
+    r" | \b(?:osteo)?arthr(?:itic|itis|osis)\b | \bspur(?:s|ring)\b",
+    "adenopathy": r"""
+        \b(?:lymph)?adenopathy\b | \b(?:enlarge\w*|prominent) (?:of )?(?:the )?(?:\w+ ){0,2}?(?:lymph )?nodes?\b
+        | \b(?:lymph )nodes? (?:\w+ ){0,2}?(?P<m>enlarge\w*)
+    """,
+    "free air": r"""
+        \bpneumoperitoneum\b | \bfree (?:\w+ )?(?:air|gas)\b
+        | \b(?:sub-?diaphragmatic|intra-?peritoneal|intra-?abdominal) (?:free )?(?:air|gas)\b
+        | \b(?:air|gas) (?:\w+ )?(?:under|beneath|below) (?:\w+ ){0,3}?(?:hemi-?)?diaphragm\w*
+    """,
+    "subcutaneous emphysema": r"""
+        \b(?:sub-?\s?cutaneous|soft[ -]tissue|chest wall) (?:\w+ )?(?:emphysem\w+|air|gas)\b
+        | \b(?:emphysem\w+|air|gas) (?:is )?(?:in|of|within) (?:the )?(?:\w+ ){0,2}?(?:soft tissues?|chest wall|subcutaneous)
+    """,
 }
 # What looks like a finding and is none: a mention that overlaps such words does not count.
 _ELSEWHERE = (
@@ -233,6 +293,33 @@ _UPPER_NORMAL = (
     r"(?:upper (?:limits? )?(?:of )?normal|upper limits?|top[ -](?:limits? (?:of )?)?normal|high normal|borderline|"
     r"at the upper)"
 )
+_BONES = (
+    r"(?:bones?|(?:osseous|bony|skeletal) (?:structures?|thorax|elements?)|bony (?:thorax|thoracic cage)|skeleton|ribs?"
+    r"|spine|vertebra\w*|clavicles?|visuali[sz]ed osseous structures)"
+)
+_SPARED = (
+    rf"\b{_LUNG}:? (?:is|are|appear\w*|remain\w*)? ?(?:\w+ )?"
+    r"(?:spared|unaffected|uninvolved|not involved|free of (?:\w+ )?disease)\b"
+    rf"|\b(?:spared|unaffected|uninvolved) (?:\w+ )?{_LUNG}\b"
+)
+
+
+def _organ(organ: str, *others: str) -> str:
+    """Where a sentence calls an organ normal, alone or in a list ("hila and vessels are normal")."""
+    normal = "|".join((*others, r"normal(?! variant| saline)", "unremarkable", r"within (?:the )?normal limits"))
+    is_ = r"(?:is|are|was|were|appears?|appear|remains?|looks?|look)"
+    return (
+        rf"\b(?:{organ})\b(?:,? (?!(?:{is_}|but|no|not|shows?|there|with|without)\b)[\w/-]+){{0,6}}?(?:,? {is_})?\s"
+        rf"(?:\w+ly |otherwise |both |also |in (?:a )?)?(?:{normal})\b"
+        rf"|(?<!not )\b(?:{normal}) (?:[\w/-]+,? ){{0,3}}?(?:{organ})\b"
+    )
+
+
+_LUNGS_CLEAR = (
+    rf"\b{_LUNG}:? (?:\w+ )?(?:are|is|appear\w*|remain\w*|were)?\s?(?:\w+ ){{0,3}}?"
+    r"(?<!not )(?:clear|normal|unremarkable)\b(?! of)(?! (?:in )?volume)"
+    r" | \bclear (?:\w+ )?lungs?\b | (?<!not )\bunremarkable (?:\w+ )?lungs\b"
+)
 ABSENT: list[tuple[tuple[str, ...], str]] = [
     (
         ("cardiomegaly",),
@@ -254,9 +341,7 @@ ABSENT: list[tuple[tuple[str, ...], str]] = [
     ),
     (
         ("opacity", "atelectasis", "pulmonary edema", "mass", "nodule", "consolidation", "pneumonia", "lung lesion"),
-        rf"\b{_LUNG}:? (?:\w+ )?(?:are|is|appear\w*|remain\w*|were)?\s?(?:\w+ ){{0,3}}?"
-        r"(?<!not )(?:clear|normal|unremarkable)\b(?! of)(?! (?:in )?volume)"
-        r" | \bclear (?:\w+ )?lungs?\b | (?<!not )\bunremarkable (?:\w+ )?lungs\b",
+        _LUNGS_CLEAR,
     ),
     (("scoliosis",), r"\b(?:spine|spinal alignment) (?:\w+ ){0,3}?(?:straight|normally aligned)"),
     (("tortuous aorta",), r"\b(?:thoracic )?aort\w+ (?:\w+ ){0,4}?(?<!not )(?:normal|unremarkable)\b"),
@@ -265,6 +350,29 @@ ABSENT: list[tuple[tuple[str, ...], str]] = [
         r"\b(?:normal|well|normally|satisfactory) (?:\w+ )?(?:lung volumes|inflated|expanded|aerated|inflation)\b",
     ),
     (("pleural effusion",), r"\bcosto-?phrenic (?:angles?|sulc\w+) (?:\w+ ){0,3}?(?:sharp|clear)\b"),
+    (("lung abnormality",), rf"{_SPARED} | {_LUNGS_CLEAR} | {_organ(_LUNG, 'clear')}"),
+    (("pleural abnormality",), _organ(r"pleura(?:l (?:spaces?|surfaces?|cavit\w+))?", "clear")),
+    (("pleural abnormality",), _organ(r"(?:lateral )?costo-?phrenic (?:angles?|sulc\w+)", "clear", "sharp")),
+    (("vascular abnormality",), _organ(r"(?:pulmonary )?vascul(?:ature|arity)|pulmonary vessels")),
+    (("volume abnormality",), _organ(r"lung volumes?")),
+    (("heart abnormality",), rf"{_organ(_HEART)}|\b{_HEART} (?:\w+ )?(?:is |appears )?(?:small|narrow)\b(?! effus)"),
+    (
+        ("collapse",),
+        rf"\b{_LUNG} (?:is |are |remain\w* )?(?:\w+ )?(?:well|fully|normally|symmetrically)"
+        r"[- ](?:re-?)?(?:aerat|expand|inflat|ventilat)\w+",
+    ),
+    (("hilar abnormality",), _organ(r"hila|hilum|hilar (?:contours?|structures?|regions?)")),
+    (("mediastinum abnormality",), _organ(r"(?:cardio)?mediastin\w+")),
+    (("adenopathy",), _organ(r"lymph nodes?")),
+    (("diaphragm abnormality",), _organ(r"(?:hemi-?\s?)?diaphragm\w*")),
+    (("bone injury",), _organ(_BONES, "intact")),
+    (("bone abnormality",), _organ(_BONES)),
+    (("subcutaneous emphysema",), _organ(r"soft tissues?")),
+    (
+        ("osteopenia",),
+        _organ(r"bone (?:mineral )?density|mineraliz\w+", "preserved", "maintained")
+        + r"|\b(?:normally|well) mineralized",
+    ),
 ]
 DOUBTFUL: dict[str, str] = {
     "cardiomegaly": rf"""

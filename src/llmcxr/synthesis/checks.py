@@ -13,21 +13,23 @@ import re
 from collections.abc import Mapping, Sequence
 
 from llmcxr.metrics.scores import normalize_answer
-from llmcxr.studies.prior_references import cues_of
 from llmcxr.studies.sentences import sentences
-from llmcxr.synthesis.pairs import PairType, QaPair
+from llmcxr.synthesis.asking import MAYBE, NO, NORMAL_ASKED, POLAR, WHAT_DEVICE, YES, asserted, content_of, type_of
+from llmcxr.synthesis.attributes import AXIS_OF, MANY, one_sided, opposed
+from llmcxr.synthesis.form import fault_of_form
+from llmcxr.synthesis.pairs import QaPair
 from llmcxr.synthesis.statements import (
+    ACUTE,
     DEVICE,
     NARROWER,
     WIDER,
     Statement,
     says_all_is_normal,
+    says_whole_is_normal,
     statements_of,
     terms_named,
-    without_words,
-    words_of,
 )
-from llmcxr.synthesis.wording import Agreement
+from llmcxr.synthesis.wording import Agreement, denied_alone
 from llmcxr.synthesis.wording import agreement as shared_words
 
 # Why a pair is rejected, in the order in which it is looked for.
@@ -45,90 +47,18 @@ REASONS: dict[str, str] = {
     "duplicate": "the same question was asked of this study",
     "paraphrase": "the same is asked of this study in other words",
 }
-LEAST_WORDS, MOST_QUESTION, MOST_ANSWER = 3, 40, 60  # words
-
-_ASKS = re.compile(
-    r"(?:is|are|was|were|do|does|did|can|could|has|have|what|which|where|how|who|why|when|whose|in which|on which|in what"
-    r"|on what|at which|to which|describe|name|list|identify|locate|characteri[sz]e|compare|state)\b"
-)
-_NO_ANSWER = re.compile(
-    r"\b(?:(?:not|un)[ -]?(?:specified|stated|mentioned|known|given|provided|reported|answerable|described|determined)"
-    r"|unspecified|unknown|unclear|n/?a|can ?not (?:be )?(?:determined?|answer(?:ed)?|tell|said|assessed)|no information"
-    r"|unable to (?:determine|answer|tell)|i (?:do not|don't) know|does not (?:say|mention|specify|state))\b|^none given\b"
-)
-_REPORT = re.compile(
-    r"\b(?:(?:the|this|a|your|radiology|above|given) (?:\w+ )?(?:report|text|dictation|passage|description|statement)"
-    r"|reports?(?! card)|radiologists?|physicians?|doctors?|clinicians?|according to|as (?:mentioned|described|stated|noted)"
-    r"|(?:is|are|was|were) (?:\w+ )?(?:mentioned|stated|reported|described|documented|dictated)|mentioned|dictat\w+"
-    r"|(?:findings|impression|indication|technique|comparison) section|(?:the|in) impression|author|conclude[ds]?)\b"
-)
-_PRIORS = re.compile(
-    r"\b(?:chang(?:e|es|ed)|compared?|comparison|previous(?:ly)?|priors?|earlier|interval|since|improv\w+|worsen\w+"
-    r"|progress\w*|stable|unchanged|resol\w+|follow-?up|baseline|already|over time"
-    r"|last (?:study|exam\w*|film|image|radiograph|day|night|week|month|year))\b"
-)
-_NO_CHANGE = re.compile(
-    r"\b(?:degenerative|chronic|postsurgical|post-surgical|postoperative|fibrotic|emphysematous|pleural|bony|osseous"
-    r"|interstitial|arthritic|hypertrophic|cystic) (?:\w+ )?changes?\b"
-)
-_VIEWS = re.compile(
-    r"\b(?:lateral(?: (?:view|image|film|projection|radiograph)s?)|on (?:the )?lateral|(?:two|both|other|another|frontal and"
-    r" lateral|pa and lateral|which|what) (?:views?|projections?)|oblique|decubitus|ct\b|cta|mri|pet|ultrasound|sonogra\w+"
-    r"|echocardiogra\w+|tomogra\w+|mammogra\w+|scans?)\b"
-)
-_PATIENT = re.compile(
-    r"\b(?:year[s]?[ -]old|(?:patient'?s?|his|her) (?:\w+ )?(?:name|age|sex|gender|history|symptoms?|complaints?|condition"
-    r"|diagnosis|weight|height|medication\w*|race)|how old|symptoms?|fevers?|cough\w*|pain|dyspn\w+|shortness of breath|"
-    r"medications?|medical history|history|smok\w+|surgeries|admitted|admission|hospital\w*|male or female|born|"
-    r"(?:mr|mrs|ms|dr)\.? [a-z]+|\d{1,2}[/-]\d{1,2}[/-]\d{2,4}|(?:19|20)\d\d|(?:on|of|in) (?:january|february|march|april"
-    r"|may|june|july|august|september|october|november|december)|dates?|what time|yesterday|today|heart rate"
-    r"|blood pressure|oxygen|temperature|white (?:blood )?count|laborator\w+)\b|___|xxxx"
-)
-_NOT_SEEN = re.compile(
-    r"\b(?:recommend\w*|should|treat(?:ed|ment)?s?|therap\w+|prognos\w+|advi[sc]e\w*|next step|management|biops\w+"
-    r"|caus(?:e|es|ed|ing)|etiolog\w+|reasons?|(?:purpose|indication) (?:of|for)|why|risk|survive|when (?:was|were|did|will)"
-    r"|antibiotics?|surgery|technique|exposure|kvp|dose|(?:what|which) (?:type|kind) of (?:exam\w*|study|imaging)|who"
-    r"|clinical\w*|urgent\w*|notified|(?:how many|how long|for how) (?:hours?|days?|weeks?|months?|years?)"
-    r"|next (?:tests?|stud(?:y|ies)|exam\w*|imaging)|ejection fraction|drugs?|medicines?|chemotherap\w+|infus(?:ed|ions?))\b"
-)
-_ONE_OR_BOTH = re.compile(r"\b(?:one|a single) (?:side |lung )?or (?:both|two)\b(?: sides?| lungs?)?")
 _ONLY = re.compile(
     r"\b(?:only|(?:limited|confined|restricted) to|exclusively|solely|unilateral(?:ly)?|one side|isolated to|alone)\b"
 )
-_POLAR = re.compile(r"(?:is|are|was|were|do|does|did|can|could|has|have|will|would)\b ?(?:you see |one see )?")
-_ASKING = re.compile(
-    r"\bhow (?:large|big|severe|extensive|many|much|wide|marked|bad)\b|\b(?:what|which|where|how|in|on)\b(?= (?:is|are|was"
-    r"|side|lung|lobe|part|zone|size|type|kind|degree|number|hemithorax|severity|which|what))"
-    r"|\b(?:what|which|where|how|name|describe|list)\b"
+_MORE = re.compile(
+    r"\b(left|right)(?:[- ]sided?)?(?: \w+)?(?: is| are)? (?:greater|larger|bigger|worse|more(?: \w+)?) than\b"
+    r"|\b(?:greater|larger|bigger|worse|more(?: \w+)?) (?:on|in|at) the (left|right)\b"
 )
-_YES = re.compile(r"(?:yes|yeah|correct|true|definitely)\b[,.;:]?\s*")
-_NO = re.compile(
-    r"(?:no|not|none|neither|nowhere|absent|nothing|negative|false)\b(?=[,.;:]|$|\s(?:there|it|the)\b)[,.;:]?\s*"
-)
-_MAYBE = re.compile(r"(?:possibly|maybe|perhaps|probably|possible|uncertain|equivocal|likely)\b")
-_NORMAL_ASKED = re.compile(
-    r"(?:chest|radiograph|x-?ray|image|film|study|cxr|this|exam\w*)\b[^?]{0,30}\b(?:normal|unremarkable|abnormal"
-    r"|free of (?:\w+ )?(?:disease|abnormalit\w+))|any (?:\w+ ){0,2}(?:abnormalit\w+|findings?|disease)"
-)
-_WHAT_DEVICE = re.compile(
-    r"\b(?:what|which) (?:\w+ ){0,3}(?:devices?|tubes?|lines?|catheters?|hardware|apparatus)\b|\bdevices?\b"
-)
-_WHERE = re.compile(
-    r"\bwhere\b|\b(?:which|what) (?:\w+ )?(?:sides?|lungs?|lobes?|zones?|parts?|hemithora\w+|locations?|regions?|areas?"
-    r"|bas[ei]s?|(?:hemi)?diaphragms?)\b|\blocat\w+|\b(?:left|right)(?: side)? or (?:on )?(?:the )?(?:left|right)\b"
-    r"|\bone side or both\b|\bunilateral or bilateral\b|\bone or both (?:sides?|lungs?)\b|\bhow far\b|\b(?:position|direction) (?:of|is)\b"
-    r"|\b(?:which|what) (?:\w+ ){0,2}(?:angles?|borders?|hil(?:um|a)|clavicles?|ribs?|direction|position|ventricles?|atri(?:um|a)|apex)\b"
-)
-_HOW_SEVERE = re.compile(
-    r"\bhow (?:large|big|small|severe|extensive|marked|wide|enlarged|much)\b|\b(?:size|severity|degree|extent)\b"
-    r"|\bpartial or complete\b|\bcomplete or partial\b"
-    r"|\b(?:mild|small|moderate)\b.*\bor (?:severe|large|moderate)\b"
-)
+_SINGULAR = re.compile(r"(?:nodule|mass|granuloma|fracture|lesion|tube|catheter|line|drain)$")
+_PLURAL = re.compile(r"(?:nodules|masses|granulomas|fractures|lesions|tubes|catheters|lines|drains)$")
+_BY_NOUN = {"granuloma", "pulmonary edema"}
+_UNSAID = {"bone", "spine"}  # axes that go without saying: "does the spine show scoliosis"
 _OPPOSITE = {"hypoinflation": "hyperinflation", "hyperinflation": "hypoinflation"}
-_WHAT_TYPE = re.compile(
-    r"\b(?:what|which) (?:\w+ ){0,2}(?:type|kind|sort|shape|variant|pattern|form)\b|\blooks? like\b"
-    r"|\b(?:acute|healed|old|chronic) or (?:acute|healed|old|chronic)\b"
-)
 _STOP = frozenset(
     re.findall(
         r"\w+",
@@ -160,7 +90,7 @@ def check_pairs(report: str, pairs: Sequence[QaPair], labels: Mapping[str, int] 
 
 def _checked(pair: QaPair, said: Said) -> QaPair:
     question, answer = _plain(pair.question), _plain(pair.answer)
-    if reason := _fault_of_form(question, answer):
+    if reason := fault_of_form(question, answer):
         return dataclasses.replace(pair, verdict="rejected", reason=reason)
     statements, negated = asserted(question, answer)
     agreement, evidence = said.compare(question, answer, statements, negated)
@@ -183,87 +113,6 @@ def _words(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _fault_of_form(question: str, answer: str) -> str:
-    """The reason to reject a pair whatever the report says; "" where there is none."""
-    both = f"{question} {answer}"
-    counts = len(question.split()), len(answer.split())
-    faults = {
-        "empty": not re.search(r"[a-z]", question) or not re.search(r"\w", answer),
-        "not a question": not _ASKS.match(question) and not question.endswith("?"),
-        "length": not LEAST_WORDS <= counts[0] <= MOST_QUESTION or counts[1] > MOST_ANSWER,
-        "no answer": bool(_NO_ANSWER.search(answer)),
-        "report": bool(_REPORT.search(both)),
-        "other views": bool(_VIEWS.search(both)),
-        "patient": bool(_PATIENT.search(both)),
-        "not in the image": bool(_NOT_SEEN.search(both)),
-        "priors": bool(_PRIORS.search(_NO_CHANGE.sub(" ", both)) or cues_of(question) or cues_of(answer)),
-    }
-    return next((reason for reason, found in faults.items() if found), "")
-
-
-def type_of(question: str, answer: str, told: PairType) -> PairType:
-    """What a lower-case question asks for, by its words; `told` where they do not say."""
-    polar = bool(_POLAR.match(question)) and bool(_YES.match(answer) or _NO.match(answer) or _MAYBE.match(answer))
-    if re.search(r"\bhow many\b|\bnumber of\b", question):
-        return "count"
-    if polar and _NORMAL_ASKED.search(question) and not any(s.state for s in statements_of(_content(question))):
-        return "normal"
-    if polar and re.search(r"\b(?:normal|unremarkable|clear|abnormal)\b", question):
-        return "normal"
-    if polar:
-        return "presence"
-    if _WHERE.search(question):
-        return "location"
-    if _HOW_SEVERE.search(question):
-        return "severity"
-    if _WHAT_DEVICE.search(question):
-        return "device"
-    if _WHAT_TYPE.search(question):
-        return "type"
-    return told if told in ("open", "type", "device", "severity", "location") else "open"
-
-
-def _content(question: str) -> str:
-    """A lower-case question as the words of a statement."""
-    text = _POLAR.sub("", question.rstrip("? ."), count=1) if _POLAR.match(question) else question.rstrip("? .")
-    return " ".join(_ASKING.sub(" ", text).split())
-
-
-def asserted(question: str, answer: str) -> tuple[list[Statement], bool]:
-    """What a lower-case question and its answer state together, and whether the answer says that it is not so."""
-    content, polar = _content(question), bool(_POLAR.match(question))
-    yes, no = _YES.match(answer), _NO.match(answer)
-    if polar and yes:
-        rest = answer[yes.end() :]
-        return _joined(content, rest), False
-    if no:
-        rest = answer[no.end() :]
-        return statements_of(content), True
-    if "how many" in question and words_of(answer, "counts"):
-        return statements_of(f"{answer.rstrip('. ')} {content}"), False
-    own = statements_of(answer)
-    if own:
-        # "What is seen in the left lung?" "An effusion.": the place is in the question, the finding in the answer.
-        about = "" if statements_of(content) else content
-        sided = about and not any(s.sides for s in own) and words_of(about, "sides")
-        joined = statements_of(f"{answer.rstrip('. ')} in the {sided[0][2]} lung") if sided and len(own) == 1 else own
-        if sided and sided[0][2] == "both":
-            joined = own
-        return joined, False
-    return _joined(content, answer), False
-
-
-def _joined(content: str, answer: str) -> list[Statement]:
-    """Question and answer as one sentence; words of a group that the answer has are taken out of the question."""
-    content = _ONE_OR_BOTH.sub(" ", content)
-    if not answer.strip(". "):
-        return statements_of(content)
-    for group in ("sides", "degrees", "levels"):
-        if words_of(answer, group):
-            content = re.sub(r"\bor\b", " ", without_words(content, group))
-    return statements_of(f"{' '.join(content.split())} is {answer}")
-
-
 class Said:
     """What a report says, for comparison; with labels where it is silent."""
 
@@ -271,7 +120,7 @@ class Said:
         self.statements = statements_of(report)
         self.sentences = [sentence.lower() for sentence in sentences(report)]
         self.words = {""} | {_words(s.sentence) for s in self.statements}
-        self.normal = says_all_is_normal(report)
+        self.normal, self.whole = says_all_is_normal(report), says_whole_is_normal(report)
         self._by_term: dict[str, list[Statement]] = {}
         for statement in self.statements:
             self._by_term.setdefault(statement.term, []).append(statement)
@@ -281,23 +130,37 @@ class Said:
         affirmed = [s for s in self.statements if s.state == 1 and s.term != DEVICE]
         self.abnormal = affirmed[0] if affirmed else None
 
-    def of(self, term: str, state: int) -> list[Statement]:
-        """Its statements of a term in a state: affirmed or doubted ones of narrower terms, denied ones of wider."""
+    def of(self, term: str, state: int, claim: Statement | None = None) -> list[Statement]:
+        """Its statements of a term in a state: affirmed or doubted ones of narrower terms, denied ones of wider.
+
+        Of a term that several things go by ("congestion, no edema") those with the noun of `claim`, where there are any.
+        """
         others = WIDER if state == 0 else NARROWER
-        return [s for t in (term, *others.get(term, ())) for s in self._by_term.get(t, ()) if s.state == state]
+        found = [s for t in (term, *others.get(term, ())) for s in self._by_term.get(t, ())]
+        if term in _BY_NOUN and claim is not None:
+            same = [s for s in found if _head(s.noun) == _head(claim.noun)]
+            found = [
+                s for s in same if s.state or not s.degrees or claim.degrees
+            ] or found  # "no overt edema" leaves others
+        return [s for s in found if s.state == state]
 
     def compare(
         self, question: str, answer: str, statements: Sequence[Statement], negated: bool
     ) -> tuple[Agreement, str]:
         """Whether the report says what is asserted, and the sentence that says so."""
         told = self._told(question, answer, statements, negated)
-        if told != ("unknown", ""):
+        polar, yes, no = bool(POLAR.match(question)), YES.match(answer), NO.match(answer)
+        bare = polar and yes and told[0] == "unknown" and len({claim.term for claim in statements}) == 1
+        # "is there cavitation in the mass": "No cavitation", after the sentence on the mass
+        if bare and (denied := denied_alone(content_of(question), statements[0].noun, self.sentences)):
+            return "contradicted", denied
+        if told != ("unknown", "") or any(claim.kinds for claim in statements):
             return told
-        polar, yes, no = bool(_POLAR.match(question)), _YES.match(answer), _NO.match(answer)
-        if (polar and not (yes or no)) or (no and not polar):
+        chosen = polar and " or " in question and not (yes or no or MAYBE.match(answer))
+        if (polar and not (yes or no or chosen)) or (no and not polar):
             return told
-        content = _content(question) + (f" {answer[yes.end() :]}" if polar and yes else "")
-        return shared_words(content, answer, bool(yes) if polar else None, self.sentences)
+        content = content_of(question) + (f" {answer[yes.end() :]}" if polar and yes else "")
+        return shared_words(content, answer, bool(yes) if polar and not chosen else None, self.sentences)
 
     def _told(
         self, question: str, answer: str, statements: Sequence[Statement], negated: bool
@@ -307,7 +170,8 @@ class Said:
             return self._whole(question, answer)
         if negated:
             return self._negated(statements)
-        found = [self._affirmed(s, question, answer) if s.state else self._denied(s) for s in statements]
+        which = not POLAR.match(question)
+        found = [self._affirmed(s, question, answer) if s.state else self._denied(s, which) for s in statements]
         for agreement in ("contradicted", "unknown"):
             if (own := next((f for f in found if f[0] == agreement), None)) is not None:
                 return own
@@ -315,9 +179,9 @@ class Said:
 
     def _whole(self, question: str, answer: str) -> tuple[Agreement, str]:
         """Of the whole image: "Is this radiograph normal?"."""
-        asked = _NORMAL_ASKED.search(question)
-        yes, no = bool(_YES.match(answer)), bool(_NO.match(answer))
-        if asked and (yes or no) and _POLAR.match(question):
+        asked = NORMAL_ASKED.search(question)
+        yes, no = bool(YES.match(answer)), bool(NO.match(answer))
+        if asked and (yes or no) and POLAR.match(question):
             normal = yes == (
                 "normal" in question.replace("abnormal", "") or "free of" in question or "unremark" in question
             )
@@ -334,50 +198,91 @@ class Said:
         return "unknown", ""
 
     def _affirmed(self, claim: Statement, question: str, answer: str) -> tuple[Agreement, str]:
-        own, doubted = self.of(claim.term, 1), self.of(claim.term, -1)
+        own, doubted = self.of(claim.term, 1, claim), self.of(claim.term, -1, claim)
         if claim.term == DEVICE and claim.kinds:
-            return self._device(claim, own, question)
+            return self._device(claim, own, question, answer)
         if not own and not doubted:
-            if denied := [s for s in self.of(claim.term, 0) if s.denies(claim.sides)]:
+            if denied := self._denials(claim):
                 return "contradicted", denied[0].sentence
-            if opposed := self.of(_OPPOSITE.get(claim.term, ""), 1):
-                return "contradicted", opposed[0].sentence
-            silent = self.normal and self.abnormal is None and claim.term != DEVICE
-            return ("contradicted" if silent else "unknown"), ""
+            if other := self.of(_OPPOSITE.get(claim.term, ""), 1):
+                return "contradicted", other[0].sentence
+            return ("contradicted" if self._normal_without(claim) else "unknown"), ""
         found = own or doubted
         sides = frozenset[str]().union(*(s.sides for s in found))
-        if claim.sides and claim.sides < sides and _ONLY.search(f"{question} {answer}"):
+        if len(sides) == 2 and len(claim.sides) < 2 and self._one_side_only(claim, found, question, answer):
             return "contradicted", found[0].sentence
         if (agreement := _qualified(claim, found)) == "entailed" and not own and claim.state == 1:
             agreement = "unknown"  # the report is not sure
         return agreement, _best(claim, found).sentence
 
-    def _device(self, claim: Statement, own: Sequence[Statement], question: str) -> tuple[Agreement, str]:
+    @staticmethod
+    def _one_side_only(claim: Statement, found: Sequence[Statement], question: str, answer: str) -> bool:
+        """Whether a claim is of one side only, or of the other one as the worse, where the report tells of both."""
+        if one_sided(answer if re.search(r"\bor\b", question) else f"{question} {answer}"):
+            return True
+        if not claim.sides:
+            return False
+        worse = {side for s in found for m in _MORE.finditer(s.sentence.lower()) for side in m.groups() if side}
+        asked = re.search(r"\b(?:larger|greater|bigger|worse|more)\b", question)
+        return bool(_ONLY.search(f"{question} {answer}") or (asked and worse and not worse & claim.sides))
+
+    def _denials(self, claim: Statement) -> list[Statement]:
+        """The report's statements that deny a claim: "no acute fracture" denies no old one."""
+        return [
+            s
+            for s in self.of(claim.term, 0, claim)
+            if s.denies(claim.sides)
+            and not opposed(claim.traits, s.traits)
+            and not (claim.degrees and s.degrees and not claim.degrees & s.degrees)
+        ]
+
+    def _normal_without(self, claim: Statement) -> bool:
+        """Whether the report, which does not name a finding, excludes it by calling all normal, or nothing acute."""
+        if self.abnormal is None:
+            return claim.term != DEVICE and (self.whole or (self.normal and claim.term in ACUTE))
+        # an opacity may be another word for what there is
+        return (
+            self.normal
+            and claim.term in ACUTE
+            and WIDER.get(claim.term, ()) != ("lung abnormality",)
+            and "opacity" not in (claim.term, *WIDER.get(claim.term, ()))
+        )
+
+    def _device(self, claim: Statement, own: Sequence[Statement], question: str, answer: str) -> tuple[Agreement, str]:
         same = [s for s in own if s.kinds & claim.kinds]
         denied = [s for s in self.of(DEVICE, 0) if not s.kinds or s.kinds & claim.kinds]
         if same:
+            sides = frozenset[str]().union(*(s.sides for s in same))
+            if len(sides) == 2 and len(claim.sides) < 2 and self._one_side_only(claim, same, question, answer):
+                return "contradicted", same[0].sentence
             return _qualified(claim, same), same[0].sentence
         if denied:
             return "contradicted", denied[0].sentence
-        if _WHAT_DEVICE.search(question) and own and all(s.kinds for s in own):
+        if WHAT_DEVICE.search(question) and own and all(s.kinds for s in own):
             return "contradicted", own[0].sentence  # it names the devices, and this is none of them
         return "unknown", ""
 
-    def _denied(self, claim: Statement) -> tuple[Agreement, str]:
-        """Of a claim that a finding is absent."""
-        own = self.of(claim.term, 1)
+    def _denied(self, claim: Statement, which: bool = False) -> tuple[Agreement, str]:
+        """Of a claim that a finding is absent; `which`: where is asked for, not whether."""
+        own, denied = self.of(claim.term, 1, claim), self._denials(claim)
+        same = self._by_term.get(claim.term, ()) if claim.term in NARROWER else ()
+        if same and all(s.state == 0 for s in same):  # in the report's own words, whatever it says of details
+            if any(s.denies(claim.sides) for s in same):
+                return "entailed", same[0].sentence
+            if len(claim.sides) == 1 and which:  # "which lung is spared" names the other one
+                return "contradicted", same[0].sentence
         if own:
-            if claim.term == DEVICE and claim.kinds and not any(s.kinds & claim.kinds or not s.kinds for s in own):
+            if claim.term == DEVICE and claim.kinds and not (own := [s for s in own if s.kinds & claim.kinds]):
                 return "unknown", ""
+            if claim.state == 0 and len(claim.sides) == 2:
+                claim = dataclasses.replace(claim, sides=frozenset())  # "both angles are sharp": neither is blunted
             fits = _qualified(claim, own)
             agreement: Agreement = {"entailed": "contradicted", "contradicted": "entailed"}.get(fits, "unknown")  # type: ignore[assignment]
             return agreement, own[0].sentence
-        denied = [s for s in self.of(claim.term, 0) if s.denies(claim.sides)]
-        if denied and not self.of(claim.term, -1):
+        # "the left lung is clear", whatever is suspected elsewhere
+        if denied and (not self.of(claim.term, -1, claim) or any(s.sides and s.sides == claim.sides for s in denied)):
             return "entailed", denied[0].sentence
-        if self.normal and self.abnormal is None and claim.term != DEVICE:
-            return "entailed", ""
-        return "unknown", ""
+        return ("entailed" if self._normal_without(claim) else "unknown"), ""
 
     def _negated(self, statements: Sequence[Statement]) -> tuple[Agreement, str]:
         """Of the answer "no": what the question states is not so; of "are the lungs clear" some finding is there."""
@@ -398,32 +303,49 @@ class Said:
 
 
 def _qualified(claim: Statement, found: Sequence[Statement]) -> Agreement:
-    """Whether side, severity, level, number and size of a claim are those of the report's statements of the finding."""
+    """Whether all that a claim says of a finding is what the report's statements of it say."""
     known = True
+    for rank, first in (("largest", max), ("smallest", min)):
+        if rank in claim.traits:
+            measured = [s for s in found if _size_of(s)]
+            named = [s for s in found if rank in s.traits] or measured[1:] and [first(measured, key=_size_of)]
+            claim, found = dataclasses.replace(claim, traits=claim.traits - {rank}), named or found
     sides = frozenset[str]().union(*(s.sides for s in found))
     if claim.sides:
         if sides and not claim.sides <= sides:
             return "contradicted"
         known &= bool(sides)
         found = [s for s in found if not s.sides or s.sides & claim.sides] or found
-    for name in ("degrees", "levels", "traits", "counts", "sizes"):
+    for name in ("degrees", "levels", "traits", "counts", "sizes", "spots"):
         wanted: frozenset[object] = getattr(claim, name)
-        if wanted:
-            there = frozenset[object]().union(*(getattr(s, name) for s in found))
-            if name == "traits" and not _opposed(wanted, there):
-                known &= wanted <= there
-            elif there and not wanted & there:
-                return "contradicted"
-            known &= bool(there)
+        if not wanted:
+            continue
+        there = _numbers(found) if name == "counts" else frozenset[object]().union(*(getattr(s, name) for s in found))
+        fits = wanted <= there if name == "levels" else wanted & there  # "in the mid and lower zones": in both
+        if opposed(wanted, there) if name == "traits" else there and not fits:
+            return "contradicted"
+        known &= {v for v in wanted if AXIS_OF.get(str(v)) not in _UNSAID} <= there if name == "traits" else bool(there)
     return "entailed" if known else "unknown"
 
 
-def _opposed(wanted: frozenset[object], there: frozenset[object]) -> bool:
-    return any(
-        a in wanted and b in there and a not in there
-        for pair in (("focal", "diffuse"), ("acute", "old"), ("single", "dual"))
-        for a, b in (pair, pair[::-1])
+def _size_of(statement: Statement) -> float:
+    """Something to compare by: a measure, else a degree; 0 where it has neither."""
+    return max(statement.sizes, default=0) or max(
+        (["mild", "moderate", "severe"].index(d) + 1 for d in statement.degrees), default=0
     )
+
+
+def _numbers(found: Sequence[Statement]) -> frozenset[object]:
+    """How many there may be: by numbers, alone or added up, else by whether nouns are of one or of several."""
+    if told := [s.counts for s in found if s.counts]:
+        return frozenset[object]().union(*told) | {sum(max(counts) for counts in told)}
+    if any(_PLURAL.search(s.noun) for s in found):
+        return MANY
+    return frozenset(range(1, len(found) + 1)) if all(_SINGULAR.search(s.noun) for s in found) else frozenset()
+
+
+def _head(noun: str) -> str:
+    return noun.split()[-1].rstrip("s") if noun else ""
 
 
 def _best(claim: Statement, found: Sequence[Statement]) -> Statement:
@@ -446,14 +368,14 @@ def _meaning(pair: QaPair) -> object:
     """What a pair tells, whatever its words: two of one study that tell the same are paraphrases."""
     question, answer = _plain(pair.question), _plain(pair.answer)
     if pair.type in ("presence", "normal"):
-        claims = statements_of(_content(question))
+        claims = statements_of(content_of(question))
         if claims:
             return pair.type, frozenset(
                 (s.term, s.state, s.sides, s.degrees, s.levels, s.kinds, s.traits) for s in claims
             )
         content = frozenset(w for w in _words(question).split() if w not in _STOP)
         return pair.type, content
-    named: frozenset[object] = frozenset((s.term, s.kinds) for s in statements_of(_content(question)))
+    named: frozenset[object] = frozenset((s.term, s.kinds) for s in statements_of(content_of(question)))
     if not named:
         named = frozenset(w for w in _words(question).split() if w not in _STOP)
     return pair.type, named, normalize_answer(answer, False)

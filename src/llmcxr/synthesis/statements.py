@@ -9,92 +9,83 @@ from __future__ import annotations
 import functools
 import re
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmcxr.labelling import cues, terms
 from llmcxr.labelling.base import Mention
 from llmcxr.labelling.rules import RuleLabeller
 from llmcxr.studies.findings import normal_form
 from llmcxr.studies.sentences import sentences
+from llmcxr.synthesis.attributes import AXES, GROUPS, PLACE, SIZE, both_sides, numbers, sizes_of, words_of
 
 DEVICE = "support device"
 # A term and what is an instance of it: "consolidation" states an opacity, "no opacity" denies consolidation.
-NARROWER: dict[str, tuple[str, ...]] = {"opacity": ("consolidation", "pneumonia"), "lung lesion": ("mass", "nodule")}
+NARROWER: dict[str, tuple[str, ...]] = {
+    "opacity": ("consolidation", "pneumonia"),
+    "lung lesion": ("mass", "nodule"),
+    "lung abnormality": ("opacity", "consolidation", "pneumonia", "atelectasis", "pulmonary edema", "interstitial markings",
+                         "mass", "nodule", "lung lesion", "cavity", "bronchiectasis", "bulla", "contusion", "collapse"),
+    "pleural abnormality": ("pleural effusion", "pneumothorax", "pleural change"),
+    "vascular abnormality": ("pulmonary edema",),
+    "volume abnormality": ("hypoinflation", "hyperinflation"),
+    "heart abnormality": ("cardiomegaly",),
+    "mediastinum abnormality": ("wide mediastinum",),
+    "diaphragm abnormality": ("elevated diaphragm",),
+    "bone injury": ("fracture",),
+    "bone abnormality": ("fracture", "bone lesion", "vertebral deformity", "osteopenia", "degenerative change",
+                         "scoliosis"),
+}  # fmt: skip
 WIDER: dict[str, tuple[str, ...]] = {
-    "consolidation": ("opacity",),
-    "pneumonia": ("opacity",),
-    "mass": ("lung lesion",),
-    "nodule": ("lung lesion",),
-}
-# Each kind of device and its words, the more special first.
-DEVICES: dict[str, str] = {
-    "chest tube": r"chest (?:tubes?|drains?)|pigtails?(?: catheters?)?|thoracostomy(?: tubes?)?|pleural (?:tubes?|drains?)",
-    "tracheostomy": r"tracheostomy(?: tubes?)?",
-    "endotracheal tube": r"endotracheal(?: tubes?)?|\bett\b|\bet tubes?",
-    "feeding tube": r"(?:feeding|ng|og|nasogastric|orogastric|enteric|gastric) tubes?|\bdob?bhoff(?: tubes?)?|nasogastric",
-    "pacemaker": r"pace-?\s?makers?|pacers?|pac(?:ing|er) \w+|aicd|\bicd\b|(?:cardioverter.)?defibrillators?|generator|leads?",
-    "port": r"port-?\s?a-?\s?cath\w*|medi-?\s?ports?|(?:chest |infusion |venous )?port",
-    "central line": r"picc(?: lines?)?|central (?:venous )?(?:lines?|catheters?)|cvc"
-    r"|(?:jugular|subclavian|ij|venous|dialysis) (?:venous )?(?:lines?|catheters?)|swan\S*(?: catheter)?",
-    "sternal wires": r"(?:sternal|sternotomy|median sternotomy) wires?",
-    "surgical clips": r"(?:surgical )?clips?",
-    "heart valve": r"(?:prosthetic |artificial |mechanical )?(?:heart |aortic |mitral |cardiac )?valves?",
-}
-_COUNTS = {"one": 1, "single": 1, "solitary": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
-_WORDS: dict[str, dict[str, str]] = {
-    "sides": {
-        "both": r"bilateral(?:ly)?|bibasilar|bibasal|biapical|both|(?:left|right) and (?:the )?(?:left|right)",
-        "left": r"left(?:-sided|wards?)?|lingular?",
-        "right": r"right(?:-sided|wards?)?",
-    },
-    "degrees": {
-        "mild": r"mild(?:ly)?|minimal(?:ly)?|small|trace|tiny|slight(?:ly)?|minor|subtle",
-        "moderate": r"moderate(?:ly)?|medium",
-        "severe": r"severe(?:ly)?|large|marked(?:ly)?|massive|extensive|gross(?:ly)?|substantial",
-    },
-    "levels": {
-        "upper": r"upper(?! (?:limit|normal|abd|extrem|thoracic spine))|apex|apices|apical|biapical",
-        "middle": r"mid(?:dle)?(?=[ -](?:lobe|lung|zone|field|to))",
-        "lower": r"lower(?! (?:limit|extrem|thoracic spine|lung volumes))|bas(?:e|es|al|ilar)|bibasilar|bibasal"
-        r"|retrocardiac|infrahilar",
-        "hilar": r"(?:peri|para)?hilar|perihilum",
-    },
-    "traits": {
-        "focal": r"focal|localized",
-        "diffuse": r"diffuse(?:ly)?|widespread|generali[sz]ed",
-        "acute": r"acute",
-        "old": r"old|healed|chronic|remote",
-        "single": r"(?:single|one)[- ](?:chamber|lead)",
-        "dual": r"(?:dual|double|two)[- ](?:chamber|lead)|biventricular",
-    },
-    "kinds": DEVICES,
-    "counts": {word: rf"{word}|{number}(?! ?(?:mm|cm|\.|%))" for word, number in _COUNTS.items()},
-}
-_SIZE = re.compile(r"\b(\d+(?:\.\d+)?) ?(mm|cm)\b")
-# Words that open no statement of their own ("bilateral"), by group: where two begin together the longest counts.
-_PATTERNS = {
-    group: re.compile("|".join(rf"\b(?P<w{k}>{pattern})\b" for k, pattern in enumerate(words.values())))
-    for group, words in _WORDS.items()
+    term: tuple(wide for wide, named in NARROWER.items() if term in named)
+    for term in dict.fromkeys(term for named in NARROWER.values() for term in named)
 }
 _UNSEEN_TIP = re.compile(
     r"\b(?:the |its )?tip (?:is |was |which is )?(?:not|out of|outside|beyond)(?: well| clearly| fully)?"
     r" (?:seen|visuali[sz]ed|included|imaged|identified|the (?:image|field|view)\w*)",
     re.IGNORECASE,
 )
-_PAUSE = re.compile(r",|;|\b(?:and|or|with)\b")
-_BOTH = re.compile(r"\b(?:left|right)(?:-sided)?(?: \w+)? and (?:an? )?(?:\w+ )?(?:left|right)\b")
-_REACH = 90  # characters
-PLACE = re.compile(
-    r"\b(?:(?:left|right|both|bilateral) )?(?:(?:upper|lower|mid(?:dle)?)[ -](?:and (?:upper|lower|mid(?:dle)?)[ -])?"
-    r"(?:lobes?|lungs?|zones?|lung (?:zones?|fields?))|(?:lung )?(?:bases?|apex|apices)|lingula"
-    r"|(?:peri)?hilar regions?|costophrenic (?:angles?|sulcus))\b"
+# "Effusion, moderate in size", "effusions, small on the right": a comma that opens no statement.
+_IN_SIZE = re.compile(
+    r",\s?(?:\w+ |\w+ to )?\w+ (?:in (?:size|severity|degree|extent)|(?:on|at) the (?:left|right))\b"
+    r"|,\s?\w+(?: to \w+)?\.?$"
 )
-
-_ALL_NORMAL = re.compile(
+_ON_SIDE = re.compile(r" (?:(?:on|in|at) the )?(left|right)\b")
+_PART = re.compile(r",? (?:and |with )?(?=the (?:largest|biggest|dominant)\b)", re.IGNORECASE)
+_PRONOUN = re.compile(
+    r"(?:(?:the )?(?:largest|larger|biggest|dominant|smaller|smallest) ?(?:one)?(?=,| of| is| measur| in | at )"
+    r"|it|its (?P<tip>tip)?"
+    r"|the (?P<tip2>tip)|this|these|they|both|one is|all)\b",
+    re.IGNORECASE,
+)
+_IS_NORMAL = re.compile(r" (?:(?:is|are|appears?|remains?) )?(?:\w+ly )?(?:normal|unremarkable|within normal limits)\b")
+_LEADS = {"single": "one", "dual": "two", "triple": "three"}
+# "The fourth through seventh ribs": more than are named.
+_RANGE = re.compile(r"\bthrough\b|\b(?:\w+(?:th|rd|nd|st)|[tlc]\d+)(?: to |-)(?:\w+th|\w+rd|[tlc]?\d+)\b")
+_IN_THE_NAME = {"interstitial markings": {"interstitial"}}
+_MISPLACED = {"bronchus", "esophagus"}  # where no device ends well
+_CLOSE = 20  # characters
+_PAUSE = re.compile(r",|;|\b(?:and|or|with|without|no)\b")
+_BOTH = re.compile(
+    r"\b(?:left|right)(?:-sided)?(?: (?!atri|ventric)\w+)? and (?:an? )?(?:\w+ )?"
+    r"(?:(?:on|at|in) the )?(?:left|right)\b(?! atri| ventric)"
+)
+_REACH = 90  # characters
+_WHOLE_NORMAL = re.compile(
     r"\b(?:normal|unremarkable|negative) (?:\w+ ){0,2}(?:chest|examination|exam|study|radiograph|cxr|x-?ray)\b"
     r"|\b(?:chest|examination|exam|study|radiograph|image) (?:is|appears) (?:\w+ )?(?:normal|unremarkable)\b"
-    r"|\bno (?:\w+ ){0,3}(?:abnormalit(?:y|ies)|abnormal findings?|disease|process|findings?)\b|^\W*(?:normal|none|nothing)\W*$"
+    r"|^\W*(?:normal|none|nothing)\W*$"
 )
+_NOTHING_ACUTE = re.compile(
+    r"\bno (?:(?!osseous|bony|skeletal|bone|pleural|hilar|abdominal|mediastinal|spinal)[\w/-]+ ){0,3}"
+    r"(?:abnormalit(?:y|ies)|abnormal findings?|disease|process|findings?)\b"
+)
+# What "no acute process" excludes.
+ACUTE = frozenset(
+    ("opacity", "consolidation", "pneumonia", "pulmonary edema", "pleural effusion", "pneumothorax", "lung abnormality",
+     "free air", "bone injury")
+)  # fmt: skip
+# Of which there is one: "the heart is normal in size and shifted to the left".
+_MIDLINE = {"cardiomegaly", "heart abnormality", "tortuous aorta", "scoliosis", "hiatal hernia", "wide mediastinum"}
 _VOCABULARY = {
     normal_form(name): named for vocabulary in (terms.CHEXPERT, terms.FINDINGS) for name, named in vocabulary.items()
 }
@@ -112,16 +103,18 @@ class Statement:
     sides: frozenset[str] = frozenset()  # "left", "right"
     degrees: frozenset[str] = frozenset()  # "mild", "moderate", "severe": of severity or size
     levels: frozenset[str] = frozenset()  # "upper", "middle", "lower", "hilar"
-    traits: frozenset[str] = frozenset()  # "focal", "diffuse", "acute", "old"
+    traits: frozenset[str] = frozenset()  # of `AXES`
     kinds: frozenset[str] = frozenset()  # of `DEVICES`
     counts: frozenset[int] = frozenset()
     sizes: frozenset[float] = frozenset()  # mm
+    spots: frozenset[str] = frozenset()  # of `SPOTS`: of a device
     place: str = ""  # the part of the lung, as the text has it
+    noun: str = ""  # the finding, as the text has it
 
     def denies(self, sides: frozenset[str] = frozenset()) -> bool:
         """Of a statement that denies: whether it does on these sides (none: anywhere). "The left lung is clear" leaves the
         right one open."""
-        return len(self.sides) != 1 or (bool(sides) and sides <= self.sides)
+        return self.term in _MIDLINE or len(self.sides) != 1 or (bool(sides) and sides <= self.sides)
 
 
 def terms_named(finding: str) -> tuple[str, ...]:
@@ -131,28 +124,30 @@ def terms_named(finding: str) -> tuple[str, ...]:
 
 def says_all_is_normal(text: str) -> bool:
     """Whether a text calls the whole image normal, or denies all (acute) abnormality."""
-    return bool(_ALL_NORMAL.search(text.lower()))
+    return says_whole_is_normal(text) or bool(_NOTHING_ACUTE.search(text.lower()))
 
 
-def words_of(text: str, group: str) -> list[tuple[int, int, str]]:
-    """(start, end, value) of the words of a group ("sides", "degrees", ...) in a lower-case text."""
-    values = list(_WORDS[group])
-    return [(m.start(), m.end(), values[int(str(m.lastgroup)[1:])]) for m in _PATTERNS[group].finditer(text)]
-
-
-def without_words(text: str, group: str) -> str:
-    """A lower-case text without the words of a group."""
-    return " ".join(_PATTERNS[group].sub(" ", text).split())
-
-
-def both_sides(sides: set[str]) -> frozenset[str]:
-    """ "both" as the two sides that it means."""
-    return frozenset(sides - {"both"}) | (frozenset({"left", "right"}) if "both" in sides else frozenset())
+def says_whole_is_normal(text: str) -> bool:
+    """Whether a text calls the whole image normal in so many words."""
+    return bool(_WHOLE_NORMAL.search(text.lower()))
 
 
 def statements_of(text: str) -> list[Statement]:
     """What a text says, in its order."""
-    return [statement for sentence in sentences(text) for statement in _said(sentence)]
+    result: list[Statement] = []
+    last: tuple[Statement, ...] = ()
+    for whole in sentences(text):
+        for sentence in _PART.split(whole):
+            found = _said(sentence)
+            if (start := _PRONOUN.match(sentence)) and all(s.term == DEVICE and not s.kinds for s in found):
+                # "The largest, at the apex, is 9 mm", "Its tip is in the stomach": of the one thing that was just said
+                tip = start["tip"] or start["tip2"]
+                wanted = {s.noun for s in last if s.state == 1 and (s.term == DEVICE or not tip)}
+                wanted = {noun for noun in wanted if noun.endswith("s")} or wanted if len(wanted) > 1 else wanted
+                found = _said(f"{wanted.pop()} {sentence}") if len(wanted) == 1 else found
+            result += found if sentence == whole else [replace(s, sentence=whole) for s in found]
+            last = found or last
+    return result
 
 
 @functools.lru_cache(maxsize=50_000)  # reports repeat their sentences
@@ -165,48 +160,95 @@ def _said(sentence: str) -> tuple[Statement, ...]:
     lower = sentence.lower()
     clusters = _clusters(mentions)
     own: list[dict[str, set[str]]] = [{} for _ in clusters]
+    by_side: list[dict[str, set[str]]] = [{} for _ in clusters]
     # "moderate left and small right effusions" are two, though "and small" opens a statement elsewhere
     pairs = [m.span() for m in _BOTH.finditer(lower) if not any(m.start() < c[0].start < m.end() for c in clusters)]
-    breaks = [b for b in (m.start() for m in cues.BREAK.finditer(lower)) if not any(a < b < z for a, z in pairs)]
-    devices = [c for c, cluster in enumerate(clusters) if any(m.finding == DEVICE for m in cluster)]
-    for group in _WORDS:
-        targets = devices if group == "kinds" else range(len(clusters))
-        for start, end, value in words_of(lower, group):
-            if (at := _nearest(lower, start, end, clusters, targets, breaks)) is not None:
-                own[at].setdefault(group, set()).add(value)
-    for group, pattern in (("sizes", _SIZE), ("place", PLACE)):
-        for match in pattern.finditer(lower):
-            if (at := _nearest(lower, *match.span(), clusters, range(len(clusters)), breaks)) is not None:
-                own[at].setdefault(group, set()).add(match[0])
+    breaks = [m.start() for m in cues.BREAK.finditer(lower) if not _IN_SIZE.match(lower, m.start())]
+    first = min(cluster[0].start for cluster in clusters)
+    breaks = [b for b in breaks if b > first or not lower.startswith("with ", b)]  # "left lung with mild atelectasis"
+    breaks = [b for b in breaks if not any(a < b < z for a, z in pairs)]
+    every = range(len(clusters))
+    devices = [c for c in every if any(m.finding == DEVICE for m in clusters[c])]
+    found = [(group, span) for group in GROUPS for span in words_of(lower, group)]
+    found += [(group, (*m.span(), m[0])) for group, p in (("sizes", SIZE), ("place", PLACE)) for m in p.finditer(lower)]
+    for group, (start, end, value) in found:
+        targets = devices if group in ("kinds", "spots") else every
+        if group == "traits":  # "the nodule is calcified": said of the nodule, though it makes a granuloma, too
+            targets = [c for c in every if (clusters[c][0].start, clusters[c][0].end) != (start, end)] or every
+        if (at := _nearest(lower, start, end, clusters, targets, breaks)) is not None:
+            own[at].setdefault(group, set()).add(value)
+            if group == "degrees" and (side := _ON_SIDE.match(lower, end)):
+                by_side[at].setdefault(side[1], set()).add(value)
     for start, end in pairs:
-        if (at := _nearest(lower, start, end, clusters, range(len(clusters)), breaks)) is not None:
+        if (at := _nearest(lower, start, end, clusters, every, breaks)) is not None:
             own[at]["sides"] = {"both"}
-    return tuple(_statement(m, own[c], sentence) for c, cluster in enumerate(clusters) for m in cluster)
+    parts = _parts_of_devices(clusters, own, devices, breaks)
+    result = []
+    for c, cluster in enumerate(clusters):
+        for told in [_statement(m, own[c], sentence) for m in cluster if c not in parts]:
+            if len(by_side[c]) == 2:  # "moderate on the right and small on the left"
+                graded = sorted(by_side[c].items())
+                result += [replace(told, sides=frozenset({side}), degrees=frozenset(v)) for side, v in graded]
+            else:
+                result.append(told)
+    return tuple(result)
+
+
+def _parts_of_devices(
+    clusters: list[list[Mention]], own: list[dict[str, set[str]]], devices: list[int], breaks: list[int]
+) -> set[int]:
+    """Devices of no kind that are part of one before them or close behind ("ICD with its lead tip in ..."): what is said of
+    them is said of that."""
+    parts = set()
+    for k, at in enumerate(devices):
+        if own[at].get("kinds"):
+            continue
+        start, before = clusters[at][0].start, [c for c in reversed(devices[:k]) if own[c].get("kinds")]
+        near = [c for c in before if not _apart(clusters[c][0].start, start, breaks)]
+        near += [c for c in devices[k + 1 : k + 2] if own[c].get("kinds") and clusters[c][0].start - start < _CLOSE]
+        if near:
+            for group, values in own[at].items():
+                own[near[0]].setdefault(group, set()).update(values)
+            parts.add(at)
+        elif before:  # "bilateral chest tubes; the left tube ends at the apex"
+            own[at]["kinds"] = set(own[before[0]]["kinds"])
+    return parts
+
+
+def _apart(low: int, high: int, breaks: list[int]) -> bool:
+    return bisect_left(breaks, low) < bisect_left(breaks, high)
 
 
 def _statement(mention: Mention, words: dict[str, set[str]], sentence: str) -> Statement:
     read = words.get("sides", set[str]())
     if mention.finding in terms.SIDED and read != {"both"} and mention.state:
-        read = {mention.side} - {""}  # the labeller's, which tells none of "the left lung is clear"
+        read = {mention.side} - {""} or read  # the labeller's, which tells none of "the left lung is clear"
     places = sorted(words.get("place", ()))
+    traits, spots = words.get("traits", set[str]()), words.get("spots", set[str]())
+    counts = words.get("counts", set[str]()) | {leads for kind, leads in _LEADS.items() if kind in traits}
+    traits = traits - _IN_THE_NAME.get(mention.finding, set())
+    if _RANGE.search(sentence.lower()):
+        traits = traits - AXES["number"].keys() - AXES["vertebra"].keys()
+    if mention.finding != DEVICE:
+        traits, spots = traits - AXES["wires"].keys() - AXES["position"].keys(), set()
+    elif spots & _MISPLACED:
+        traits = traits | {"misplaced"}
+    noun, after = sentence[mention.start : mention.end].lower(), sentence[mention.end :].lower()
     return Statement(
         mention.finding,
-        mention.state,
+        0 if mention.finding != DEVICE and _IS_NORMAL.match(after) else mention.state,
         sentence,
         both_sides(read),
         frozenset(words.get("degrees", ())),
         frozenset(words.get("levels", ())),
-        frozenset(words.get("traits", ())),
+        frozenset(traits),
         frozenset(words.get("kinds", ())) if mention.finding == DEVICE else frozenset(),
-        frozenset(_COUNTS[word] for word in words.get("counts", ())),
+        numbers(counts),
         frozenset(sizes_of(" ".join(words.get("sizes", ())))),
+        frozenset(spots),
         places[0] if len(places) == 1 else "",
+        noun,
     )
-
-
-def sizes_of(text: str) -> set[float]:
-    """Measures in a lower-case text, in millimetres."""
-    return {float(number) * (10 if unit == "cm" else 1) for number, unit in _SIZE.findall(text)}
 
 
 def _clusters(mentions: list[Mention]) -> list[list[Mention]]:
@@ -231,7 +273,7 @@ def _nearest(
         first, last = clusters[at][0].start, max(m.end for m in clusters[at])
         low, high = (last, start) if start >= first else (end, first)
         gap = text[low:high]
-        if len(gap) > _REACH or bisect_left(breaks, low) < bisect_left(breaks, high):
+        if len(gap) > _REACH or _apart(low, high, breaks):
             continue
         crossed = sum(low <= cluster[0].start < high for k, cluster in enumerate(clusters) if k != at)
         ranked.append((2 * crossed + len(_PAUSE.findall(gap)), len(gap), at))
