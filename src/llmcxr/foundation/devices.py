@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ def freed_memory_kept() -> Iterator[None]:
     Images' activations on CPUs are such blocks, and clearing their pages costs more than a tenth of the time
     (benchmarks/encoding.py --memory returned). Only where the C library is glibc.
     """
-    library = ctypes.CDLL(None) if os.name == "posix" else None
+    library: Any = ctypes.CDLL(None) if os.name == "posix" else None
     if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
         yield
         return
