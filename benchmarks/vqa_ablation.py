@@ -1,6 +1,6 @@
 """What do questions from reports buy a model that is tuned on radiographs and reports?
 
-    python benchmarks/vqa_ablation.py                            # without, by rules; seeds 0 and 1: two hours on two cores
+    python benchmarks/vqa_ablation.py                            # without, by rules; seeds 0 and 1: hours on two cores
     python benchmarks/vqa_ablation.py --parallel 4               # arms side by side, on a GPU
     python benchmarks/vqa_ablation.py --prepare                  # only what comes before tuning
     python benchmarks/vqa_ablation.py --table                    # the table of what was measured
@@ -64,7 +64,7 @@ SMALL = [
     "evaluation.judge_steps=5",
     "evaluation.cases={reconstructions: 4, reports: 4, questions: 16, probabilities: 4, drawings: 4}",
 ]
-TOKENS = 250_000  # that each arm learns from
+TOKENS = 1_500_000  # that each arm learns from
 SCORES = ("report.micro_f1", "image.auroc", "vqa.accuracy", "vqa.balanced_accuracy", "vqa.auroc")
 SHORTEST = 16  # tokens of an example, on average, at least
 LEFT = ("images", "masks", "lock", "owner.json")  # of a run that others begin with
