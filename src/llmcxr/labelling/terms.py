@@ -236,8 +236,8 @@ PRESENT: dict[str, str] = {
     """,
     "subcutaneous emphysema": r"""
         \b(?:sub-?\s?cutaneous|subcutis|soft[ -]tissue|chest wall|surgical) (?:\w+ )?(?:emphysem\w+|air|gas)\b
-        | \b(?:emphysem\w+|air|gas) (?:(?:is|are|has|seen|present|visible|noted|tracks?|tracked|tracking|dissect\w*|extend\w*
-          |collect\w*) ){0,3}?(?:in|into|of|within|through|throughout|along) (?:the )?(?:\w+ ){0,2}?
+        | \b(?:emphysem\w+|air|gas) (?:(?:is|are|has|seen|present|visible|noted|track(?:s|ed|ing)?|dissect\w*|
+          extend\w*|collect\w*) ){0,3}?(?:in|into|of|within|through|throughout|along) (?:the )?(?:\w+ ){0,2}?
           (?:soft tissues?|chest wall|subcut\w+)
     """,
 }

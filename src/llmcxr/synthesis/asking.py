@@ -12,8 +12,8 @@ from llmcxr.synthesis.statements import DEVICE, Statement, statements_of
 
 _ENTRY = re.compile(
     r"\b(?:access\w*|approach|route|enter(?:s|ed|ing)?|entry|insert\w*|introduc\w*|vein (?:was|is|has been|does|did)"
-    r"|vessel (?:was|is|has been|does|did)|(?:via|through|from) (?:which|what)|which (?:way|path)|cannulat\w+|punctur\w+"
-    r"|(?:pass|course|run|travel|travers|thread)\w*)\b|\bfrom where\b"
+    r"|vessel (?:was|is|has been|does|did)|(?:via|through|from) (?:which|what)|which (?:way|path)|cannulat\w+"
+    r"|punctur\w+|(?:pass|course|run|travel|travers|thread)\w*)\b|\bfrom where\b"
 )
 _END = re.compile(
     r"\b(?:ends?|ending|terminat\w+|tips?|lies?|rests?|reach(?:es)?|located|in (?:which|what) (?:vein|vessel))\b"

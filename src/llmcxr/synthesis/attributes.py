@@ -165,8 +165,8 @@ GROUPS: dict[str, dict[str, str]] = {
         rf"|huge(?:ly)?|overt|frank|florid|advanced){_OF_A_WORD}",
     },
     "levels": {
-        "upper": r"upper(?! (?:limit|normal|abd|extrem|thoracic spine|quadrant))|apex|apices|apical(?:ly)?|biapical|superior(?= svc)"
-        r"|proximal(?= svc| superior)",
+        "upper": r"upper(?! (?:limit|normal|abd|extrem|thoracic spine|quadrant))|apex|apices|apical(?:ly)?|biapical"
+        r"|superior(?= svc)|proximal(?= svc| superior)",
         "middle": r"mid(?:dle)?(?=[ -](?:and|or|lobe|lung|zone|field|to|svc|superior))",
         "lower": r"lower(?! (?:limit|extrem|thoracic spine|lung volumes))|bas(?:e|es|al|ally|ilar)|bibasilar|bibasal"
         r"|retrocardiac|infrahilar|distal(?= svc| superior)",

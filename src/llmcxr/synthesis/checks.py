@@ -56,17 +56,20 @@ _MORE = re.compile(
 )
 # One side against the other: which, and whether it has more or less.
 _AGAINST = re.compile(
-    r"\b(?P<a>left|right)(?:[- ]sided?)?(?: \w+){0,3}? (?P<how>greater|larger|bigger|worse|more(?: \w+)?|smaller|less(?: \w+)?)"
+    r"\b(?P<a>left|right)(?:[- ]sided?)?(?: \w+){0,3}?"
+    r" (?P<how>greater|larger|bigger|worse|more(?: \w+)?|smaller|less(?: \w+)?)"
     r" than (?:(?:on|in|at|that) )?(?:the )?(?:\w+ )?(?:left|right|other|opposite)\b"
     r"|\b(?P<how2>greater|larger|bigger|worse|more(?: \w+)?|smaller|less(?: \w+)?) (?:on|in|at) the (?P<b>left|right)\b"
 )
 _SAME = re.compile(r"\b(?:same (?:size|amount|extent|severity|degree)|equal(?:ly)?|as (?:large|big|severe|much))\b")
 _PART = re.compile(
-    r"(?:,|:|;|\band|\bwith)\s(?:one|another|(?:the|a) (?:other|second|third))\b[^,;:]*?(?=,|;|:| and (?:one|the|another)|$)"
+    r"(?:,|:|;|\band|\bwith)\s(?:one|another|(?:the|a) (?:other|second|third))\b[^,;:]*?"
+    r"(?=,|;|:| and (?:one|the|another)|$)"
 )
 _SINGULAR = re.compile(r"(?:nodule|mass|granuloma|fracture|lesion|tube|catheter|line|drain)$")
 _PLURAL = re.compile(r"(?:nodules|masses|granulomas|fractures|lesions|tubes|catheters|lines|drains)$")
 _BY_NOUN = {"granuloma", "pulmonary edema"}
+_OF_SEVERAL = {"interstitial markings", "opacity"}  # terms of several things: "septal lines, possible fibrosis"
 _UNSAID = {"bone", "spine"}  # axes that go without saying: "does the spine show scoliosis"
 _OPPOSITE = {"hypoinflation": "hyperinflation", "hyperinflation": "hypoinflation"}
 _STOP = frozenset(
@@ -316,8 +319,10 @@ class Said:
         doubted = [s for s in self.of(claim.term, -1, claim) if claim.term != DEVICE]
         if fits == "contradicted":
             return any(_qualified(claim, [s]) == "entailed" for s in doubted)
-        return all(_head(s.noun) != _head(claim.noun) for s in own) and any(
-            _head(s.noun) == _head(claim.noun) for s in doubted
+        return (
+            claim.term in _OF_SEVERAL
+            and all(_head(s.noun) != _head(claim.noun) for s in own)
+            and any(_head(s.noun) == _head(claim.noun) for s in doubted)
         )
 
     def _negated(self, statements: Sequence[Statement]) -> tuple[Agreement, str]:
@@ -394,8 +399,8 @@ def _numbers(found: Sequence[Statement], claim: Statement) -> frozenset[object]:
 
 
 def _all_or_part(said: Statement, claim: Statement) -> Statement:
-    """A statement with the number of all ("two tubes, one at the apex and one at the base": two), or of those parts of it
-    that have a word of the claim which the rest has not."""
+    """A statement with the number of all ("two tubes, one at the apex and one at the base": two), or of those parts that
+    have a word of the claim which the rest has not."""
     text = said.sentence.lower()
     parts = [m[0] for m in _PART.finditer(text)]
     if len(parts) < 2 or len(parts) not in said.counts:

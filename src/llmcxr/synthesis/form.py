@@ -45,7 +45,8 @@ _WITHIN = re.compile(
 )
 # "Is the effusion larger?", without the side that it is compared with
 _GROWN = re.compile(
-    r"(?:is|are|has|have|does|did)\b(?!.*\b(?:left|right|side)\b)[^?,]*(?<!the )\b(?:larger|smaller|bigger|worse|better)\W*$"
+    r"(?:is|are|has|have|does|did)\b(?!.*\b(?:left|right|side|one)\b)[^?,]*(?<!the )"
+    r"\b(?:larger|smaller|bigger|worse|better)\W*$"
 )
 # "The left is larger", in answer to a question of that kind.
 _THAN_THE_OTHER = re.compile(
@@ -63,14 +64,15 @@ _PATIENT = re.compile(
     r"(?:mr|mrs|ms|dr)\.? [a-z]+|\d{1,2}[/-]\d{1,2}[/-]\d{2,4}|(?:19|20)\d\d|(?:on|of|in) (?:january|february|march|april"
     r"|may|june|july|august|september|october|november|december)|dates?|what time|yesterday|today|heart rate"
     r"|blood pressure|oxygen|temperature|white (?:blood )?count|laborator\w+"
-    # what the patient feels, does and went through; what was done to the body is seen ("has the patient had a sternotomy")
+    # what the patient feels, does and went through; what was done to the body is seen ("has there been a sternotomy")
     r"|complain\w*|heartburn|nause\w+|vomit\w*|weight loss|los[te] weight|palpitations?|hemoptysis|wheez\w+|dysphagia"
     r"|fatigue\w*|headaches?|chills|sweats?|allerg\w+|alcohol|occupation\w*|profession|for a living|as a child|childhood"
-    r"|in the past|past (?:illness\w*|infections?|operations?)|exposed to|(?:his|her|the patient's) (?:\w+ )?(?:cancer|illness|job)"
+    r"|in the past|past (?:illness\w*|infections?|operations?)|exposed to|(?:his|her|the patient's) (?:\w+ )?(?:cancer|job)"
+    r"|illness\w*|vaccinat\w+|trouble breathing|brought the patient"
     r"|in an? (?:\w+ ){0,2}(?:accident|fall|crash|collision|fight)|(?:fell|a fall) (?:down|from|off|on)"
     r"|what happened|how did (?:the|this) (?:\w+ ){1,3}(?:break|happen|occur|arise|come|get|start|develop|fracture|injure)"
     r"|did (?:the|this) patient(?! undergo| have an? \w+(?:ectomy|otomy|plasty)\b)|(?:has|had) (?:the|this) patient (?:ever"
-    r"|lost|fallen|travel\w+|worked|lived|used|taken|been (?!\w*(?:tubated|rotated)|positioned|turned|placed))"
+    r"|lost|fallen|travel\w+|worked|lived|used|taken|been (?:an? |in |at |ill|sick|unwell|injured|hurt|exposed|treated|abroad|diagnosed|losing))"
     r"|(?:the|this) patient (?:\w+ly )?(?:feel|drink|work|live|travel|weigh|eat|sleep|take|injured|hurt|stabbed|shot)\w*"
     r"|(?:the|this) patient (?:an? )?(?:\w+ly )?(?:diabetic|immuno\w+|pregnant|ill|sick|septic|conscious|alcoholic|alive"
     r"|in (?:\w+ )?(?:distress|shock))"
@@ -83,7 +85,8 @@ _NOT_SEEN = re.compile(
     r"|antibiotics?|surgery|technique|exposure|kvp|dose|(?:what|which) (?:type|kind) of (?:exam\w*|study|imaging)|who"
     r"|clinical\w*|urgent\w*|notified|(?:how many|how long|for how) (?:hours?|days?|weeks?|months?|years?)"
     r"|next (?:tests?|stud(?:y|ies)|exam\w*|imaging)|ejection fraction|drugs?|medicines?|chemotherap\w+|infus(?:ed|ions?)"
-    r"|needs?|needed|requir(?:es?|ed|ing)|necessary|must|ought|benefit from|warrant\w*|advisable|(?:is|are|be) indicated(?! by)"
+    r"|needs?|needed|requires?|required(?=\W*$| (?:for|here|now|next)\b)|necessary|must|ought|benefit from|warrant\w*"
+    r"|advisable|indicated(?=\W*$| (?:for|here|now|next)\b)|ha(?:s|ve) to be|be taken out|time to (?:remove|drain|stop)"
     r"|manag(?:ed?|ing)|safe to|ready (?:to|for)|be used|be (?:pulled|drawn) back|be (?:withdrawn|advanced|repositioned))\b"
 )
 
