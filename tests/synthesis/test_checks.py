@@ -173,8 +173,8 @@ def test_values_that_exclude_each_other(report, question, answer, expected):
 
 
 ENTERS = (
-    "Right internal jugular central venous catheter ends in the mid SVC. Left femoral line with its tip in the inferior "
-    "vena cava. Gastric tube courses through the esophagus and ends in the stomach."
+    "Right internal jugular central venous catheter ends in the mid SVC. Left femoral line with its tip in the "
+    "inferior vena cava. Gastric tube courses through the esophagus and ends in the stomach."
 )
 PARTS = "Two chest tubes on the left, one directed apically and one at the base. Dextroscoliosis of the thoracic spine."
 COMPARED = (

@@ -399,8 +399,8 @@ def _numbers(found: Sequence[Statement], claim: Statement) -> frozenset[object]:
 
 
 def _all_or_part(said: Statement, claim: Statement) -> Statement:
-    """A statement with the number of all ("two tubes, one at the apex and one at the base": two), or of those parts that
-    have a word of the claim which the rest has not."""
+    """A statement with the number of all ("two tubes, one at the apex and one at the base": two), or of those parts
+    that have a word of the claim which the rest has not."""
     text = said.sentence.lower()
     parts = [m[0] for m in _PART.finditer(text)]
     if len(parts) < 2 or len(parts) not in said.counts:
