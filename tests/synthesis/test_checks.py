@@ -35,7 +35,7 @@ def verdict(question: str, answer: str, report: str = REPORT, labels=None) -> st
     [
         ("tuning", 30, (0.95, 0.95, 0.9)),
         ("held out", 30, (0.95, 0.95, 0.9)),
-        ("fresh", 177, (0.95, 0.95, 0.75)),
+        ("fresh", 197, (0.95, 0.95, 0.75)),
     ],
 )
 def test_good_pairs_stay_and_wrong_ones_go(half, reports, least):
@@ -170,6 +170,69 @@ NORMAL = "Hila and bones are normal. The right lung is spared. No acute osseous 
 )
 def test_values_that_exclude_each_other(report, question, answer, expected):
     assert verdict(question, answer, report) == expected
+
+
+ENTERS = (
+    "Right internal jugular central venous catheter ends in the mid SVC. Left femoral line with its tip in the "
+    "inferior vena cava. Gastric tube courses through the esophagus and ends in the stomach."
+)
+PARTS = "Two chest tubes on the left, one directed apically and one at the base. Dextroscoliosis of the thoracic spine."
+COMPARED = (
+    "Bilateral effusions, right greater than left. Reticular opacities in keeping with fibrosis. Subcutaneous gas."
+)
+
+
+# Where a device enters and where it ends, all and some of several, one side against the other, other words for a thing.
+@pytest.mark.parametrize(
+    ("report", "question", "answer", "expected"),
+    [
+        (ENTERS, "Which vein was used for the central venous catheter?", "The internal jugular vein.", "entailed"),
+        (ENTERS, "Through which vein does the central venous catheter enter?", "The subclavian vein.", "contradicted"),
+        (ENTERS, "Where does the central venous catheter end?", "In the jugular vein.", "contradicted"),
+        (ENTERS, "Where is the tip of the femoral line?", "In the femoral vein.", "contradicted"),
+        (ENTERS, "Where does the gastric tube end?", "In the esophagus.", "contradicted"),
+        ("Right PICC tip is in the jugular vein.", "Where is the PICC tip?", "In the jugular vein.", "entailed"),
+        (PARTS, "How many chest tubes are on the left?", "One.", "contradicted"),
+        (PARTS, "How many chest tubes are on the left?", "Two.", "entailed"),
+        (PARTS, "How many chest tubes are directed apically?", "One.", "entailed"),
+        (PARTS, "Toward which side does the spine curve?", "To the left.", "contradicted"),
+        (PARTS, "Toward which side does the spine curve?", "To the right.", "entailed"),
+        (COMPARED, "Is the effusion larger on the left than on the right?", "Yes, the left is larger.", "contradicted"),
+        (COMPARED, "Is the right effusion larger than the left?", "Yes, it is larger.", "entailed"),
+        (COMPARED, "Is the left effusion smaller than the right?", "No.", "contradicted"),
+        (COMPARED, "Are the effusions the same size on both sides?", "No, the right one is larger.", "entailed"),
+        (COMPARED, "Are reticular opacities present?", "No.", "contradicted"),
+        (COMPARED, "Has gas tracked into the soft tissues of the chest wall?", "No.", "contradicted"),
+        ("Patchy opacity. Possible hazy opacity.", "Is there a hazy opacity?", "No.", "unknown"),
+    ],
+)
+def test_one_attribute_is_compared_with_that_one_only(report, question, answer, expected):
+    assert verdict(question, answer, report) == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("Does the patient complain of heartburn?", "patient"),
+        ("How did the patient break the rib?", "patient"),
+        ("Was the patient exposed to asbestos?", "patient"),
+        ("Has the patient been in an accident?", "patient"),
+        ("Is the patient immunocompromised?", "patient"),
+        ("Where does the patient work?", "patient"),
+        ("Why was the upper lobe removed?", "patient"),
+        ("Does this patient need a chest tube?", "not in the image"),
+        ("Would the patient benefit from diuretics?", "not in the image"),
+        ("Is it necessary to reposition the tube?", "not in the image"),
+        ("Should a CT be done next?", "not in the image"),
+        ("Is the patient intubated?", "unknown"),
+        ("Is the patient rotated?", "unknown"),
+        ("Has the patient had a sternotomy?", "unknown"),
+        ("Did the patient undergo a mastectomy?", "unknown"),
+        ("Does the patient have an endotracheal tube?", "unknown"),
+    ],
+)
+def test_the_story_of_a_patient_is_in_no_image_but_its_traces_are(question, expected):
+    assert verdict(question, "Yes.") == expected
 
 
 def test_words_of_this_image_that_look_like_change_are_none():

@@ -141,6 +141,7 @@ PRESENT: dict[str, str] = {
         | \bs-?\s?shaped curv\w+
         | \bcurvature of (?:the )?(?:\w+ )?(?:spine|vertebra\w+)
         | (?:spine|spinal|thorac\w+|lumbar) (?:\w+ ){0,3}?curvature
+        | \bspine (?:\w+ly )?(?:is |appears )?(?:\w+ly )?(?:curv(?:es?|ed|ing)|bows?|bow(?:ed|ing)|bends?|bent|convex)\b
     """,
     "support device": r"""
         \bpace-?\s?makers? | \bpacer\b | \b(?:pacing|pacer) (?:leads?|wires?|device)s? | \baicd\b | \bicd\b
@@ -234,8 +235,10 @@ PRESENT: dict[str, str] = {
         | \b(?:air|gas) (?:\w+ )?(?:under|beneath|below) (?:\w+ ){0,3}?(?:hemi-?)?diaphragm\w*
     """,
     "subcutaneous emphysema": r"""
-        \b(?:sub-?\s?cutaneous|soft[ -]tissue|chest wall) (?:\w+ )?(?:emphysem\w+|air|gas)\b
-        | \b(?:emphysem\w+|air|gas) (?:is )?(?:in|of|within) (?:the )?(?:\w+ ){0,2}?(?:soft tissues?|chest wall|subcutaneous)
+        \b(?:sub-?\s?cutaneous|subcutis|soft[ -]tissue|chest wall|surgical) (?:\w+ )?(?:emphysem\w+|air|gas)\b
+        | \b(?:emphysem\w+|air|gas) (?:(?:is|are|has|seen|present|visible|noted|track(?:s|ed|ing)?|dissect\w*|
+          extend\w*|collect\w*) ){0,3}?(?:in|into|of|within|through|throughout|along) (?:the )?(?:\w+ ){0,2}?
+          (?:soft tissues?|chest wall|subcut\w+)
     """,
 }
 # What looks like a finding and is none: a mention that overlaps such words does not count.
@@ -253,7 +256,7 @@ UNRELATED: dict[str, str] = {
         | \bdensit(?:y|ies) (?:\w+ ){{0,2}}?{_ELSEWHERE}
     """,
     "hyperinflation": r"""
-        \b(?:sub-?\s?cutaneous|soft[ -]tissue|mediastinal|chest wall|subq|extrapleural|interstitial)
+        \b(?:sub-?\s?cutaneous|surgical|soft[ -]tissue|mediastinal|chest wall|subq|extrapleural|interstitial)
           (?: (?:and|or) [\w-]+)? emphysem\w+
         | \bemphysem\w+ (?:\w+ ){0,3}?(?:soft tissues?|chest wall|neck|axilla\w*|subcutaneous)
     """,

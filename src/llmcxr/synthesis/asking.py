@@ -10,6 +10,14 @@ from llmcxr.synthesis.attributes import AXES, AXIS_OF, one_sided, qualifiers_of,
 from llmcxr.synthesis.pairs import PairType
 from llmcxr.synthesis.statements import DEVICE, Statement, statements_of
 
+_ENTRY = re.compile(
+    r"\b(?:access\w*|approach|route|enter(?:s|ed|ing)?|entry|insert\w*|introduc\w*|vein (?:was|is|has been|does|did)"
+    r"|vessel (?:was|is|has been|does|did)|(?:via|through|from) (?:which|what)|which (?:way|path)|cannulat\w+"
+    r"|punctur\w+|(?:pass|course|run|travel|travers|thread)\w*)\b|\bfrom where\b"
+)
+_END = re.compile(
+    r"\b(?:ends?|ending|terminat\w+|tips?|lies?|rests?|reach(?:es)?|located|in (?:which|what) (?:vein|vessel))\b"
+)
 _CHOICE = re.compile(r"\b([\w-]+) or (?:the |an? )?([\w-]+)\b")
 _ONE_OR_BOTH = re.compile(r"\b(?:one|a single) (?:side |lung )?or (?:both|two)\b(?: sides?| lungs?)?")
 POLAR = re.compile(r"(?:is|are|was|were|do|does|did|can|could|has|have|will|would)\b ?(?:you see |one see )?")
@@ -95,6 +103,19 @@ def content_of(question: str) -> str:
 
 def asserted(question: str, answer: str) -> tuple[list[Statement], bool]:
     """What a lower-case question and its answer state together, and whether the answer says that it is not so."""
+    claims, negated = _asserted(question, answer)
+    if _ENTRY.search(question) and not _END.search(question):
+        claims = [_of_entry(claim) if claim.term == DEVICE else claim for claim in claims]
+    return claims, negated
+
+
+def _of_entry(claim: Statement) -> Statement:
+    """A claim on where a device enters, or what it passes: it says nothing of where the device ends."""
+    veins = {spot.removesuffix(" vein") for spot in claim.spots} & AXES["line"].keys()
+    return dataclasses.replace(claim, traits=(claim.traits - AXES["position"].keys()) | veins, spots=frozenset())
+
+
+def _asserted(question: str, answer: str) -> tuple[list[Statement], bool]:
     content, polar = content_of(question), bool(POLAR.match(question))
     yes, no = YES.match(answer), NO.match(answer)
     if polar and yes:
@@ -120,6 +141,8 @@ def asserted(question: str, answer: str) -> tuple[list[Statement], bool]:
 def _joined(content: str, answer: str) -> list[Statement]:
     """Question and answer as one sentence; words of a group that the answer has are taken out of the question."""
     content, told = _ONE_OR_BOTH.sub(" ", content), qualifiers_of(answer)
+    if veins := {str(spot).removesuffix(" vein") for spot in told.get("spots", ())}:  # where it ends: not its own name
+        told["traits"] = told.get("traits", frozenset()) - veins
     about = {claim.term for claim in statements_of(content)}
     for choice in _CHOICE.finditer(content):  # "low or high?" "Low."
         if len(left := [word for word in choice.groups() if not re.search(rf"\b{word}\b", answer)]) == 1:

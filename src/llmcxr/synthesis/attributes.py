@@ -116,7 +116,9 @@ AXES: dict[str, dict[str, str]] = {
 }  # fmt: skip
 AXIS_OF = {value: axis for axis, values in AXES.items() for value in values}
 # Where a device ends.
-_OF_DEVICE = r"(?! (?:\w+ ){0,3}?(?:line|catheter|port|sheath|picc|tube|device|valve|balloon))"
+_OF_DEVICE = (
+    r"(?! (?:[\w-]+ ){0,3}?(?:line|catheter|port|sheath|picc|tube|device|valve|balloon|swan|approach|access|route|cvc))"
+)
 SPOTS: dict[str, str] = {
     "cavoatrial junction": r"(?:superior )?cavo-?atrial junction|svc[ /-]+ra junction",
     "superior vena cava": "svc|superior vena cava",
@@ -130,6 +132,7 @@ SPOTS: dict[str, str] = {
     "brachiocephalic vein": "brachiocephalic|innominate",
     "subclavian vein": rf"subclavian{_OF_DEVICE}",
     "jugular vein": rf"(?:jugular|ij){_OF_DEVICE}",
+    "femoral vein": rf"femoral{_OF_DEVICE}",
     "axilla": r"axill\w+",
     "azygos vein": "azygo(?:s|us)(?: vein| arch)?",
     "aorta": r"aortic (?:arch|knob)|(?:descending|ascending|thoracic) aorta",
@@ -162,10 +165,10 @@ GROUPS: dict[str, dict[str, str]] = {
         rf"|huge(?:ly)?|overt|frank|florid|advanced){_OF_A_WORD}",
     },
     "levels": {
-        "upper": r"upper(?! (?:limit|normal|abd|extrem|thoracic spine|quadrant))|apex|apices|apical|biapical|superior(?= svc)"
-        r"|proximal(?= svc| superior)",
+        "upper": r"upper(?! (?:limit|normal|abd|extrem|thoracic spine|quadrant))|apex|apices|apical(?:ly)?|biapical"
+        r"|superior(?= svc)|proximal(?= svc| superior)",
         "middle": r"mid(?:dle)?(?=[ -](?:and|or|lobe|lung|zone|field|to|svc|superior))",
-        "lower": r"lower(?! (?:limit|extrem|thoracic spine|lung volumes))|bas(?:e|es|al|ilar)|bibasilar|bibasal"
+        "lower": r"lower(?! (?:limit|extrem|thoracic spine|lung volumes))|bas(?:e|es|al|ally|ilar)|bibasilar|bibasal"
         r"|retrocardiac|infrahilar|distal(?= svc| superior)",
         "hilar": r"(?:peri|para)?hilar|perihilum",
     },
@@ -189,6 +192,10 @@ _PATTERNS = {
     group: re.compile(r"\b(?:" + "|".join(f"(?P<w{k}>{pattern})" for k, pattern in enumerate(words.values())) + r")\b")
     for group, words in GROUPS.items()
 }
+# What a device passes on its way is not where it ends.
+_ON_THE_WAY = re.compile(
+    r"\b(?:via|through|by way of|from|along)(?: (?:the|an?|left|right|internal|external|common))* $"
+)
 PLACE = re.compile(
     r"\b(?:(?:left|right|both|bilateral) )?(?:(?:upper|lower|mid(?:dle)?)[ -](?:and (?:upper|lower|mid(?:dle)?)[ -])?"
     r"(?:lobes?|lungs?|zones?|lung (?:zones?|fields?))|(?:lung )?(?:bases?|apex|apices)|lingula"
@@ -198,8 +205,12 @@ PLACE = re.compile(
 
 def words_of(text: str, group: str) -> list[tuple[int, int, str]]:
     """(start, end, value) of the words of a group ("sides", "degrees", ...) in a lower-case text."""
-    values = list(GROUPS[group])
-    return [(m.start(), m.end(), values[int(str(m.lastgroup)[1:])]) for m in _PATTERNS[group].finditer(text)]
+    values, found = list(GROUPS[group]), _PATTERNS[group].finditer(text)
+    return [
+        (m.start(), m.end(), values[int(str(m.lastgroup)[1:])])
+        for m in found
+        if group != "spots" or not _ON_THE_WAY.search(text[: m.start()])
+    ]
 
 
 def without_words(text: str, group: str, values: Container[str] | None = None) -> str:

@@ -39,9 +39,9 @@ REASONS: dict[str, str] = {
     "length": "question or answer is too long, or too short to ask anything",
     "no answer": "the answer says that there is none",
     "report": "refers to the report, or to who wrote it",
-    "other views": "refers to another view or another kind of imaging",
     "patient": "names, dates, age, symptoms or history",
     "not in the image": "advice, cause or technique, which no image shows",
+    "other views": "refers to another view or another kind of imaging",
     "priors": "refers to earlier studies, or asks for change",
     "contradicted": "the report says otherwise",
     "duplicate": "the same question was asked of this study",
@@ -54,9 +54,22 @@ _MORE = re.compile(
     r"\b(left|right)(?:[- ]sided?)?(?: \w+)?(?: is| are)? (?:greater|larger|bigger|worse|more(?: \w+)?) than\b"
     r"|\b(?:greater|larger|bigger|worse|more(?: \w+)?) (?:on|in|at) the (left|right)\b"
 )
+# One side against the other: which, and whether it has more or less.
+_AGAINST = re.compile(
+    r"\b(?P<a>left|right)(?:[- ]sided?)?(?: \w+){0,3}?"
+    r" (?P<how>greater|larger|bigger|worse|more(?: \w+)?|smaller|less(?: \w+)?)"
+    r" than (?:(?:on|in|at|that) )?(?:the )?(?:\w+ )?(?:left|right|other|opposite)\b"
+    r"|\b(?P<how2>greater|larger|bigger|worse|more(?: \w+)?|smaller|less(?: \w+)?) (?:on|in|at) the (?P<b>left|right)\b"
+)
+_SAME = re.compile(r"\b(?:same (?:size|amount|extent|severity|degree)|equal(?:ly)?|as (?:large|big|severe|much))\b")
+_PART = re.compile(
+    r"(?:,|:|;|\band|\bwith)\s(?:one|another|(?:the|a) (?:other|second|third))\b[^,;:]*?"
+    r"(?=,|;|:| and (?:one|the|another)|$)"
+)
 _SINGULAR = re.compile(r"(?:nodule|mass|granuloma|fracture|lesion|tube|catheter|line|drain)$")
 _PLURAL = re.compile(r"(?:nodules|masses|granulomas|fractures|lesions|tubes|catheters|lines|drains)$")
 _BY_NOUN = {"granuloma", "pulmonary edema"}
+_OF_SEVERAL = {"interstitial markings", "opacity"}  # terms of several things: "septal lines, possible fibrosis"
 _UNSAID = {"bone", "spine"}  # axes that go without saying: "does the spine show scoliosis"
 _OPPOSITE = {"hypoinflation": "hyperinflation", "hyperinflation": "hypoinflation"}
 _STOP = frozenset(
@@ -168,6 +181,8 @@ class Said:
         """By findings that the labeller knows."""
         if not statements:
             return self._whole(question, answer)
+        if (compared := self._compared(question, answer, statements)) is not None:
+            return compared
         if negated:
             return self._negated(statements)
         which = not POLAR.match(question)
@@ -226,6 +241,19 @@ class Said:
         asked = re.search(r"\b(?:larger|greater|bigger|worse|more)\b", question)
         return bool(_ONLY.search(f"{question} {answer}") or (asked and worse and not worse & claim.sides))
 
+    def _compared(self, question: str, answer: str, statements: Sequence[Statement]) -> tuple[Agreement, str] | None:
+        """Of one side against the other; None where it is not that what is asked, or the report does not compare."""
+        asked, same = _more_on(question), bool(_SAME.search(question))
+        yes, no = bool(YES.match(answer)), bool(NO.match(answer))
+        if not POLAR.match(question) or not (asked or same) or not (yes or no):
+            return None
+        for found in (s for claim in statements for s in self.of(claim.term, 1, claim)):
+            if more := _more_on(found.sentence.lower()):
+                claimed = _more_on(answer) or asked if yes or _more_on(answer) else ""
+                fits = no if same else yes == (more == asked)
+                return ("entailed" if fits and claimed in ("", more) else "contradicted"), found.sentence
+        return None
+
     def _denials(self, claim: Statement) -> list[Statement]:
         """The report's statements that deny a claim: "no acute fracture" denies no old one."""
         return [
@@ -277,12 +305,25 @@ class Said:
             if claim.state == 0 and len(claim.sides) == 2:
                 claim = dataclasses.replace(claim, sides=frozenset())  # "both angles are sharp": neither is blunted
             fits = _qualified(claim, own)
+            if self._only_suspected(claim, own, fits):
+                return "unknown", ""
             agreement: Agreement = {"entailed": "contradicted", "contradicted": "entailed"}.get(fits, "unknown")  # type: ignore[assignment]
             return agreement, own[0].sentence
         # "the left lung is clear", whatever is suspected elsewhere
         if denied and (not self.of(claim.term, -1, claim) or any(s.sides and s.sides == claim.sides for s in denied)):
             return "entailed", denied[0].sentence
         return ("entailed" if self._normal_without(claim) else "unknown"), ""
+
+    def _only_suspected(self, claim: Statement, own: Sequence[Statement], fits: Agreement) -> bool:
+        """Whether what a claim names is suspected, beside another of its term that is there."""
+        doubted = [s for s in self.of(claim.term, -1, claim) if claim.term != DEVICE]
+        if fits == "contradicted":
+            return any(_qualified(claim, [s]) == "entailed" for s in doubted)
+        return (
+            claim.term in _OF_SEVERAL
+            and all(_head(s.noun) != _head(claim.noun) for s in own)
+            and any(_head(s.noun) == _head(claim.noun) for s in doubted)
+        )
 
     def _negated(self, statements: Sequence[Statement]) -> tuple[Agreement, str]:
         """Of the answer "no": what the question states is not so; of "are the lungs clear" some finding is there."""
@@ -320,12 +361,24 @@ def _qualified(claim: Statement, found: Sequence[Statement]) -> Agreement:
         wanted: frozenset[object] = getattr(claim, name)
         if not wanted:
             continue
-        there = _numbers(found) if name == "counts" else frozenset[object]().union(*(getattr(s, name) for s in found))
+        there = (
+            _numbers(found, claim)
+            if name == "counts"
+            else frozenset[object]().union(*(getattr(s, name) for s in found))
+        )
         fits = wanted <= there if name == "levels" else wanted & there  # "in the mid and lower zones": in both
         if opposed(wanted, there) if name == "traits" else there and not fits:
             return "contradicted"
         known &= {v for v in wanted if AXIS_OF.get(str(v)) not in _UNSAID} <= there if name == "traits" else bool(there)
     return "entailed" if known else "unknown"
+
+
+def _more_on(text: str) -> str:
+    """The side on which a lower-case text says that there is more than on the other; "" where it does not."""
+    if (told := _AGAINST.search(text)) is None:
+        return ""
+    side, how = told["a"] or told["b"], told["how"] or told["how2"]
+    return side if not how.startswith(("less", "smaller")) else {"left": "right", "right": "left"}[side]
 
 
 def _size_of(statement: Statement) -> float:
@@ -335,13 +388,31 @@ def _size_of(statement: Statement) -> float:
     )
 
 
-def _numbers(found: Sequence[Statement]) -> frozenset[object]:
+def _numbers(found: Sequence[Statement], claim: Statement) -> frozenset[object]:
     """How many there may be: by numbers, alone or added up, else by whether nouns are of one or of several."""
+    found = [_all_or_part(s, claim) for s in found]
     if told := [s.counts for s in found if s.counts]:
         return frozenset[object]().union(*told) | {sum(max(counts) for counts in told)}
     if any(_PLURAL.search(s.noun) for s in found):
         return MANY
     return frozenset(range(1, len(found) + 1)) if all(_SINGULAR.search(s.noun) for s in found) else frozenset()
+
+
+def _all_or_part(said: Statement, claim: Statement) -> Statement:
+    """A statement with the number of all ("two tubes, one at the apex and one at the base": two), or of those parts
+    that have a word of the claim which the rest has not."""
+    text = said.sentence.lower()
+    parts = [m[0] for m in _PART.finditer(text)]
+    if len(parts) < 2 or len(parts) not in said.counts:
+        return said
+    whole = {_stem(w) for w in re.findall(r"[a-z]{4,}", text.split(parts[0])[0])}
+    named = {_stem(w) for w in re.findall(r"[a-z]{4,}", claim.sentence.lower())} - whole
+    shared = [len(named & {_stem(w) for w in re.findall(r"[a-z]{4,}", part)}) for part in parts]
+    return dataclasses.replace(said, counts=frozenset({shared.count(max(shared))}))
+
+
+def _stem(word: str) -> str:
+    return word[:5]
 
 
 def _head(noun: str) -> str:

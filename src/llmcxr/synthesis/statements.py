@@ -16,7 +16,7 @@ from llmcxr.labelling.base import Mention
 from llmcxr.labelling.rules import RuleLabeller
 from llmcxr.studies.findings import normal_form
 from llmcxr.studies.sentences import sentences
-from llmcxr.synthesis.attributes import AXES, GROUPS, PLACE, SIZE, both_sides, numbers, sizes_of, words_of
+from llmcxr.synthesis.attributes import AXES, AXIS_OF, GROUPS, PLACE, SIZE, both_sides, numbers, sizes_of, words_of
 
 DEVICE = "support device"
 # A term and what is an instance of it: "consolidation" states an opacity, "no opacity" denies consolidation.
@@ -61,6 +61,7 @@ _IS_NORMAL = re.compile(r" (?:(?:is|are|appears?|remains?) )?(?:\w+ly )?(?:norma
 _LEADS = {"single": "one", "dual": "two", "triple": "three"}
 # "The fourth through seventh ribs": more than are named.
 _RANGE = re.compile(r"\bthrough\b|\b(?:\w+(?:th|rd|nd|st)|[tlc]\d+)(?: to |-)(?:\w+th|\w+rd|[tlc]?\d+)\b")
+_OF_ANOTHER = {"calcium", "inside"}  # axes whose words name a finding and say something of one further off
 _IN_THE_NAME = {"interstitial markings": {"interstitial"}}
 _MISPLACED = {"bronchus", "esophagus"}  # where no device ends well
 _CLOSE = 20  # characters
@@ -174,7 +175,9 @@ def _said(sentence: str) -> tuple[Statement, ...]:
     for group, (start, end, value) in found:
         targets = devices if group in ("kinds", "spots") else every
         if group == "traits":  # "the nodule is calcified": said of the nodule, though it makes a granuloma, too
-            targets = [c for c in every if (clusters[c][0].start, clusters[c][0].end) != (start, end)] or every
+            others = [c for c in every if (clusters[c][0].start, clusters[c][0].end) != (start, end)]
+            far = AXIS_OF[value] in _OF_ANOTHER or any(clusters[c][0].start == end + 1 for c in others)
+            targets = others if others and far else every
         if (at := _nearest(lower, start, end, clusters, targets, breaks)) is not None:
             own[at].setdefault(group, set()).add(value)
             if group == "degrees" and (side := _ON_SIDE.match(lower, end)):
@@ -231,7 +234,9 @@ def _statement(mention: Mention, words: dict[str, set[str]], sentence: str) -> S
         traits = traits - AXES["number"].keys() - AXES["vertebra"].keys()
     if mention.finding != DEVICE:
         traits, spots = traits - AXES["wires"].keys() - AXES["position"].keys(), set()
-    elif spots & _MISPLACED:
+    # "The right jugular line ends in the subclavian vein": the vein where it ends is not the one where it enters
+    traits = traits - {spot.removesuffix(" vein") for spot in spots}
+    if mention.finding == DEVICE and spots & _MISPLACED:
         traits = traits | {"misplaced"}
     noun, after = sentence[mention.start : mention.end].lower(), sentence[mention.end :].lower()
     return Statement(
