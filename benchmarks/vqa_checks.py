@@ -7,7 +7,8 @@
     python benchmarks/vqa_checks.py --mistakes         # and the pairs judged wrongly, of the parts that may be read
 
 Quality is counted on tests/synthesis/cases/reports.jsonl, invented reports: those that checks were mended for, and
-those ("last") that none was mended for. A pair that its report says nothing of ("silent") should be kept. Speed: pairs that rules made of the Indiana reports, half of them turned wrong, each report and pair read once.
+those ("last") that none was mended for. A pair that its report says nothing of ("silent") should be kept. Speed: pairs
+that rules made of the Indiana reports, half of them turned wrong, each report and pair read once.
 """
 
 from __future__ import annotations
