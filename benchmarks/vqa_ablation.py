@@ -9,11 +9,9 @@
 
 As in the paper's ablation: tuning without questions, with those that rules read from reports, with those that a
 chat LLM wrote. Patients are the phantom's, their reports real texts. All arms share patients and image tokenizer, the
-shipped model's (which has learned from labels), and the quickstart's alignment and start of the image rows: those know
-labels that reports give (the phantom trains on no report that the labeller reads otherwise than it is labelled). No
-finding is named before a report, which would be a question in itself. A seed draws the order and the wording of what is
-learned, the starts of the weights, and the judge; its arms learn from as many tokens and are asked the same
-ground-truth questions.
+shipped model's (which has learned from labels); tuning itself sees no ground truth: no alignment, no findings named
+first, no image rows that begin where labels put them. A seed draws the order and the wording of what is learned, the
+starts of the weights, and the judge; its arms learn from as many tokens and are asked the same ground-truth questions.
 An arm and seed that are in the results are not run again; one that was cut off goes on.
 """
 
@@ -53,11 +51,13 @@ CONVERSATIONS = {"presence": 0.6, "detail": 0.25, "normal": 0.05, "open": 0.1}
 COMMON = [
     "source.phantom={train: 2000, validate: 100, test: 300}",
     "clinical_features.training={steps: 1, batch_size: 2}",  # of no use: the image tokenizer has its own
+    "tuning.row_start=codebook",
+    "tuning.alignment.steps=0",
     "tuning.findings_first=[]",
     "tuning.decoding={}",
     "tuning.tokens_per_batch=2048",
     "evaluation.judge_steps=900",
-    "evaluation.cases={reconstructions: 100, reports: 300, questions: 600, probabilities: 150, drawings: 200}",
+    "evaluation.cases={reconstructions: 100, reports: 300, questions: 1500, probabilities: 300, drawings: 200}",
 ]
 SMALL = [
     "source.phantom={train: 60, validate: 12, test: 16}",
