@@ -47,7 +47,7 @@ ARMS: dict[str, tuple[dict[str, float], str]] = {  # mixture, origin of the ques
     "rules": (QUESTIONS, "rules"),
     "llm": (QUESTIONS, "llm"),
 }
-CONVERSATIONS = {"presence": 0.6, "detail": 0.25, "normal": 0.05, "open": 0.1}
+CONVERSATIONS = {"list": 0.45, "presence": 0.35, "detail": 0.1, "normal": 0.05, "open": 0.05}
 COMMON = [
     "source.phantom={train: 2000, validate: 100, test: 300}",
     "clinical_features.training={steps: 1, batch_size: 2}",  # of no use: the image tokenizer has its own
@@ -55,16 +55,16 @@ COMMON = [
     "tuning.alignment.steps=0",
     "tuning.findings_first=[]",
     "tuning.decoding={}",
-    "tuning.tokens_per_batch=2048",
+    "tuning.tokens_per_batch=1024",
     "evaluation.judge_steps=900",
-    "evaluation.cases={reconstructions: 100, reports: 300, questions: 1500, probabilities: 300, drawings: 200}",
+    "evaluation.cases={reconstructions: 20, reports: 300, questions: 600, probabilities: 150, drawings: 150}",
 ]
 SMALL = [
     "source.phantom={train: 60, validate: 12, test: 16}",
     "evaluation.judge_steps=5",
     "evaluation.cases={reconstructions: 4, reports: 4, questions: 16, probabilities: 4, drawings: 4}",
 ]
-TOKENS = 1_500_000  # that each arm learns from
+TOKENS = 650_000  # that each arm learns from
 SCORES = ("report.micro_f1", "image.auroc", "vqa.accuracy", "vqa.balanced_accuracy", "vqa.auroc")
 SHORTEST = 16  # tokens of an example, on average, at least
 LEFT = ("images", "masks", "lock", "owner.json")  # of a run that others begin with

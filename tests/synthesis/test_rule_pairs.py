@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmcxr.instructions.questions import LIST_QUESTION
 from llmcxr.labelling.registry import build_labeller
 from llmcxr.studies.findings import Finding
 from llmcxr.studies.study import Study, known_findings
@@ -72,6 +73,29 @@ def test_checks_agree_with_what_rules_read(case):
             # "no consolidation" is a label of "no opacity", but the report leaves others open
             allowed = {"contradicted"} if pair.finding != "opacity" else {"contradicted", ""}
             assert check_pairs(case["report"], [wrong])[0].reason in allowed, pair
+
+
+@pytest.mark.parametrize(
+    "text, labels, wanted",
+    [
+        ("Small right effusion. Heart enlarged.", None, "Cardiomegaly; right pleural effusion."),
+        ("Left and right effusions. Low lung volumes.", None, "Hypoinflation; bilateral pleural effusion."),
+        ("The chest is normal.", None, "No abnormal finding."),
+        ("The heart is normal in size.", None, None),  # and the lungs?
+        ("Cardiomegaly. Possible nodule.", None, None),  # in doubt
+        ("Findings consistent with pneumonia.", {"Pneumonia": 1, "COVID": 0}, "Pneumonia."),
+        ("Pneumonia and a large effusion.", {"Pneumonia": 1, "COVID": 0}, None),  # the data have no effusion
+        ("Pneumonia, an effusion.", {"Pneumonia": 1, "Pleural_Effusion": 1}, "Pleural Effusion; Pneumonia."),
+        ("As expected.", {"COVID": 1}, "COVID."),  # what no rule can read is told by its label
+        ("", {"Pneumonia": 1}, None),  # who knows what else there is
+    ],
+)
+def test_all_findings_are_listed_where_nothing_is_left_in_doubt(text, labels, wanted):
+    known = RULES.read(text).states if labels is None else labels
+    pairs = [p for p in rule_pairs(study(text=text), known) if p.question == LIST_QUESTION]
+    assert [p.answer for p in pairs] == ([] if wanted is None else [wanted])
+    assert all(p.as_question().kind == "list" and p.type == "open" for p in pairs)
+    assert all(p.kept for p in check_pairs(text, pairs, known))
 
 
 def test_labels_alone_give_presence_and_uncertain_ones_nothing():

@@ -21,6 +21,7 @@ from llmcxr.studies.study import Study
 
 # What is asked for. Of exact findings there are no questions on place, device, and open ones: they come from reports.
 Kind = Literal["presence", "normal", "side", "location", "severity", "type", "device", "count", "list", "open"]
+YES_NO: frozenset[str] = frozenset({"presence", "normal"})  # kinds whose answer is yes or no
 # Where a question comes from: findings that are known exactly; labels and reports, by rules; a chat LLM.
 Origin = Literal["truth", "rules", "llm"]
 

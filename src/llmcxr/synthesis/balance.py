@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from llmcxr.instructions.questions import YES_NO
 from llmcxr.metrics.scores import normalize_answer
 from llmcxr.synthesis.pairs import QaPair
 
@@ -25,9 +26,9 @@ _ROW = np.dtype(
 
 
 def yes_or_no(pair: QaPair) -> str:
-    """ "yes" or "no" where that is how the answer begins; else ""."""
+    """ "yes" or "no" where that is asked for and how the answer begins; else "" ("No abnormal finding." is no such answer)."""
     answer = normalize_answer(pair.answer, True)
-    return answer if answer in ("yes", "no") else ""
+    return answer if pair.type in YES_NO and answer in ("yes", "no") else ""
 
 
 def balanced(pairs: Iterable[QaPair], seed: int, most: float = 0.5) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from llmcxr.foundation.errors import UserError
 from llmcxr.foundation.text_rows import read_rows, write_rows
-from llmcxr.instructions.questions import Kind, Origin, QuestionAnswer
+from llmcxr.instructions.questions import LIST_QUESTION, Kind, Origin, QuestionAnswer
 from llmcxr.metrics.scores import normalize_answer
 
 # What is asked for. The paper tells four apart: presence, location, size or severity, type.
@@ -47,8 +47,11 @@ class QaPair:
 
     def as_question(self) -> QuestionAnswer:
         """What the task CXR-VQA asks."""
-        sided = self.type == "location" and normalize_answer(self.answer, False) in _SIDES
-        kind: Kind = "side" if sided else self.type
+        kind: Kind = self.type
+        if kind == "location" and normalize_answer(self.answer, False) in _SIDES:
+            kind = "side"
+        elif self.question == LIST_QUESTION:
+            kind = "list"
         return QuestionAnswer(self.image_id, self.question, self.answer, kind, self.finding, self.origin)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from llmcxr.foundation.randomness import stream
 from llmcxr.instructions.example import InstructionExample, Turn
-from llmcxr.instructions.questions import Kind, QuestionAnswer
+from llmcxr.instructions.questions import YES_NO, Kind, QuestionAnswer
 from llmcxr.metrics import scores
 from llmcxr.metrics.calibration import brier_score, expected_calibration_error, reliability
 from llmcxr.tasks.base import Items, Task, TaskData
@@ -114,7 +114,6 @@ PAPER_TYPES: dict[str, tuple[Kind, ...]] = {
     "size or severity": ("severity",),
     "type": ("type", "device"),
 }
-YES_NO: frozenset[str] = frozenset({"presence", "normal"})  # kinds whose answer is yes or no
 PROBABILITIES = "probabilities"  # kind of the predictions of p(yes)
 _MOST_TOKENS = 32
 _NO_CALIBRATION = (
