@@ -47,6 +47,15 @@ def test_balance_lowers_what_the_words_give_away():
     assert after["presence"].pairs > 200 and after["location"].pairs > 0.9 * before["location"].pairs
 
 
+def test_an_open_answer_that_begins_with_no_is_balanced_as_any_other():
+    """ "No abnormal finding." would lose every pair if it were the "no" of a question that nobody answers with "yes"."""
+    answers = ["No abnormal finding."] * 60 + ["Cardiomegaly."] * 30 + ["Right nodule."] * 10
+    pairs = [QaPair(f"i{k}", f"s{k}", "Which findings are there?", a, "open", "rules") for k, a in enumerate(answers)]
+    taken = Counter(pair.answer for pair, own in zip(pairs, balanced(pairs, 0), strict=True) if own)
+    assert taken == {"No abnormal finding.": 40, "Cardiomegaly.": 30, "Right nodule.": 10}
+    assert {yes_or_no(pair) for pair in pairs} == {""}
+
+
 def test_too_few_pairs_say_nothing():
     assert answered_blind(population(10), 0) == {}
 
