@@ -50,10 +50,6 @@ REASONS: dict[str, str] = {
 _ONLY = re.compile(
     r"\b(?:only|(?:limited|confined|restricted) to|exclusively|solely|unilateral(?:ly)?|one side|isolated to|alone)\b"
 )
-_MORE = re.compile(
-    r"\b(left|right)(?:[- ]sided?)?(?: \w+)?(?: is| are)? (?:greater|larger|bigger|worse|more(?: \w+)?) than\b"
-    r"|\b(?:greater|larger|bigger|worse|more(?: \w+)?) (?:on|in|at) the (left|right)\b"
-)
 # One side against the other: which, and whether it has more or less.
 _AGAINST = re.compile(
     r"\b(?P<a>left|right)(?:[- ]sided?)?(?: \w+){0,3}?"
@@ -237,7 +233,7 @@ class Said:
             return True
         if not claim.sides:
             return False
-        worse = {side for s in found for m in _MORE.finditer(s.sentence.lower()) for side in m.groups() if side}
+        worse = {_more_on(s.sentence.lower()) for s in found} - {""}
         asked = re.search(r"\b(?:larger|greater|bigger|worse|more)\b", question)
         return bool(_ONLY.search(f"{question} {answer}") or (asked and worse and not worse & claim.sides))
 
