@@ -22,7 +22,7 @@ from llmcxr.foundation.settings import build_settings, load_settings
 from llmcxr.instructions.rendering import RenderedExample
 from llmcxr.instructions.templates import build_template
 from llmcxr.pipeline import Run
-from llmcxr.plan import PlanOptions, plan
+from llmcxr.plan import LanguagePlan, Plan, PlanOptions, plan
 from llmcxr.plan_text import plan_text
 from llmcxr.recipe import Recipe
 from llmcxr.recipes import find_recipe
@@ -61,6 +61,13 @@ SIZE = ModelSize(
     number_bytes=2,
     logit_bytes=2,
 )
+
+
+def language_of(planned: Plan) -> LanguagePlan:
+    assert planned.language is not None
+    return planned.language
+
+
 NOTHING = Counts(*[0] * len(Counts._fields))
 
 
@@ -317,7 +324,7 @@ def test_tokens_and_steps_are_the_trainers(loss, recipe_path, tmp_path):
 def test_the_precision_is_that_of_the_run(recipe_path, monkeypatch):
     """The recipe's, or the one that is faster here; the rate of another device is one in bfloat16."""
     plans = {p: plan(load_settings(Recipe, recipe_path, [f"precision={p}"])) for p in ("float32", "bfloat16")}
-    wide, narrow = (p.memory[""] for p in plans.values())
+    wide, narrow = (language_of(p).memory[""] for p in plans.values())
     assert "(float32; moments in float32; " in plan_text(plans["float32"])
     assert "(bfloat16; masters and moments in float32; " in plan_text(plans["bfloat16"])
     assert (
@@ -326,9 +333,12 @@ def test_the_precision_is_that_of_the_run(recipe_path, monkeypatch):
     assert 1.5 < wide.activations / narrow.activations < 2.1 and plans["float32"].stages == plans["bfloat16"].stages
     monkeypatch.setattr(planning, "asked_precision", lambda setting, device: {"training": torch.float32})
     recipe = load_settings(Recipe, recipe_path, ["precision=auto"])
-    assert plan(recipe).memory == plans["float32"].memory
+    assert language_of(plan(recipe)).memory == language_of(plans["float32"]).memory
     elsewhere = plan(recipe, PlanOptions(tflops=100.0))
-    assert elsewhere.memory == plans["bfloat16"].memory and "--tflops trains in bfloat16" in elsewhere.notes[-1]
+    assert (
+        language_of(elsewhere).memory == language_of(plans["bfloat16"]).memory
+        and "--tflops trains in bfloat16" in elsewhere.notes[-1]
+    )
 
 
 def test_alignment_is_planned(recipe_path, capsys, monkeypatch):
@@ -340,7 +350,10 @@ def test_alignment_is_planned(recipe_path, capsys, monkeypatch):
     without = plan(load_settings(Recipe, recipe_path), PlanOptions(tflops=1e-6, utilisation=1.0, devices=2))
     planned = plan(recipe, PlanOptions(tflops=1e-6, utilisation=1.0, devices=2))
     first, *stages = planned.stages
-    assert stages == without.stages and planned.disk["weights of the stages"] == planned.size.gradient_bytes * 3
+    assert (
+        stages == without.stages
+        and planned.disk["weights of the stages"] == language_of(planned).size.gradient_bytes * 3
+    )
     vocabulary = ImageVocabulary.grow(build_tokenizer(), K)
     template = build_template("chat", vocabulary.tokenizer, "")
     T = len(alignment_prompt(np.zeros(16, dtype=np.uint16), template, vocabulary))
@@ -350,11 +363,11 @@ def test_alignment_is_planned(recipe_path, capsys, monkeypatch):
     cost = cost_of(build_tunable(config, vocabulary, recipe.tuning, META), config, recipe.tuning)
     flops = 800 * (T * cost.step[0] + T**2 * cost.step[1]) / 2
     assert first.flops == pytest.approx(flops) and first.hours == pytest.approx(flops / 1e6 / 2 / 3600)
-    assert planned.memory == without.memory, "a step of alignment is smaller"
+    assert language_of(planned).memory == language_of(without).memory, "a step of alignment is smaller"
     monkeypatch.setattr(planning, "LAYERS", 9)
     larger = load_settings(Recipe, recipe_path, ["tuning.alignment={steps: 1}", "tuning.tokens_per_batch=320"])
     usual = load_settings(Recipe, recipe_path)
-    assert plan(larger).memory[""].activations > plan(usual).memory[""].activations
+    assert language_of(plan(larger)).memory[""].activations > language_of(plan(usual)).memory[""].activations
     monkeypatch.setattr(planning, "LAYERS", 1)
     assert main(["plan", str(recipe_path), *overrides]) == 0
     assert "alignment: through 50% of the layers" in capsys.readouterr().out
@@ -373,15 +386,17 @@ def test_hours(recipe_path):
     one = plan(recipe, PlanOptions(rate=100.0))
     assert one.stages[0].hours == pytest.approx(one.stages[0].counts.tokens / 100 / 3600)
     two = plan(recipe, PlanOptions(rate=100.0, devices=2))
-    assert two.stages[0].hours == pytest.approx(one.stages[0].hours / 2) and "sharded (FSDP2)" in two.memory
+    assert (
+        two.stages[0].hours == pytest.approx(one.stages[0].hours / 2) and "sharded (FSDP2)" in language_of(two).memory
+    )
     assert two.stages[0].steps == one.stages[0].steps, "the batches of a step are shared"
     packed = load_settings(Recipe, recipe_path, ["tuning.method=qlora"])
-    assert list(plan(packed, PlanOptions(devices=2)).memory) == ["each holds all"]
+    assert list(language_of(plan(packed, PlanOptions(devices=2))).memory) == ["each holds all"]
     with pytest.raises(UserError, match="tuning.batches_per_step=3"):
         plan(recipe, PlanOptions(devices=3))
     by_rate = plan(recipe, PlanOptions(tflops=2.0, utilisation=0.5))
     assert by_rate.stages[0].hours == pytest.approx(by_rate.stages[0].flops / 1e12 / 3600)
-    assert one.paper[0] == pytest.approx(377_000 * 5 / 0.8 * one.stages[0].counts.tokens / 300)
+    assert language_of(one).paper[0] == pytest.approx(377_000 * 5 / 0.8 * one.stages[0].counts.tokens / 300)
     assert plan(recipe).stages[0].hours is None
 
 
@@ -410,6 +425,28 @@ def test_measured_here(recipe_path, capsys, monkeypatch):
     others = text.split("Other time\n")[1].split("\n  the run")[0].splitlines()
     stages = ("clinical_features", "image_tokenizer", "codes", "judge", "evaluation", "measuring while tuning, at most")
     assert [line.startswith(f"  {name} ") for name, line in zip(stages, others, strict=True)] == [True] * 6
+
+
+def test_a_plan_until_a_stage_has_what_leads_to_it(recipe_path, capsys, monkeypatch):
+    """The recipe of an image tokenizer alone was planned by its tuning, which nobody runs."""
+    recipe = load_settings(Recipe, recipe_path)
+    whole, images = (plan(recipe, PlanOptions(tflops=1.0, until=until)) for until in (None, "image_tokenizer"))
+    parts = {name: hours for name, hours in whole.others.items() if name.startswith("image_tokenizer")}
+    assert images.others == parts and parts and not images.stages and images.language is None
+    assert set(images.disk) == {"pixels"} < set(whole.disk)
+    one = plan(recipe, PlanOptions(tflops=1.0, until="one"))
+    assert one.stages == whole.stages[:1] and "model" not in one.disk and "codes" in one.others
+    assert main(["plan", str(recipe_path), "--until", "image_tokenizer", "llm=nowhere/none"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Plan of toy, until image_tokenizer, on 1 device") and "for the time: --measure, or" in text
+    assert not any(word in text for word in ("Language model", "Tuning", "Memory", "The paper's stage 1", "--rate"))
+    assert main(["plan", str(recipe_path), "--until", "pictures"]) == 2
+    assert "no stage is called 'pictures'. Stages: studies, " in capsys.readouterr().err
+    real = speed.image_stages
+    monkeypatch.setattr(speed, "image_stages", lambda *arguments: real(*arguments, seconds=0.2))
+    measured = plan(recipe, PlanOptions(measure=True, until="codes"))
+    assert list(measured.others) == ["clinical_features", "image_tokenizer", "codes"]
+    assert "\nTime\n" in plan_text(measured) and "speed measured here (cpu)\n" in plan_text(measured)
 
 
 def test_no_more_is_measured_than_the_test_patients_have(recipe_path):

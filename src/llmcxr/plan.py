@@ -34,7 +34,7 @@ from llmcxr.recipe import Recipe
 from llmcxr.sources.base import Source
 from llmcxr.sources.registry import read_studies
 from llmcxr.stages.context import Context, with_given_sizes
-from llmcxr.stages.tuning import task_items
+from llmcxr.stages.tuning import task_items, trainings
 from llmcxr.studies.cohort import CohortSettings, select_cohort
 from llmcxr.studies.findings import Finding
 from llmcxr.studies.report_sections import report_text
@@ -78,6 +78,7 @@ class PlanOptions:
     utilisation: float = 0.45  # share of `tflops` that training reaches
     images: int = 377_110  # images of a source that is not on disk (all of MIMIC-CXR-JPG)
     words: tuple[int, int] | None = None  # of findings and impression, for reports that are not on disk
+    until: str | None = None  # the stage that ends the run; None: the last
 
 
 @dataclass(frozen=True)
@@ -97,19 +98,26 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
+class LanguagePlan:
+    """The language model, and what tuning it takes."""
+
+    llm: str
+    dtype: torch.dtype  # of training
+    size: ModelSize
+    memory: dict[str, Memory]  # by how the devices share it
+    paper: tuple[float, float | None]  # tokens and hours of the paper's first stage
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that `plan_text.plan_text` prints."""
 
     recipe: Recipe
     options: PlanOptions
-    llm: str
-    dtype: torch.dtype  # of training
-    size: ModelSize
+    language: LanguagePlan | None  # None: the run ends before it
     stages: list[StagePlan]
     others: dict[str, float]  # hours of what is not tuning, where it is known
-    memory: dict[str, Memory]  # by how the devices share it
     disk: dict[str, int]
-    paper: tuple[float, float | None]  # tokens and hours of the paper's first stage
     speed: str
     notes: list[str]
 
@@ -285,15 +293,10 @@ def _responses(recipe: Recipe, last: _Sample, cases: Mapping[str, int]) -> float
     return reports + drawings + questions + guided + recipe.tuning.language.replay_texts * REPLAY_TOKENS
 
 
-def _measure(
-    context: Context,
-    model: _Model,
-    prompt: list[int],
-    samples: Sequence[_Sample],
-    images: int,
-    cases: Mapping[str, int],
-) -> tuple[float, str, dict[str, float]]:
-    """Tokens a second of tuning on this device, the same in words, and hours of the other stages by name."""
+def _measure_tuning(
+    context: Context, model: _Model, prompt: list[int], samples: Sequence[_Sample], cases: Mapping[str, int] | None
+) -> tuple[float, str, float | None]:
+    """Tokens a second of tuning on this device, the same in words, and hours of the evaluation of so many cases (None: of none)."""
     recipe, device = context.recipe, context.device
     tunable = build_tunable(model.config, model.vocabulary, recipe.tuning, device, model.dtype)
     rate = speed.tuning_rate(tunable, recipe.tuning, samples[0].kept)
@@ -301,16 +304,14 @@ def _measure(
     said = f"measured here ({device.type}): {rate:,.0f} tokens/s, no padding counted"
     if peak is not None:
         said += f"; peak of {'the process' if device.type == 'cpu' else 'the device'} {peak / GIB:.1f} GiB"
+    if cases is None:
+        return rate, said, None
     length = recipe.image_tokenizer.architecture.grid**2
     backend = TransformersBackend(tunable.model.eval(), model.vocabulary, model.template, length)
-    names = list(context.findings)
     seconds = _responses(recipe, samples[-1], cases) / speed.generation_rate(backend, [prompt] * 32)
     general = sum(len(render_plain(text, model.vocabulary).ids) for text in general_texts())
-    read = cases["probabilities"] * len(names) * len(prompt) + 2 * general  # these by the base model, too
-    seconds += read / (3 * rate)  # not learned: a third
-    del tunable, backend
-    stages = {**speed.image_stages(recipe, names, images, context.processes), "evaluation": seconds}
-    return rate, said, {name: value / 3600 for name, value in stages.items()}
+    read = cases["probabilities"] * len(context.findings) * len(prompt) + 2 * general  # these by the base model, too
+    return rate, said, (seconds + read / (3 * rate)) / 3600  # not learned: a third
 
 
 def _image_hours(recipe: Recipe, images: int, time: Time, devices: int = 1) -> dict[str, float]:
@@ -321,12 +322,23 @@ def _image_hours(recipe: Recipe, images: int, time: Time, devices: int = 1) -> d
     return {name: value * (1.0 if name == "codes" else share) for name, value in hours.items()}
 
 
+def _other_hours(
+    context: Context, options: PlanOptions, images: int, wanted: set[str], time: Time, evaluation: float | None
+) -> dict[str, float]:
+    """Hours of the `wanted` stages that do not tune, where they are known; `evaluation` is measured already."""
+    hours = dict[str, float]()
+    if options.measure:
+        seconds = speed.image_stages(context.recipe, list(context.findings), images, context.processes)
+        hours = {name: value / 3600 for name, value in seconds.items()}
+        if evaluation is not None:
+            hours["evaluation"] = evaluation
+    elif options.rate is None and options.tflops is not None:
+        hours = _image_hours(context.recipe, images, time, options.devices)
+    return {name: value for name, value in hours.items() if name.partition(",")[0] in wanted}
+
+
 def _check(recipe: Recipe, devices: int) -> None:
-    """`UserError` where there is nothing to plan, or the batches of a step cannot be shared."""
-    if recipe.model is not None:
-        raise UserError(
-            f"the recipe measures the finished model {recipe.model} and trains nothing, so there is nothing to plan."
-        )
+    """`UserError` where the batches of a step cannot be shared."""
     each = recipe.tuning.batches_per_step
     if each % devices:
         raise UserError(
@@ -403,31 +415,75 @@ def _memory(recipe: Recipe, model: _Model, largest: Counts, aligned: float, devi
     return kinds
 
 
-def _disk(recipe: Recipe, size: ModelSize, images: int, stages: int) -> dict[str, int]:
-    """Bytes of what a run leaves."""
-    architecture = recipe.image_tokenizer.architecture
-    return {
-        "pixels": images * architecture.image_size**2,
-        "codes": images * architecture.grid**2 * 2,
-        "weights of the stages": size.gradient_bytes * stages,
-        "checkpoint, and the one before it": 2 * (size.optimizer_bytes + 4 * size.image_rows * size.width),
-        "model": 2 * size.parameters,
-    }
+def _disk(context: Context, size: ModelSize | None, images: int, wanted: set[str]) -> dict[str, int]:
+    """Bytes of what the `wanted` stages leave; `size` of the language model, where it is tuned."""
+    architecture = context.recipe.image_tokenizer.architecture
+    disk = {"pixels": images * architecture.image_size**2}
+    if "codes" in wanted:
+        disk["codes"] = images * architecture.grid**2 * 2
+    if size is not None:
+        disk["weights of the stages"] = size.gradient_bytes * len(wanted & {*trainings(context)})
+        disk["checkpoint, and the one before it"] = 2 * (size.optimizer_bytes + 4 * size.image_rows * size.width)
+    if size is not None and "model" in wanted:
+        disk["model"] = 2 * size.parameters
+    return disk
+
+
+def _plan_tuning(
+    recipe: Recipe, model: _Model, samples: Sequence[_Sample], prompt: int, train: int, time: Time, devices: int
+) -> tuple[LanguagePlan, list[StagePlan]]:
+    """The language model, and its stages; alignment on so many `train` images with a `prompt` of so many tokens."""
+    planned, largest = zip(*(_stage_plan(one, recipe, model, time) for one in samples), strict=True)
+    aligning, aligned = list[StagePlan](), 0.0
+    if recipe.tuning.alignment.steps:
+        aligning.append(_alignment_plan(recipe, model, prompt, train, time))
+        aligned = aligning[0].counts.tokens / aligning[0].steps * aligning[0].share
+    memory = _memory(recipe, model, Counts(*np.max(largest, 0)), aligned, devices)
+    first = planned[0]
+    paper = PAPER_IMAGES * PAPER_EPOCHS / (1 - PAPER_LANGUAGE) / first.counts.examples  # times the first stage
+    of_paper = (paper * first.counts.tokens, time(paper * first.counts.tokens, paper * first.flops))
+    return LanguagePlan(model.name, model.dtype, model.size, memory, of_paper), [*aligning, *planned]
 
 
 def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 1024) -> Plan:  # noqa: B008 (frozen)
     """Plan of a run of `recipe`; about `sample` examples of each tuning stage are drawn and rendered.
 
     `UserError` where the recipe trains nothing, where the LLM's configuration cannot be had, where a task of a mixture
-    has no data, or where the batches of a step cannot be shared by the devices.
+    has no data, where the batches of a step cannot be shared by the devices, or for an unknown stage.
     """
-    recipe, devices, notes = with_given_sizes(recipe), options.devices, list[str]()
-    tuning = recipe.tuning
-    _check(recipe, devices)
-    model = _find_model(recipe, options, notes)
-
+    recipe, notes = with_given_sizes(recipe), list[str]()
+    if recipe.model is not None:
+        raise UserError(
+            f"the recipe measures the finished model {recipe.model} and trains nothing, so there is nothing to plan."
+        )
     recipe = dataclasses.replace(recipe, start=None)  # what it starts from need not be there: the work is the same
-    language, run = tuning.language.instructions, Run(recipe)
+    wanted, tuning = Run(recipe).workflow.needed_until(options.until), recipe.tuning
+    if tuned := [stage for stage in tuning.stages if stage.name in wanted]:
+        recipe = dataclasses.replace(recipe, tuning=dataclasses.replace(tuning, stages=tuned))
+        _check(recipe, options.devices)
+        return _whole_plan(recipe, options, wanted, sample, notes)
+    context = Run(recipe).context
+    images, _ = find_data(context, Run(recipe).workflow.has("studies"), options, [])
+    if not context.source.on_disk:
+        notes.append(f"The data are not there: assumed {images:,} images.")
+    others = _other_hours(context, options, images, wanted, _hours(options, None), None)
+    said = f"measured here ({context.device.type})" if options.measure else _said(options)
+    return Plan(recipe, options, None, [], others, _disk(context, None, images, wanted), said, notes)
+
+
+def _said(options: PlanOptions) -> str:
+    """The speed that is given, in words; "" for none."""
+    if options.rate is not None:
+        return f"as given: {options.rate:,.0f} tokens/s on each device, no padding counted"
+    if options.tflops is not None:
+        return f"as given: {options.utilisation:.0%} of {options.tflops:,.1f} TFLOP/s on each device"
+    return ""
+
+
+def _whole_plan(recipe: Recipe, options: PlanOptions, wanted: set[str], sample: int, notes: list[str]) -> Plan:
+    """Of a run that tunes the language model, in all stages of `recipe`."""
+    model, tuning, run = _find_model(recipe, options, notes), recipe.tuning, Run(recipe)
+    language = tuning.language.instructions
     if missing := language is not None and not language.is_file():
         notes.append(f"{language} is not there: language is taken as long as in the shipped instructions.")
         shipped = dataclasses.replace(tuning.language, instructions=None)
@@ -435,42 +491,18 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     context = run.context
     images, real = find_data(context, run.workflow.has("studies"), options, notes)
     samples = _draw_all(context, model, real, not missing, sample)
-
     codes = np.zeros(recipe.image_tokenizer.architecture.grid**2, dtype=np.uint16)
     prompt = alignment_prompt(codes, model.template, model.vocabulary)
-    rate, said, others = options.rate, "", dict[str, float]()
+    rate, said, evaluation = options.rate, _said(options), None
     if options.measure:
-        cases = measured_cases(context, real)
-        rate, said, others = _measure(context, model, prompt, samples, images, cases)
-    elif rate is not None:
-        said = f"as given: {rate:,.0f} tokens/s on each device, no padding counted"
-    elif options.tflops is not None:
-        said = f"as given: {options.utilisation:.0%} of {options.tflops:,.1f} TFLOP/s on each device"
+        cases = measured_cases(context, real) if "evaluation" in wanted else None
+        rate, said, evaluation = _measure_tuning(context, model, prompt, samples, cases)
     time = _hours(options, rate)
-    if not options.measure and rate is None and options.tflops is not None:
-        others = _image_hours(recipe, images, time, devices)
-
-    planned, largest = zip(*(_stage_plan(one, recipe, model, time) for one in samples), strict=True)
-    aligning, aligned = list[StagePlan](), 0.0
-    if tuning.alignment.steps:
-        train = sum(s.split == "train" for s in context.studies) if real else images
-        aligning.append(_alignment_plan(recipe, model, len(prompt), train, time))
-        aligned = aligning[0].counts.tokens / aligning[0].steps * aligning[0].share
-    stages, first = [*aligning, *planned], planned[0]
-    if first.hours is not None:
-        others["measuring while tuning, at most"] = tuning.measure_share * sum(s.hours or 0 for s in planned)
-    paper = PAPER_IMAGES * PAPER_EPOCHS / (1 - PAPER_LANGUAGE) / first.counts.examples  # times the first stage
-    return Plan(
-        recipe,
-        options,
-        model.name,
-        model.dtype,
-        model.size,
-        stages,
-        others,
-        _memory(recipe, model, Counts(*np.max(largest, 0)), aligned, devices),
-        _disk(recipe, model.size, images, len(stages)),
-        (paper * first.counts.tokens, time(paper * first.counts.tokens, paper * first.flops)),
-        said,
-        notes,
-    )
+    others = _other_hours(context, options, images, wanted, time, evaluation)
+    train = sum(s.split == "train" for s in context.studies) if real else images
+    language_plan, stages = _plan_tuning(recipe, model, samples, len(prompt), train, time, options.devices)
+    if stages[-1].hours is not None:
+        own = sum(s.hours or 0 for s in stages if s.name != "alignment")
+        others["measuring while tuning, at most"] = tuning.measure_share * own
+    disk = _disk(context, model.size, images, wanted)
+    return Plan(recipe, options, language_plan, stages, others, disk, said, notes)

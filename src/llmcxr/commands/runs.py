@@ -240,6 +240,11 @@ def _pack(arguments: argparse.Namespace) -> None:
     RECIPE,
     OVERRIDES,
     argument(
+        "--until",
+        metavar="STAGE",
+        help="of a run that ends with this stage, e.g. image_tokenizer of a recipe for that alone (default: all)",
+    ),
+    argument(
         "--devices",
         type=count,
         default=1,
@@ -296,7 +301,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     from llmcxr.plan import PlanOptions, plan
     from llmcxr.plan_text import plan_text
 
-    names = ("devices", "rate", "measure", "tflops", "utilisation", "images")
+    names = ("until", "devices", "rate", "measure", "tflops", "utilisation", "images")
     options = {name: getattr(arguments, name) for name in names}
     words = tuple(arguments.words) if arguments.words else None
     print(plan_text(plan(recipe, PlanOptions(**options, words=words))))

@@ -100,16 +100,24 @@ class Workflow:
         """Whether the named stage is done with these settings."""
         return self.is_done(next(s for s in self.stages if s.name == name), self.fingerprints()[name])
 
+    def needed_until(self, name: str | None) -> set[str]:
+        """The named stage and those that it needs; None: all. `UserError` for an unknown name."""
+        names = [stage.name for stage in self.stages]
+        if name is not None and name not in names:
+            raise UserError(f"no stage is called {name!r}. Stages: {', '.join(names)}.")
+        return set(names) if name is None else {name, *self._ancestors(name)}
+
     def run(self, only: str | None = None, before: Callable[[], None] = lambda: None, until: str | None = None) -> None:
         """Run all stages, or `only` one (those before it must be done), or those that the stage `until` needs and itself.
 
         `before` comes once all checks have passed. `UserError` for an unknown name, for what a check finds, and where another
         run works in the folder.
         """
-        names = [stage.name for stage in self.stages]
-        if unknown := [name for name in (only, until) if name is not None and name not in names]:
-            raise self.processes.fault(f"no stage is called {unknown[0]!r}. Stages: {', '.join(names)}.")
-        chosen = {only} if only else {until, *self._ancestors(until)} if until else set(names)
+        try:
+            needed = self.needed_until(only or until)
+        except UserError as error:
+            raise self.processes.fault(str(error)) from error
+        chosen = {only} if only else needed
         wanted: dict[str, str] = {}  # fingerprints, on the main process
 
         def prepare() -> None:
@@ -139,7 +147,7 @@ class Workflow:
                     continue
                 done = self.processes.from_main(self.processes.main and self.is_done(stage, wanted[stage.name]))
                 if self.processes.main:
-                    print(f"[{number}/{len(names)}] {stage.name}: {stage.about}{' (done)' * done}", flush=True)
+                    print(f"[{number}/{len(self.stages)}] {stage.name}: {stage.about}{' (done)' * done}", flush=True)
                 if not done:
                     self._start(stage, wanted.get(stage.name, ""))
 
