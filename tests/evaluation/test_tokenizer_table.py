@@ -341,6 +341,12 @@ def test_the_command_takes_several_tokenizers_and_data_sets(tmp_path, capsys):
     assert found["judge"] == str(run) and len(found["rows"]) == 4 * 6
     assert set(found["rows"][0]["auroc"]["by_finding"]) == set(FINDINGS) and "auroc" not in found["rows"][-1]
     assert "loss of AUROC, again |" in said and "images: no finding is labelled" in said
+    more = ["--blocks", "8", "16", "--json", str(tmp_path / "more.json"), "--data", str(run)]
+    assert main(["evaluate-tokenizer", small, "--device", "cpu", *more]) == 0
+    kept = {row["numbers"]: row["l1"] for row in json.loads((tmp_path / "more.json").read_text())["rows"][1:]}
+    own, *others = sorted(kept)
+    assert others == [64, 256] and kept[256] < 1e-6 < kept[64] < kept[own]  # of 16 px averages of 256 know all
+    capsys.readouterr()
     assert main([*command, str(run), str(run)]) == 2 and "two data sets are called" in capsys.readouterr().err
     assert main([*command, "split=all", str(run)]) == 2 and "before any data set" in capsys.readouterr().err
     assert main([*command, str(run), "source.cohort.views=[PA]"]) == 2 and "only a recipe" in capsys.readouterr().err

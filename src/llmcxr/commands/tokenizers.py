@@ -63,6 +63,14 @@ _SPLITS = ("train", "validate", "test", "all")  # of `studies.study`, which is n
         metavar="WEIGHTS",
         help="also LPIPS: the path of torchvision's VGG-16 weights, or download (default: none)",
     ),
+    argument(
+        "--blocks",
+        nargs="+",
+        type=count,
+        default=[],
+        metavar="SIDE",
+        help="also averages of SIDE x SIDE blocks: how many exact numbers a tokenizer's codes are worth (default: as many as its codes)",
+    ),
     argument("--json", type=path, metavar="FILE", help="write all numbers into this file (default: none)"),
     argument(
         "--pictures",
@@ -99,7 +107,7 @@ def _evaluate_tokenizer(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as drawn:  # of a source that draws its images
         data = [of_files(files)] if given is None else _data_sets(given, arguments.split, size, Path(drawn))
         shown = arguments.shown if arguments.pictures else 0
-        measured = [measure(one, codecs, device, evaluators, shown) for one in data]
+        measured = [measure(one, codecs, device, evaluators, shown, arguments.blocks) for one in data]
     rows = [numbers(one, way) for one in measured for way in one.painted]
     judge = evaluators.onlookers.name if evaluators.onlookers else ""
     if arguments.json:

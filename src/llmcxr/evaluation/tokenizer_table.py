@@ -9,7 +9,7 @@ Shapes: N images, B images of a batch, S side in pixels, g side of the code grid
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -153,8 +153,11 @@ def measure(
     device: torch.device,
     evaluators: Evaluators = NOBODY,
     shown: int = 0,
+    blocks: Sequence[int] = (),
 ) -> Measured:
     """Every tokenizer, by name, on every image that can be read; of the first `shown` images the pictures are kept.
+
+    Beside each stand averages of as many blocks as it has tokens, and of `blocks` x `blocks`.
 
     `UserError` where none can be read.
     """
@@ -167,7 +170,8 @@ def measure(
         own, grid = codec.image_size, codec.grid
         for size in sorted({own, largest}):
             ways[name, size] = Painted(name, grid, size, own, counts=counts[name])
-            ways.setdefault((f"{BLOCKS} {grid}", size), Painted(BLOCKS, grid, size, size))
+            for side in (grid, *blocks):
+                ways.setdefault((f"{BLOCKS} {side}", size), Painted(BLOCKS, side, size, size))
     kept, unreadable = list[int](), list[str]()
     for batch in _batches(data, sizes, kept, unreadable):
         x = {size: batch_of(own, np.arange(len(own)), device) for size, own in batch.items()}
