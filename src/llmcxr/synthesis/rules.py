@@ -6,7 +6,7 @@ them; which findings there are where report and labels leave none in doubt. Noth
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from llmcxr.instructions.questions import (
     LIST_QUESTION,
@@ -93,7 +93,7 @@ def _all_findings(asked: _Asked, report: str, known: Mapping[str, int], statemen
         asked.about(LIST_QUESTION, finding_list(findings), "open", evidence=" ".join(evidence))
 
 
-def _covered(statement: Statement, of_data: Collection[str]) -> bool:
+def _covered(statement: Statement, of_data: set[str]) -> bool:
     """Whether the data have the finding that a statement affirms, or one that it is a wider word for."""
     return statement.state == 1 and not of_data.isdisjoint((statement.term, *NARROWER.get(statement.term, ())))
 
