@@ -457,14 +457,15 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
             f"the recipe measures the finished model {recipe.model} and trains nothing, so there is nothing to plan."
         )
     recipe = dataclasses.replace(recipe, start=None)  # what it starts from need not be there: the work is the same
-    wanted, tuning = Run(recipe).workflow.needed_until(options.until), recipe.tuning
+    run, tuning = Run(recipe), recipe.tuning
+    wanted = run.workflow.needed_until(options.until)
     if tuned := [stage for stage in tuning.stages if stage.name in wanted]:
         recipe = dataclasses.replace(recipe, tuning=dataclasses.replace(tuning, stages=tuned))
         _check(recipe, options.devices)
         return _whole_plan(recipe, options, wanted, sample, notes)
-    context = Run(recipe).context
-    images, _ = find_data(context, Run(recipe).workflow.has("studies"), options, [])
-    if not context.source.on_disk:
+    context = run.context
+    images, _ = find_data(context, run.workflow.has("studies"), options, [])  # its notes are on reports
+    if not context.source.on_disk and context.source.assumed_images is None:
         notes.append(f"The data are not there: assumed {images:,} images.")
     others = _other_hours(context, options, images, wanted, _hours(options, None), None)
     said = f"measured here ({context.device.type})" if options.measure else _said(options)
