@@ -90,6 +90,18 @@ def test_several_sources_are_one_after_another(tmp_path):
     assert source.fingerprint().keys() == blocks.keys() and source.on_disk
 
 
+def test_images_to_come_are_known_where_all_sources_know_theirs(tmp_path):
+    """Phantoms with a table were planned as 377,110 images, though both tell how many they have."""
+    own_table(tmp_path)
+    blocks = {"phantom": {"train": 5, "validate": 2, "test": 3}, "table": BLOCKS["table"]}
+
+    def source(path: str):
+        table = blocks | {"table": blocks["table"] | {"path": str(tmp_path / path)}}
+        return build_source(build_settings(SourceSettings, {"kind": "phantom+table", **table}), 0)
+
+    assert source("films/t.csv").assumed_images == 10 + 3 and source("none.csv").assumed_images is None
+
+
 def test_a_patient_of_two_sources_is_named(tmp_path):
     picture(tmp_path / "a.png", 1)
     write(tmp_path / "t.csv", lines("file,patient,report", [["a.png", "7", ILL]]))

@@ -170,7 +170,6 @@ class TableSource:
 
     about = "A table of the owner's own radiographs and reports. Say here where they are from and what their licence permits."
     simulated = False
-    assumed_images = None
     assumed_words = (50, 20)  # a round guess
 
     def __init__(self, settings: TableSettings, seed: int, access: str = "") -> None:
@@ -185,6 +184,11 @@ class TableSource:
     def on_disk(self) -> bool:
         """Whether the table is there."""
         return self.path.is_file()
+
+    @property
+    def assumed_images(self) -> int | None:
+        """Its rows, of which some may be left out; None where the table is not there."""
+        return len(self._rows()) if self.on_disk else None
 
     @property
     def assumed_reports(self) -> list[str]:
