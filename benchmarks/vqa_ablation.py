@@ -66,6 +66,8 @@ SMALL = [
 ]
 TOKENS = 650_000  # that each arm learns from
 SCORES = ("report.micro_f1", "image.auroc", "vqa.accuracy", "vqa.balanced_accuracy", "vqa.auroc")
+LOSSES = {"report.loss": "cxr_to_report", "image.loss": "report_to_cxr"}  # of unseen patients' reports a token, of codes a code; nats
+COLUMNS = (*SCORES, *LOSSES)
 SHORTEST = 16  # tokens of an example, on average, at least
 LEFT = ("images", "masks", "lock", "owner.json")  # of a run that others begin with
 
@@ -147,6 +149,8 @@ def measure(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     stage = read_json(run.context.folder / "stage1" / "summary.json")
     result: dict[str, Any] = {"examples": examples, "tokens": stage["tokens"], "seconds": round(stage["seconds"])}
     result |= {"by_task": stage["examples"], "device": run.context.device.type}
+    unseen = read_json(run.context.folder / "stage1" / "curves.json")[-1]["unseen"]
+    result |= {name: unseen[task] for name, task in LOSSES.items()}
     for name in SCORES:
         group, key = name.split(".")
         result[name] = summary.get(group, {}).get(key)
@@ -190,16 +194,16 @@ def in_processes(pairs: Sequence[tuple[str, int]], path: Path, options: argparse
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: a row an arm and seed, then the mean of each arm of several seeds."""
-    lines = [f"| arm, seed | tokens | {' | '.join(SCORES)} |", f"| --- | --- |{' --- |' * len(SCORES)}"]
+    lines = [f"| arm, seed | tokens | {' | '.join(COLUMNS)} |", f"| --- | --- |{' --- |' * len(COLUMNS)}"]
     rows: list[tuple[str, str, list[float | None]]] = []
     by_arm: dict[str, list[Mapping[str, Any]]] = {}
     for key in sorted(results, key=lambda k: (list(ARMS).index(k.split("/")[0]), int(k.split("/")[1]))):
         arm, seed = key.split("/")
         by_arm.setdefault(arm, []).append(results[key])
-        rows.append((f"{arm}, {seed}", f"{results[key]['tokens']:,}", [results[key][name] for name in SCORES]))
+        rows.append((f"{arm}, {seed}", f"{results[key]['tokens']:,}", [results[key][name] for name in COLUMNS]))
     for arm, found in by_arm.items():
         if len(found) > 1:
-            columns = [[one[name] for one in found if one[name] is not None] for name in SCORES]
+            columns = [[one[name] for one in found if one[name] is not None] for name in COLUMNS]
             rows.append((f"{arm}, mean", "", [statistics.mean(c) if c else None for c in columns]))
     for name, tokens, values in rows:
         lines.append(f"| {name} | {tokens} | {' | '.join('-' if v is None else f'{v:.3f}' for v in values)} |")

@@ -86,6 +86,7 @@ def test_all_arms_and_seeds_run_and_learn_from_as_many_tokens(options, tmp_path,
         assert found["tokens"] == pytest.approx(TOKENS, rel=0.02), key
         assert ("cxr_vqa" in found["by_task"]) == key.startswith("rules")
         assert found["vqa"]["n"] == 16 and 0 <= found["report.micro_f1"] <= 1
+        assert found["report.loss"] > 0 < found["image.loss"]
     assert len({found["examples"] for found in results.values()}) > 1  # reports are longer than answers
     runs = next(Path(o.removeprefix("runs=")) for o in options.overrides if o.startswith("runs="))
 
@@ -104,12 +105,12 @@ def test_all_arms_and_seeds_run_and_learn_from_as_many_tokens(options, tmp_path,
 
 
 def test_table_by_hand():
-    one = dict.fromkeys(ablation.SCORES, 0.5) | {"tokens": 1234}
+    one = dict.fromkeys(ablation.SCORES, 0.5) | {"report.loss": 1.25, "image.loss": 5, "tokens": 1234}
     results = {"rules/1": one | {"vqa.auroc": 0.75}, "rules/0": one, "none/0": one | {"image.auroc": None}}
     lines = ablation.table(results).splitlines()
     assert lines[2:] == [
-        "| none, 0 | 1,234 | 0.500 | - | 0.500 | 0.500 | 0.500 |",
-        "| rules, 0 | 1,234 | 0.500 | 0.500 | 0.500 | 0.500 | 0.500 |",
-        "| rules, 1 | 1,234 | 0.500 | 0.500 | 0.500 | 0.500 | 0.750 |",
-        "| rules, mean |  | 0.500 | 0.500 | 0.500 | 0.500 | 0.625 |",
+        "| none, 0 | 1,234 | 0.500 | - | 0.500 | 0.500 | 0.500 | 1.250 | 5.000 |",
+        "| rules, 0 | 1,234 | 0.500 | 0.500 | 0.500 | 0.500 | 0.500 | 1.250 | 5.000 |",
+        "| rules, 1 | 1,234 | 0.500 | 0.500 | 0.500 | 0.500 | 0.750 | 1.250 | 5.000 |",
+        "| rules, mean |  | 0.500 | 0.500 | 0.500 | 0.500 | 0.625 | 1.250 | 5.000 |",
     ]
