@@ -66,7 +66,8 @@ SMALL = [
 ]
 TOKENS = 650_000  # that each arm learns from
 SCORES = ("report.micro_f1", "image.auroc", "vqa.accuracy", "vqa.balanced_accuracy", "vqa.auroc")
-LOSSES = {"report.loss": "cxr_to_report", "image.loss": "report_to_cxr"}  # of unseen patients' reports a token, of codes a code; nats
+# Nats a token of unseen patients' reports, and a code of their images.
+LOSSES = {"report.loss": "cxr_to_report", "image.loss": "report_to_cxr"}
 COLUMNS = (*SCORES, *LOSSES)
 SHORTEST = 16  # tokens of an example, on average, at least
 LEFT = ("images", "masks", "lock", "owner.json")  # of a run that others begin with
