@@ -440,6 +440,8 @@ def test_a_plan_until_a_stage_has_what_leads_to_it(recipe_path, capsys, monkeypa
     text = capsys.readouterr().out
     assert text.startswith("Plan of toy, until image_tokenizer, on 1 device") and "for the time: --measure, or" in text
     assert not any(word in text for word in ("Language model", "Tuning", "Memory", "The paper's stage 1", "--rate"))
+    aligned = load_settings(Recipe, recipe_path, ["tuning.alignment.steps=2"])
+    assert plan(aligned, PlanOptions(until="alignment")).notes == ["Alignment is planned with tuning: --until one."]
     assert main(["plan", str(recipe_path), "--until", "pictures"]) == 2
     assert "no stage is called 'pictures'. Stages: studies, " in capsys.readouterr().err
     real = speed.image_stages

@@ -467,6 +467,8 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
     images, _ = find_data(context, run.workflow.has("studies"), options, [])  # its notes are on reports
     if not context.source.on_disk and context.source.assumed_images is None:
         notes.append(f"The data are not there: assumed {images:,} images.")
+    if "alignment" in wanted:
+        notes.append(f"Alignment is planned with tuning: --until {tuning.stages[0].name}.")
     others = _other_hours(context, options, images, wanted, _hours(options, None), None)
     said = f"measured here ({context.device.type})" if options.measure else _said(options)
     return Plan(recipe, options, None, [], others, _disk(context, None, images, wanted), said, notes)
