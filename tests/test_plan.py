@@ -436,7 +436,7 @@ def test_a_plan_until_a_stage_has_what_leads_to_it(recipe_path, capsys, monkeypa
     assert set(images.disk) == {"pixels"} < set(whole.disk)
     one = plan(recipe, PlanOptions(tflops=1.0, until="one"))
     assert one.stages == whole.stages[:1] and "model" not in one.disk and "codes" in one.others
-    assert main(["plan", str(recipe_path), "--until", "image_tokenizer", "llm=nowhere/none"]) == 0
+    assert main(["plan", str(recipe_path), "--until", "image_tokenizer", "--rate", "5", "llm=nowhere/none"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("Plan of toy, until image_tokenizer, on 1 device") and "for the time: --measure, or" in text
     assert not any(word in text for word in ("Language model", "Tuning", "Memory", "The paper's stage 1", "--rate"))

@@ -469,6 +469,7 @@ def plan(recipe: Recipe, options: PlanOptions = PlanOptions(), sample: int = 102
         notes.append(f"The data are not there: assumed {images:,} images.")
     if "alignment" in wanted:
         notes.append(f"Alignment is planned with tuning: --until {tuning.stages[0].name}.")
+    options = dataclasses.replace(options, rate=None)  # it is of tuning
     others = _other_hours(context, options, images, wanted, _hours(options, None), None)
     said = f"measured here ({context.device.type})" if options.measure else _said(options)
     return Plan(recipe, options, None, [], others, _disk(context, None, images, wanted), said, notes)
